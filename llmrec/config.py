@@ -1,0 +1,296 @@
+"""The one configuration object: every setting, its default and what it may be.
+
+Values come, weakest first, from the defaults here, a YAML file (local or s3://), environment variables
+(`LLMREC_SCORE__TOP_K=20`) and the command line (`--score.top_k 20`). It is read once, is frozen, and functions get
+only the section that they need.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from llmrec import storage
+from llmrec.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Columns(Section):
+    """What the columns of the input are called. `event` and `value` are optional in the data."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    timestamp: str = "timestamp"
+    title: str = "title"
+
+
+class Data(Section):
+    """What prepare reads and how it cleans and splits."""
+
+    items: str = Field("", description="Parquet file or directory of items")
+    interactions: str = Field("", description="Parquet file or directory of the log")
+    users: str = Field("", description="Parquet file or directory of user attributes; empty for none")
+    columns: Columns = Columns()
+    min_user_events: Count = Field(3, description="users with fewer clean events are set aside")
+    min_timestamp: int = Field(1, description="unix seconds; earlier events are impossible")
+    max_timestamp: int = Field(4_102_444_800, description="unix seconds (2100-01-01); later events are impossible")
+    split: Literal["leave_one_out", "time", "none"] = "leave_one_out"
+    test_share: Share = Field(0.1, description="split=time: newest share of all events, for test")
+    validation_share: Share = Field(0.1, description="split=time: newest share of the rest, for validation")
+    buckets: Annotated[int, Field(ge=1, le=100_000)] = Field(16, description="units of work; about 10,000 users each")
+    max_bad_share: Share = Field(0.1, description="more bad rows than this stop the job before it writes a table")
+
+
+class Prompt(Section):
+    """How a user and an item become text. Placeholders name columns of the items and users tables."""
+
+    item: str = Field("{title}", description="text of an item")
+    user: str = Field("", description="text of a user's attributes, before the history")
+    before_history: str = "Films watched, oldest first:\n"
+    before_item: str = " "
+    after_item: str = Field("\n", description="ends an item of the history")
+    before_candidate: str = Field("", description="head=yes_no: put before the item; head=linear: must be empty")
+    after_candidate: str = Field("", description="head=yes_no: the question; head=linear: must be empty")
+    max_history: Count = Field(30, description="newest events kept in the trunk")
+    max_item_tokens: Count = Field(32, description="longer item texts are cut, and counted")
+
+
+class Model(Section):
+    """The backbone and its head."""
+
+    base: str = Field("smollm2-135m-instruct", description="an asset's name, a directory, an s3:// prefix or a hub id")
+    layers: Count | None = Field(None, description="keep the first n layers; null for all")
+    head: Literal["linear", "yes_no"] = "linear"
+    labels: tuple[str, str] = Field((" yes", " no"), description="head=yes_no: one token each")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
+
+
+class Train(Section):
+    """Fine-tuning with the listwise softmax objective."""
+
+    tune: Literal["full", "top_n", "lora", "head"] = "full"
+    top_n: Count = Field(2, description="tune=top_n: how many of the last layers learn")
+    train_embeddings: bool = Field(False, description="tune=full: let the token embeddings learn too")
+    lora_rank: Count = 16
+    lora_alpha: Count = 32
+    epochs: Count = 2
+    max_steps: Count | None = Field(None, description="stop after this many optimizer steps; null for whole epochs")
+    users_per_step: Count = Field(16, description="users per worker and optimizer step")
+    decisions_per_user: Count = Field(10, description="history events trained as decisions in one pass")
+    negatives: Count = Field(7, description="candidates beside the true one at each decision")
+    hard_share: Share = Field(0.7, description="negatives drawn from neighbours of the user's newest items")
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    head_learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
+    warmup_share: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="tokens in one forward pass; more is accumulated")
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    workers: Count = 2
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    validate_every: Count = Field(20, description="optimizer steps between validations and checkpoints")
+    validation_users: Count = Field(200, description="users that validation ranks")
+    validation_candidates: Count = Field(50, description="sampled candidates beside the true one in validation")
+    patience: Count = Field(3, description="validations without a better metric before training stops")
+    max_failures: Annotated[int, Field(ge=0)] = Field(2, description="restarts from the last checkpoint")
+    seed: int = 0
+
+
+class Popularity(Section):
+    top: Annotated[int, Field(ge=0)] = Field(100, description="candidates per user; 0 turns the source off")
+
+
+class ItemItem(Section):
+    top: Annotated[int, Field(ge=0)] = Field(100, description="candidates per user; 0 turns the source off")
+    neighbours: Count = 200
+    shrinkage: Annotated[float, Field(ge=0)] = 10.0
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="weight of a user's event per event of age")
+
+
+class Recall(Section):
+    """Candidate generators and their merge."""
+
+    popularity: Popularity = Popularity()
+    item_item: ItemItem = ItemItem()
+    merge: tuple[Literal["item_item", "popularity"], ...] = Field(
+        ("item_item", "popularity"), description="sources in order; a later one fills what an earlier one left open"
+    )
+    candidates: Count = Field(100, description="merged candidates per user")
+    exclude_seen: bool = True
+
+    @model_validator(mode="after")
+    def _sources_on(self) -> Recall:
+        for source in self.merge:
+            if getattr(self, source).top == 0:
+                raise ValueError(f"merge names '{source}', which recall.{source}.top = 0 turns off")
+        if not self.merge:
+            raise ValueError("merge must name at least one source")
+        return self
+
+
+class Score(Section):
+    """The scoring job: from candidates to staged rankings."""
+
+    model: str = Field("", description="ranker directory or URI; empty: what train saved; 'base': model.base untouched")
+    candidates: str = Field("", description="candidates table; empty: what recall merged")
+    output: str = Field("", description="rankings table; empty: ROOT/rankings")
+    top_k: Count = 10
+    max_candidates: Count = Field(100, description="best-recalled candidates scored per user")
+    users_share: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of users, chosen by stable hash")
+    exclude_seen: bool = True
+    blocked_items: str = Field("", description="Parquet file with an item id column, never recommended; empty for none")
+    batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="tokens in one forward pass")
+    min_actors: Count = 1
+    max_actors: Count = 2
+    cpus_per_actor: Annotated[float, Field(ge=0)] = 1
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    max_bad_share: Share = Field(0.1, description="more bad candidates than this stop the job before it publishes")
+    probe_users: Annotated[int, Field(ge=0)] = Field(2, description="users scored pair by pair too before the job starts")
+    publish: bool = Field(True, description="publish at the end; false: leave the run staged for jobs/publish.py")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Score:
+        if self.max_actors < self.min_actors:
+            raise ValueError(f"max_actors = {self.max_actors} is less than min_actors = {self.min_actors}")
+        return self
+
+
+class Evaluate(Section):
+    """What is measured, and against what."""
+
+    rankings: dict[str, str] = Field({}, description="further rankings tables by the name to show")
+    cutoffs: tuple[Count, ...] = (5, 10, 20)
+    bootstrap: Count = Field(1000, description="resamples of users for the interval")
+    seed: int = 0
+
+
+class Cluster(Section):
+    """Where jobs run."""
+
+    address: str = Field("", description="a running Ray cluster; empty: RAY_ADDRESS, else a local one for this job")
+    nodes: Annotated[int, Field(ge=2)] = Field(2, description="worker nodes of the local mini cluster")
+    cpus_per_node: Count = Field(2, description="logical CPUs of each node of the local mini cluster")
+    object_store_mb: Annotated[int, Field(ge=80)] = Field(256, description="object store memory of each of those nodes")
+    no_progress_seconds: Count = Field(300, description="a Ray Data plan that moves nothing this long ends with an error")
+
+
+class Config(BaseSettings):
+    """All settings of all jobs."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="LLMREC_", env_nested_delimiter="__", cli_parse_args=False
+    )
+
+    root: str = Field("", description="local path or s3://bucket/prefix under which every table is written")
+    data: Data = Data()
+    prompt: Prompt = Prompt()
+    model: Model = Model()
+    train: Train = Train()
+    recall: Recall = Recall()
+    score: Score = Score()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.model.head == "linear" and (self.prompt.before_candidate or self.prompt.after_candidate):
+            raise ValueError(
+                "prompt.before_candidate and prompt.after_candidate need model.head = yes_no: "
+                "a linear head reads a candidate exactly as an item of the history"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The file's values arrive as init arguments and must be weaker than the environment.
+        return env_settings, init_settings
+
+
+def load(file: str | None, arguments: Sequence[str] = ()) -> Config:
+    """Read a configuration from a YAML file (local or s3://), the environment and `--section.key value` arguments.
+
+    Raises:
+        UserError: one line per problem, each naming the key, the value and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = yaml.safe_load(storage.read_bytes(file)) or {}
+        except yaml.YAMLError as error:
+            raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{file}: a configuration is a mapping of sections, not a {type(values).__name__}")
+    _refuse_unknown_variables()
+    return build(values, arguments, file or "the command line")
+
+
+def build(values: dict[str, Any], arguments: Sequence[str] = (), origin: str = "settings") -> Config:
+    """A configuration from nested values and command-line arguments; see `load`."""
+    try:
+        if not arguments:
+            return Config(**values)
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            Config, cli_parse_args=list(arguments), cli_exit_on_error=False, cli_prog_name="job", cli_avoid_json=True
+        )
+        return Config(**values, _cli_settings_source=source)  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(problem, origin) for problem in error.errors())) from None
+    except SettingsError as error:
+        text = str(error.__cause__ or error).removeprefix("error parsing CLI: ")
+        raise UserError(f"command line: {text}; see --help for the settings") from None
+
+
+def _explain(problem: Any, origin: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(_known_keys(problem["loc"][:-1]))
+        return f"{origin}: unknown key '{key}'; allowed here: {known}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{origin}: {key}: {message}" if problem["loc"] else f"{origin}: {message}"
+    value = storage.redact(repr(problem["input"]))
+    return f"{origin}: {key} = {value}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(path: tuple[Any, ...]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        field = model.model_fields.get(part)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)
+
+
+def _refuse_unknown_variables() -> None:
+    """pydantic-settings passes over a misspelt environment variable in silence; a user would not want that."""
+    for name in os.environ:
+        if not name.startswith("LLMREC_") or name in OWN_VARIABLES:
+            continue
+        key = name.removeprefix("LLMREC_").lower().split("__")
+        if key[-1] not in _known_keys(tuple(key[:-1])):
+            raise UserError(f"environment variable {name}: no such setting; LLMREC_SCORE__TOP_K sets score.top_k")
+
+
+OWN_VARIABLES = ("LLMREC_CACHE", "LLMREC_KUBERAY_CRDS", "LLMREC_TEST_DATA")

@@ -1,0 +1,108 @@
+"""Which rows of the input are used, and why the others are set aside. Plain arrow and polars, no cluster."""
+
+from __future__ import annotations
+
+import polars as pl
+import pyarrow as pa
+
+from llmrec.config import Columns
+from llmrec.errors import UserError
+from llmrec.schema import DETAIL, ITEM, KEY, ORIGIN, QUARANTINE, REASON, TIMESTAMP, TITLE, USER, id_type, require
+
+ROW = "row"
+"""int64: place of an event in the input, files in name order; breaks ties in time."""
+
+
+def clean_items(items: pa.Table, columns: Columns, source: str) -> tuple[pa.Table, pa.Table]:
+    """Usable items and set-aside ones.
+
+    Reasons: `null_id`, `duplicate_item` (the first stays), `no_title`. Extra columns pass through.
+
+    Raises:
+        UserError: a column is missing or of the wrong type, or no item is usable.
+    """
+    item_type = id_type(items.schema, columns.item, source)
+    require(items.schema, {columns.title: "text"}, source)
+    if clash := {ITEM, TITLE} & (set(items.column_names) - {columns.item, columns.title}):
+        raise UserError(f"{source}: column '{min(clash)}' is there beside the one mapped to it; drop or rename one")
+    items = items.rename_columns({columns.item: ITEM, columns.title: TITLE})
+    items = items.set_column(items.column_names.index(ITEM), ITEM, items[ITEM].cast(item_type))
+    frame = pl.from_arrow(items.select([ITEM, TITLE]))
+    assert isinstance(frame, pl.DataFrame)
+    reason = frame.select(
+        pl.when(pl.col(ITEM).is_null())
+        .then(pl.lit("null_id"))
+        .when(pl.col(ITEM).cum_count().over(ITEM) > 1)
+        .then(pl.lit("duplicate_item"))
+        .when(pl.col(TITLE).is_null() | (pl.col(TITLE).str.strip_chars() == ""))
+        .then(pl.lit("no_title"))
+        .alias(REASON)
+    )[REASON]
+    good = reason.is_null()
+    if not good.any():
+        raise UserError(f"{source}: none of its {len(reason)} items is usable (no id or no title)")
+    bad = frame.with_columns(reason).filter(~good)
+    set_aside = _quarantine(bad.select(pl.col(ITEM).alias(KEY), REASON, pl.col(TITLE).alias(DETAIL)), source)
+    return items.filter(good.to_arrow()), set_aside
+
+
+def judge_interactions(
+    rows: pa.Table, columns: Columns, known_items: pa.Array, min_timestamp: int, max_timestamp: int, source: str
+) -> pl.DataFrame:
+    """The rows as user_id, item_id, timestamp (int64 seconds) and reason_code, which is null for good ones.
+
+    Reasons: `null_id`, `null_timestamp`, `impossible_timestamp`, `unknown_item`.
+
+    Raises:
+        UserError: a column is missing or of the wrong type.
+    """
+    user_type = id_type(rows.schema, columns.user, source)
+    item_type = id_type(rows.schema, columns.item, source)
+    require(rows.schema, {columns.timestamp: "time"}, source)
+    if item_type != known_items.type:
+        raise UserError(
+            f"{source}: column '{columns.item}' holds {item_type} ids, but the items table holds {known_items.type}; "
+            "give both the same type"
+        )
+    time = rows[columns.timestamp]
+    if pa.types.is_timestamp(time.type):
+        time = time.cast(pa.timestamp("s"), safe=False)
+    elif pa.types.is_floating(time.type):
+        time = pa.compute.floor(pa.compute.if_else(pa.compute.is_finite(time), time, None))
+        time = pa.compute.if_else(pa.compute.less(pa.compute.abs(time), 2.0**62), time, -1)
+    frame = pl.DataFrame(
+        {
+            USER: pl.Series(values=rows[columns.user].cast(user_type)),
+            ITEM: pl.Series(values=rows[columns.item].cast(item_type)),
+            TIMESTAMP: pl.Series(values=time.cast(pa.int64())),
+        }
+    )
+    known = pl.Series(values=known_items)
+    return frame.with_columns(
+        pl.when(pl.col(USER).is_null() | pl.col(ITEM).is_null())
+        .then(pl.lit("null_id"))
+        .when(pl.col(TIMESTAMP).is_null())
+        .then(pl.lit("null_timestamp"))
+        .when(~pl.col(TIMESTAMP).is_between(min_timestamp, max_timestamp))
+        .then(pl.lit("impossible_timestamp"))
+        .when(~pl.col(ITEM).is_in(known.implode()))
+        .then(pl.lit("unknown_item"))
+        .alias(REASON)
+    )
+
+
+def interactions_quarantine(bad: pl.DataFrame, source: str) -> pa.Table:
+    """Set-aside events: the key is the user, the detail is item and time."""
+    detail = pl.format(
+        "item={} timestamp={}",
+        pl.col(ITEM).cast(pl.String).fill_null("null"),
+        pl.col(TIMESTAMP).cast(pl.String).fill_null("null"),
+    )
+    return _quarantine(bad.select(pl.col(USER).alias(KEY), REASON, detail.alias(DETAIL)), source)
+
+
+def _quarantine(frame: pl.DataFrame, source: str) -> pa.Table:
+    return frame.select(
+        pl.col(KEY).cast(pl.String), pl.col(REASON).cast(pl.String), pl.col(DETAIL).cast(pl.String),
+        pl.lit(source).alias(ORIGIN),
+    ).to_arrow().cast(QUARANTINE)  # fmt: skip

@@ -1,0 +1,73 @@
+"""From a bucket's clean events to histories (what models may see) and targets (what only evaluate reads)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow as pa
+
+from llmrec import schema
+from llmrec.config import Data
+from llmrec.data.clean import ROW
+from llmrec.schema import ITEM, ITEMS, REASON, TIMESTAMP, TIMESTAMPS, TRAIN_LENGTH, USER
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """split=time: events before `validation` train, before `test` validate, the rest test (unix seconds)."""
+
+    validation: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """histories, targets: the tables; set_aside: events not used, with their reason."""
+
+    histories: pa.Table
+    targets: pa.Table
+    set_aside: pl.DataFrame
+
+
+def split_events(
+    events: pl.DataFrame, data: Data, boundaries: Boundaries | None, user: pa.DataType, item: pa.DataType
+) -> Split:
+    """Split a bucket's good events (user_id, item_id, timestamp, row) user by user.
+
+    Events are ordered by time, ties by their place in the input. The same user, item and time twice is a
+    `duplicate_event`; a user with fewer than `min_user_events` left is set aside whole (`too_few_events`).
+    leave_one_out: the last event is the target, the one before it is for validation.
+    time: `boundaries` cut; a user without events before the test period keeps an empty history.
+    none: everything is for training.
+    """
+    events = events.sort(USER, TIMESTAMP, ROW)
+    copies = pl.struct(USER, ITEM, TIMESTAMP).is_first_distinct().not_()
+    few = (pl.len().over(USER) < data.min_user_events)
+    duplicates = events.filter(copies).with_columns(pl.lit("duplicate_event").alias(REASON))
+    events = events.filter(~copies)
+    too_few = events.filter(few).with_columns(pl.lit("too_few_events").alias(REASON))
+    events = events.filter(~few)
+
+    n, place = pl.len().over(USER), pl.int_range(pl.len()).over(USER)
+    if data.split == "leave_one_out":
+        marks = events.with_columns(test=place == n - 1, train=place < n - 2)
+    elif data.split == "time":
+        assert boundaries is not None
+        marks = events.with_columns(
+            test=pl.col(TIMESTAMP) >= boundaries.test, train=pl.col(TIMESTAMP) < boundaries.validation
+        )
+    else:
+        marks = events.with_columns(test=pl.lit(False), train=pl.lit(True))
+    kept = ~pl.col("test")
+    users = marks.group_by(USER, maintain_order=True).agg(
+        pl.col(ITEM).filter(kept).alias(ITEMS),
+        pl.col(TIMESTAMP).filter(kept).alias(TIMESTAMPS),
+        pl.col("train").sum().cast(pl.Int32).alias(TRAIN_LENGTH),
+        pl.col(ITEM).filter(pl.col("test")).alias("target"),
+    )
+    histories = users.select(USER, ITEMS, TIMESTAMPS, TRAIN_LENGTH).to_arrow().cast(schema.histories(user, item))
+    targets = users.filter(pl.col("target").list.len() > 0).select(USER, pl.col("target").alias(ITEMS))
+    return Split(
+        histories, targets.to_arrow().cast(schema.targets(user, item)), pl.concat([duplicates, too_few])
+    )

@@ -1,0 +1,40 @@
+"""Counts over all users, one task a bucket, added up as they come."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from scipy import sparse
+
+from llmrec.recall import item_item
+from llmrec.schema import ITEMS, TRAIN_LENGTH
+from llmrec.tables import buckets
+from llmrec.tables.histories import item_rows, keep
+from llmrec.ranker.ragged import Ragged, within
+
+
+def cooccurrence(histories: str, catalogue_ids: pa.Array, training_only: bool) -> sparse.csr_matrix:
+    """float32[n_items, n_items] of `item_item.cooccurrence` over a histories table, with or without validation events."""
+    import ray
+
+    ids = ray.put(catalogue_ids)
+    count = ray.remote(_of_bucket)
+    waiting = [count.remote(uri, ids, training_only) for uri in buckets.bucket_files(histories).values()]
+    total = sparse.csr_matrix((len(catalogue_ids), len(catalogue_ids)), dtype="float32")
+    while waiting:
+        (done,), waiting = ray.wait(waiting, num_returns=1)
+        total = total + ray.get(done)
+    return total.tocsr()
+
+
+def _of_bucket(uri: str, catalogue_ids: pa.Array, training_only: bool) -> sparse.csr_matrix:
+    table = buckets.read_parquet(uri)
+    return item_item.cooccurrence(known_histories(table, catalogue_ids, training_only), len(catalogue_ids))
+
+
+def known_histories(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> Ragged:
+    """Histories as catalogue rows, items that left the catalogue dropped, oldest first."""
+    rows = item_rows(table[ITEMS], catalogue_ids)
+    mask = rows.values >= 0
+    if training_only:
+        mask &= within(rows.lengths) < table[TRAIN_LENGTH].to_numpy().repeat(rows.lengths)
+    return keep(rows, mask)

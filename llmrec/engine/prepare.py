@@ -1,0 +1,272 @@
+"""prepare: from the log and the catalogue to clean, split, bucketed tables, through Ray Data.
+
+Two streaming passes over the input. The first judges every row and only counts, so that a bad input stops the job
+before a table is touched; the second shuffles the rows to their buckets and writes one file a bucket.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmrec import schema, storage
+from llmrec.config import Columns, Data
+from llmrec.data.clean import ROW, clean_items, interactions_quarantine, judge_interactions
+from llmrec.data.split import Boundaries, split_events
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.schema import BUCKET, ITEM, REASON, TIMESTAMP, USER
+from llmrec.tables import buckets
+
+FILE, GROUP, FIRST_ROW = "file", "row_group", "first_row"
+TIME_QUANTILES = 1000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What prepare did. rows_in = events_kept + the counts in `set_aside` other than items'."""
+
+    items: int
+    users: int
+    rows_in: int
+    events_kept: int
+    set_aside: dict[str, int]
+    items_set_aside: dict[str, int]
+    buckets: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every task of the second pass needs."""
+
+    data: Data
+    layout: Layout
+    user_type: pa.DataType
+    item_type: pa.DataType
+    boundaries: Boundaries | None
+
+
+def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
+    """Write items, users, histories, targets and quarantine under the root.
+
+    Raises:
+        UserError: the input is missing, unreadable or of the wrong shape, or more of it is bad than allowed.
+    """
+    import ray
+
+    for name in ("items", "interactions"):
+        if not getattr(data, name):
+            raise UserError(f"data.{name} is not set; give a Parquet file or directory")
+    items = buckets.read_parquet(data.items)
+    if items.num_rows == 0:
+        raise UserError(f"{data.items}: the items table is empty")
+    items, bad_items = clean_items(items, data.columns, data.items)
+    users = _read_users(data)
+    units, user_type, item_type = _input_units(data)
+
+    known = ray.put(items[ITEM].combine_chunks())
+    source = ray.data.from_items(units, override_num_blocks=min(len(units), 1000))
+    say(f"checking {sum(u['rows'] for u in units):,} rows in {len(units)} row groups")
+    counted = source.map_batches(
+        _count, batch_size=1, fn_kwargs={"columns": data.columns, "known": known, "data": data}, batch_format="pyarrow"
+    ).take_all()
+    reasons: Counter[str] = Counter()
+    for row in counted:
+        reasons.update({r: n for r, n in zip(row["reasons"], row["counts"], strict=True)})
+    total = sum(reasons.values())
+    bad = total - reasons["good"]
+    if reasons["good"] == 0:
+        raise UserError(f"{data.interactions}: none of its {total:,} rows is usable ({_tally(reasons)})")
+    if bad > data.max_bad_share * total:
+        raise UserError(
+            f"{data.interactions}: {bad:,} of {total:,} rows are bad ({_tally(reasons)}), more than "
+            f"data.max_bad_share = {data.max_bad_share} allows; nothing was written"
+        )
+    boundaries = _boundaries(counted, data) if data.split == "time" else None
+
+    storage.delete(layout.quarantine("prepare"))
+    buckets.write_parquet(items, layout.items)
+    buckets.write_parquet(bad_items, storage.join(layout.quarantine("prepare"), "items.parquet"))
+    storage.delete(layout.users)
+    if users is not None:
+        buckets.write_parquet(users, layout.users)
+
+    say(f"sorting {reasons['good']:,} events into {data.buckets} buckets")
+    job = _Job(data, layout, user_type, item_type, boundaries)
+    context = ray.data.DataContext.get_current()
+    block_size = context.target_max_block_size
+    context.target_max_block_size = None  # a bucket must reach its task whole
+    try:
+        written = (
+            source.map_batches(_read_unit, batch_size=1, fn_kwargs={"job": job, "known": known}, batch_format="pyarrow")
+            .repartition(data.buckets, keys=[BUCKET])
+            .map_batches(_write_buckets, batch_size=None, fn_kwargs={"job": job}, batch_format="pyarrow")
+            .take_all()
+        )
+    finally:
+        context.target_max_block_size = block_size
+    done = {row[BUCKET] for row in written}
+    for empty in set(range(data.buckets)) - done:  # no user hashes there
+        _write_bucket(empty, _no_events(user_type, item_type), job)
+    for table in (layout.histories, layout.targets):
+        buckets.delete_others(table, range(data.buckets))
+    set_aside: Counter[str] = Counter()
+    for row in written:
+        set_aside.update({r: n for r, n in zip(row["reasons"], row["counts"], strict=True)})
+    return Prepared(
+        items=items.num_rows,
+        users=sum(row["users"] for row in written),
+        rows_in=total,
+        events_kept=sum(row["kept"] for row in written),
+        set_aside=dict(sorted(set_aside.items())),
+        items_set_aside=dict(Counter(bad_items[REASON].to_pylist())),
+        buckets=data.buckets,
+    )
+
+
+def _read_users(data: Data) -> pa.Table | None:
+    if not data.users:
+        return None
+    users = buckets.read_parquet(data.users)
+    kind = schema.id_type(users.schema, data.columns.user, data.users)
+    users = users.rename_columns({data.columns.user: USER})
+    users = users.set_column(users.column_names.index(USER), USER, users[USER].cast(kind))
+    return users.filter(pa.compute.is_valid(users[USER]))
+
+
+def _input_units(data: Data) -> tuple[list[dict[str, Any]], pa.DataType, pa.DataType]:
+    """Every row group of the log, in file order, and the types of its ids. Reads footers only."""
+    files = storage.list_files(data.interactions, ".parquet")
+    if not files:
+        raise UserError(f"{data.interactions}: no Parquet files there")
+    fs, _ = storage.filesystem(data.interactions)
+    units: list[dict[str, Any]] = []
+    first_row = 0
+    types: set[tuple[pa.DataType, pa.DataType]] = set()
+    for uri, _ in files:
+        try:
+            footer = pq.read_metadata(uri.removeprefix("s3://"), filesystem=fs)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{uri}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
+        columns, arrow = data.columns, footer.schema.to_arrow_schema()
+        types.add((schema.id_type(arrow, columns.user, uri), schema.id_type(arrow, columns.item, uri)))
+        schema.require(arrow, {columns.timestamp: "time"}, uri)
+        for group in range(footer.num_row_groups):
+            rows = footer.row_group(group).num_rows
+            if rows:
+                units.append({FILE: uri, GROUP: group, FIRST_ROW: first_row, "rows": rows})
+            first_row += rows
+    if not units:
+        raise UserError(f"{data.interactions}: the table is empty")
+    if len(types) > 1:
+        raise UserError(f"{data.interactions}: its files disagree on the type of ids ({', '.join(map(str, types))})")
+    return units, *types.pop()
+
+
+def _judged(unit: dict[str, Any], columns: Columns, known: pa.Array, data: Data) -> pl.DataFrame:
+    fs, _ = storage.filesystem(unit[FILE])
+    file = pq.ParquetFile(unit[FILE].removeprefix("s3://"), filesystem=fs)
+    rows = file.read_row_group(unit[GROUP], columns=list(dict.fromkeys((columns.user, columns.item, columns.timestamp))))
+    return judge_interactions(rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE])
+
+
+def _count(batch: pa.Table, columns: Columns, known: Any, data: Data) -> pa.Table:
+    """Rows per reason of one unit, and quantiles of the good rows' times."""
+    (unit,) = batch.to_pylist()
+    judged = _judged(unit, columns, _fetched(known), data)
+    tally = judged.group_by(pl.col(REASON).fill_null("good")).len().sort(REASON)
+    times = judged.filter(pl.col(REASON).is_null())[TIMESTAMP].to_numpy()
+    marks = np.quantile(times, np.linspace(0, 1, TIME_QUANTILES), method="nearest") if len(times) else []
+    return pa.table({
+        "reasons": [tally[REASON].to_list()], "counts": [tally["len"].to_list()],
+        "times": pa.array([np.asarray(marks, np.int64).tolist()], pa.list_(pa.int64())),
+    })  # fmt: skip
+
+
+def _boundaries(counted: list[dict[str, Any]], data: Data) -> Boundaries:
+    """Times that cut off the newest shares, to within a thousandth of a unit's rows."""
+    times, weights = [], []
+    for row in counted:
+        good = sum(n for r, n in zip(row["reasons"], row["counts"], strict=True) if r == "good")
+        times.append(np.asarray(row["times"]))
+        weights.append(np.full(len(row["times"]), good / max(len(row["times"]), 1)))
+    time, weight = np.concatenate(times), np.concatenate(weights)
+    order = np.argsort(time, kind="stable")
+    below = np.cumsum(weight[order]) / weight.sum()
+
+    def cut(newest: float) -> int:
+        return int(time[order][min(np.searchsorted(below, 1 - newest), len(time) - 1)])
+
+    test = cut(data.test_share)
+    return Boundaries(validation=cut(data.test_share + data.validation_share * (1 - data.test_share)), test=test)
+
+
+def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
+    """One unit's rows, good and bad, with their bucket."""
+    (unit,) = batch.to_pylist()
+    judged = _judged(unit, job.data.columns, _fetched(known), job.data)
+    rows = judged.with_row_index(ROW, offset=unit[FIRST_ROW]).with_columns(
+        pl.col(ROW).cast(pl.Int64), pl.lit(unit[FILE]).alias(FILE)
+    )
+    table = rows.to_arrow().cast(_no_events(job.user_type, job.item_type).schema.remove(0))
+    bucket = buckets.bucket_of(table[USER], job.data.buckets)
+    return table.add_column(0, BUCKET, pa.array(bucket))
+
+
+def _write_buckets(batch: pa.Table, job: _Job) -> pa.Table:
+    written = []
+    for bucket in pa.compute.unique(batch[BUCKET]).to_pylist():
+        written.append(_write_bucket(bucket, batch.filter(pa.compute.equal(batch[BUCKET], bucket)), job))
+    return pa.Table.from_pylist(written, schema=_WRITTEN)
+
+
+def _write_bucket(bucket: int, rows: pa.Table, job: _Job) -> dict[str, Any]:
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    good = frame.filter(pl.col(REASON).is_null())
+    split = split_events(good, job.data, job.boundaries, job.user_type, job.item_type)
+    bad = pl.concat([frame.filter(pl.col(REASON).is_not_null()), split.set_aside], how="diagonal_relaxed").sort(ROW)
+    if len(bad):
+        parts = [interactions_quarantine(part, str(name[0])) for name, part in bad.group_by(FILE, maintain_order=True)]
+        buckets.write_parquet(pa.concat_tables(parts), buckets.bucket_file(job.layout.quarantine("prepare"), bucket))
+    buckets.write_parquet(split.histories, buckets.bucket_file(job.layout.histories, bucket))
+    buckets.write_parquet(split.targets, buckets.bucket_file(job.layout.targets, bucket))
+    tally = bad.group_by(REASON).len().sort(REASON)
+    return {
+        BUCKET: bucket, "users": split.histories.num_rows, "kept": len(good) - len(split.set_aside),
+        "reasons": tally[REASON].to_list(), "counts": tally["len"].to_list(),
+    }  # fmt: skip
+
+
+_WRITTEN = pa.schema([
+    (BUCKET, pa.int32()), ("users", pa.int64()), ("kept", pa.int64()),
+    ("reasons", pa.list_(pa.string())), ("counts", pa.list_(pa.int64())),
+])  # fmt: skip
+
+
+def _no_events(user: pa.DataType, item: pa.DataType) -> pa.Table:
+    return pa.schema([
+        (BUCKET, pa.int32()), (ROW, pa.int64()), (USER, user), (ITEM, item), (TIMESTAMP, pa.int64()), (REASON, pa.string()),
+        (FILE, pa.string()),
+    ]).empty_table()  # fmt: skip
+
+
+def _fetched(reference: Any) -> pa.Array:
+    """An object reference inside keyword arguments reaches a task as it is."""
+    import ray
+
+    return ray.get(reference) if isinstance(reference, ray.ObjectRef) else reference
+
+
+def _tally(reasons: Counter[str]) -> str:
+    return ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items()) if reason != "good") or "none bad"

@@ -1,0 +1,94 @@
+"""Ray for one job: its settings, the connection, and what it printed or spent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from llmrec import storage
+from llmrec.config import Cluster
+from llmrec.errors import UserError
+
+QUIET_DEFAULTS = {
+    # One footer reader and no bars: jobs print their own status line.
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
+    # `uv run` would otherwise be repeated in every worker.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_DEDUP_LOGS": "1",
+}
+
+
+def prepare_environment(no_progress_seconds: int) -> None:
+    """Set what Ray reads at import or start; a variable that the user set wins."""
+    for name, value in QUIET_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S", str(no_progress_seconds))
+
+
+@contextlib.contextmanager
+def connected(cluster: Cluster, root: str) -> Iterator[None]:
+    """A Ray session for a job: an existing one is used, a named cluster is joined, else a local one is started.
+
+    Credentials are not sent along (Ray writes a job's runtime environment to its logs): every node gets them from its
+    own environment. A task on a worker checks that it reaches the store before any work starts.
+
+    Raises:
+        UserError: the cluster does not answer, or a worker does not reach the store.
+    """
+    prepare_environment(cluster.no_progress_seconds)
+    storage.check(root)
+    address = cluster.address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        # A private cluster of this process needs no token, and Ray would write one to the home directory.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        options = {"address": address} if address else {"include_dashboard": False, "address": "local"}
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(f"cluster.address '{address}': no Ray cluster answers ({str(error).splitlines()[0]})") from None
+    quiet()
+    try:
+        check_worker(root)
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def quiet() -> None:
+    """Ray Data and Ray Train report through loggers that a job's own status line replaces."""
+    import ray.data
+
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def check_worker(root: str) -> None:
+    """Let a worker reach the store once.
+
+    Raises:
+        UserError: the worker cannot; the line says what it saw.
+    """
+    import ray
+
+    problem = ray.get(ray.remote(_problem_with).options(num_cpus=0, max_retries=0).remote(root))
+    if problem:
+        raise UserError(f"on a worker of the cluster: {problem} (workers take the AWS_* variables from their node)")
+
+
+def _problem_with(root: str) -> str:
+    try:
+        storage.check(root)
+    except UserError as error:
+        return str(error)
+    return ""

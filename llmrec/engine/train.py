@@ -1,0 +1,269 @@
+"""train: fine-tune the ranker with Ray Train, its histories streamed from the object store by Ray Data.
+
+This module is the driver's part; `training_worker` holds the loop that every worker runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from llmrec import assets, storage
+from llmrec.config import Config
+from llmrec.engine.counts import cooccurrence
+from llmrec.engine.training_worker import METRIC, STATE_FILE, Task, run_worker
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.ranker.model import Ranker, model_version
+from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
+from llmrec.recall import item_item
+from llmrec.schema import ITEM, ITEMS, TRAIN_LENGTH, USER
+from llmrec.tables import buckets
+
+MIN_EVENTS = 2
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What train did; `ranker` is where the model lies, `version` a hash of its files."""
+
+    ranker: str
+    version: str
+    users: int
+    steps: int
+    steps_planned: int
+    tokens: int
+    decisions: int
+    metric: str
+    best: float | None
+    trainable_parameters: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained:
+    """Fine-tune, take the best checkpoint by validation, save the ranker under the root.
+
+    Runs that were cut off resume: the same settings over the same histories go on from the last checkpoint.
+
+    Raises:
+        UserError: there is nothing to train on, the model cannot be loaded, or workers failed more often than allowed.
+    """
+    import ray
+
+    started = time.monotonic()
+    if config.model.head != "linear":
+        raise UserError("model.head = yes_no scores an untouched model; to train, set model.head = linear")
+    base = assets.resolve_model(config.model.base)  # a wrong name is told before workers start
+    items = buckets.read_parquet(layout.items)
+    users, held_out = _count_users(layout)
+    if users < config.train.workers:
+        raise UserError(f"{layout.histories}: {users} users with {MIN_EVENTS} or more training events; too few to train on")
+    similar = item_item.neighbours(
+        cooccurrence(layout.histories, _sorted_ids(items), training_only=True),
+        config.recall.item_item.neighbours,
+        config.recall.item_item.shrinkage,
+    )
+    steps_per_epoch = math.ceil(users // config.train.workers / config.train.users_per_step)
+    steps = steps_per_epoch * config.train.epochs
+    if config.train.max_steps is not None:
+        steps = min(steps, config.train.max_steps)
+    task = Task(
+        config.model, config.prompt, config.train, layout, steps, ray.put(similar), config.recall.item_item.decay,
+        ray.put(_validation_histories(layout, config, held_out)),
+    )  # fmt: skip
+    name = _run_name(config, layout)
+    say(f"fine-tuning {config.model.base}: {users:,} users, {steps} steps, {config.train.workers} workers")
+    checkpoint, metrics = _fit(config, layout, task, name, say)
+
+    ranker = Ranker.from_base(config.model, config.prompt, base)
+    prepare_tuning(ranker, config.train)
+    parameters = sum(t.numel() for t in trainable(ranker).values())
+    with checkpoint.as_directory() as directory:
+        state = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)["model"]
+    missing = set(trainable(ranker)) - set(state)
+    assert not missing, f"checkpoint lacks {sorted(missing)[:3]}"
+    ranker.load_state_dict(state, strict=False)
+    merge_adapters(ranker)
+    ranker.card = ranker.card.model_copy(update={"trained": True})
+    version = _save(ranker, layout, _model_card(config, users, metrics))
+    _forget_run(layout, name)
+    return Trained(
+        ranker=layout.ranker,
+        version=version,
+        users=users,
+        steps=metrics["steps_done"],
+        steps_planned=steps,
+        tokens=metrics["tokens"],
+        decisions=metrics["decisions"],
+        metric=METRIC,
+        best=None if held_out == 0 else metrics[METRIC],
+        trainable_parameters=parameters,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _fit(config: Config, layout: Layout, task: Task, name: str, say: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
+    """Run the workers to the end; the best checkpoint and its metrics."""
+    import ray
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    train = config.train
+    resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
+    fs, path = storage.filesystem(layout.training)
+    files = list(buckets.bucket_files(layout.histories).values())
+    histories = ray.data.read_parquet(files).select_columns([USER, ITEMS, TRAIN_LENGTH])
+    news = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"task": task, "news": news},
+        datasets={"train": histories.map_batches(_long_enough, batch_format="pyarrow")},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=fs,
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order="max"
+            ),
+        ),
+    )
+    stop = threading.Event()
+    relay = threading.Thread(target=_relay, args=(news, say, stop), daemon=True)
+    relay.start()
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise UserError(f"training failed: {_last_line(error)}") from error
+    finally:
+        stop.set()
+        relay.join(timeout=10 * POLL_SECONDS)
+        news.shutdown(force=True)
+    if not result.best_checkpoints:
+        raise UserError("training ended without a checkpoint; raise train.epochs or train.max_steps")
+    checkpoint, metrics = max(result.best_checkpoints, key=lambda pair: pair[1][METRIC])
+    return checkpoint, {**result.metrics, **{METRIC: metrics[METRIC]}}
+
+
+def _relay(news: Any, say: Callable[[str], None], stop: threading.Event) -> None:
+    """Print what rank 0 reports: Ray Train keeps the workers' own output in its logs."""
+    from ray.util.queue import Empty
+
+    while not stop.is_set():
+        try:
+            say(news.get(timeout=POLL_SECONDS))
+        except Empty:
+            continue
+        except Exception:  # noqa: BLE001 - the queue's actor may be gone with its node; progress is not worth a job
+            return
+
+
+def _long_enough(batch: pa.Table) -> pa.Table:
+    return batch.filter(pa.compute.greater_equal(batch[TRAIN_LENGTH], MIN_EVENTS))
+
+
+def _count_users(layout: Layout) -> tuple[int, int]:
+    """Users who can be trained on, and users with validation events."""
+    trained = held_out = 0
+    for uri in buckets.bucket_files(layout.histories).values():
+        table = buckets.read_parquet(uri, [ITEMS, TRAIN_LENGTH])
+        length = table[TRAIN_LENGTH].to_numpy()
+        trained += int((length >= MIN_EVENTS).sum())
+        held_out += int((_lengths(table) > length).sum())
+    return trained, held_out
+
+
+def _validation_histories(layout: Layout, config: Config, held_out: int) -> pa.Table:
+    """Histories of a stable choice of about `validation_users` users with validation events."""
+    share = min(1.0, config.train.validation_users / max(held_out, 1))
+    parts = []
+    for uri in buckets.bucket_files(layout.histories).values():
+        table = buckets.read_parquet(uri)
+        train_length = table[TRAIN_LENGTH].to_numpy()
+        mask = (_lengths(table) > train_length) & (train_length > 0) & buckets.share_of(table[USER], share)
+        parts.append(table.filter(pa.array(mask)))
+    return pa.concat_tables(parts)
+
+
+def _lengths(table: pa.Table) -> np.ndarray:
+    return pa.compute.list_value_length(table[ITEMS]).to_numpy()
+
+
+def _sorted_ids(items: pa.Table) -> pa.Array:
+    ids = items[ITEM].combine_chunks()
+    return ids.take(pa.compute.sort_indices(ids))
+
+
+def _run_name(config: Config, layout: Layout) -> str:
+    """The same for the same settings and histories, so that Ray Train finds the checkpoints of a run that was cut off."""
+    files = [(uri, size) for uri, size in storage.list_files(layout.histories)]
+    what = [config.model.model_dump(), config.prompt.model_dump(), config.train.model_dump(), files]
+    return "run-" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _save(ranker: Ranker, layout: Layout, card: str) -> str:
+    with tempfile.TemporaryDirectory() as temporary:
+        ranker.save_pretrained(temporary, card)
+        version = model_version(temporary)
+        storage.delete(layout.ranker)
+        storage.upload_directory(Path(temporary), layout.ranker)
+    return version
+
+
+def _forget_run(layout: Layout, name: str) -> None:
+    """The ranker is saved: drop the checkpoints, keep the curves."""
+    storage.delete(storage.join(layout.training, name))
+
+
+def _model_card(config: Config, users: int, metrics: dict[str, Any]) -> str:
+    model, train = config.model, config.train
+    licence = assets.REGISTRY[model.base].licence if model.base in assets.REGISTRY else "that of the base model"
+    return f"""---
+library_name: llmrec
+base_model: {model.base}
+---
+# Ranker
+
+A {model.base} backbone ({model.layers or "all"} layers) with a linear score head, fine-tuned by llmrec on next-item
+decisions of {users:,} users with the listwise softmax objective. Load it with
+`llmrec.ranker.model.Ranker.from_pretrained(directory)`.
+
+| | |
+|---|---|
+| data | {config.data.interactions} |
+| learning weights | {train.tune} |
+| optimizer steps | {metrics["steps_done"]} |
+| decisions seen | {metrics["decisions"]:,} |
+| {METRIC} | {metrics[METRIC]:.4f} |
+| licence of the base model | {licence} |
+
+`{METRIC}` ranks the held-out item of validation users among the candidates that item-item recall brings; users whose
+item recall does not find are left out. It chooses the checkpoint and is no estimate of test quality.
+"""
+
+
+def _last_line(error: BaseException) -> str:
+    """The innermost reason: workers' errors arrive wrapped, with their traceback as text."""
+    text = str(error.__cause__ or error).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return storage.redact(next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "unknown"))

@@ -1,0 +1,367 @@
+"""The training loop that every Ray Train worker runs.
+
+Ranks see equally many users per step and equally many forward passes per step, so collective operations always meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from transformers import get_cosine_schedule_with_warmup
+
+from llmrec import assets, config, storage
+from llmrec.engine.counts import known_histories
+from llmrec.layout import Layout
+from llmrec.ranker.examples import Example, Recaller, sample
+from llmrec.ranker.losses import listwise_softmax
+from llmrec.ranker.model import Ranker, inference_dtype, score_requests
+from llmrec.ranker.packing import Request, pack, plan
+from llmrec.ranker.prompts import Catalogue, scoring_request, tokenise_catalogue, training_request, trunk_prefixes
+from llmrec.ranker.tuning import prepare_tuning
+from llmrec.schema import ITEM, TRAIN_LENGTH, USER
+from llmrec.tables import buckets
+
+METRIC = "validation_ndcg@10"
+STATE_FILE = "state.pt"
+NEWS_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker needs. similar: object reference to the item-item csr matrix; validation: one to histories."""
+
+    model: config.Model
+    prompt: config.Prompt
+    train: config.Train
+    layout: Layout
+    steps: int
+    similar: Any
+    decay: float
+    validation: Any
+
+
+@dataclass
+class Progress:
+    """What a checkpoint restores beside weights and optimizer."""
+
+    step: int = 0
+    tokens: int = 0
+    decisions: int = 0
+    best: float = -1.0
+    without_gain: int = 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The catalogue and how trunks open."""
+
+    catalogue: Catalogue
+    plain: np.ndarray
+    of_user: Any
+    max_history: int
+
+    def prefix(self, user: Any) -> np.ndarray:
+        return self.of_user.get(user, self.plain)
+
+
+def run_worker(settings: dict[str, Any]) -> None:
+    """Train until the planned steps are done or validation stops improving, checkpointing at every validation."""
+    import ray.train
+    from ray.train.torch import get_device
+
+    task: Task = settings["task"]
+    train, context = task.train, ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    torch.set_num_threads(max(1, int(train.cpus_per_worker)))
+    torch.manual_seed(train.seed)
+
+    ranker = Ranker.from_base(task.model, task.prompt, assets.resolve_model(task.model.base))
+    prepare_tuning(ranker, train)
+    _set_dropout(ranker, train.dropout)
+    ranker.to(device)
+    prompts = load_prompts(ranker, task.layout)
+    recaller = Recaller(ray.get(task.similar), task.decay, depth=100)
+    validation = validation_requests(ray.get(task.validation), prompts, recaller, train, rank, world)
+    precision = inference_dtype(task.model.precision, device)
+
+    model = _distributed(ranker, train.strategy, device, world)
+    optimizer = torch.optim.AdamW(_groups(ranker, train), lr=train.learning_rate, weight_decay=train.weight_decay)
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(task.steps * train.warmup_share), task.steps)
+    progress = _resume(model, optimizer, schedule)
+    rng = np.random.default_rng([train.seed, rank, progress.step])
+    curves = _curves(task.layout) if rank == 0 else None
+    news, last_news, started = settings["news"], time.monotonic(), time.monotonic()
+    tokens_before = progress.tokens
+
+    losses: list[float] = []
+    for histories in _steps(task, prompts, rng, progress.step):
+        examples = [sample(h, train, task.prompt.max_history, recaller, rng) for _, h in histories]
+        requests = [
+            training_request(prompts.prefix(u), prompts.catalogue, e.history, e.decisions, e.negatives)
+            for (u, _), e in zip(histories, examples, strict=True)
+        ]
+        decisions = _sum(float(sum(len(e.decisions) for e in examples)), device, world)
+        loss = _step(model, requests, examples, decisions, train.batch_tokens, precision, device, world)
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.decisions += int(decisions)
+        progress.tokens += int(_sum(float(sum(r.tokens for r in requests)), device, world))
+        losses.append(_sum(loss, device, world))
+        if curves is not None:
+            curves.add_scalar("train/loss", losses[-1], progress.step)
+            curves.add_scalar("train/learning_rate", schedule.get_last_lr()[0], progress.step)
+        if rank == 0 and time.monotonic() - last_news > NEWS_SECONDS:
+            last_news = time.monotonic()
+            rate = (progress.tokens - tokens_before) / (last_news - started)
+            recent = np.mean(losses[-10:])
+            news.put_nowait(f"step {progress.step}/{task.steps}  loss {recent:.3f}  {rate:,.0f} tokens/s")
+        if progress.step % train.validate_every == 0 or progress.step == task.steps:
+            metric = _validate(ranker, validation, train.batch_tokens, precision, device, world)
+            improved = metric is None or metric > progress.best
+            progress.best = max(progress.best, metric or 0.0)
+            progress.without_gain = 0 if improved else progress.without_gain + 1
+            if curves is not None:
+                curves.add_scalar(f"validation/{METRIC}", metric or 0.0, progress.step)
+                curves.flush()
+                storage.upload_directory(Path(curves.logdir), storage.join(task.layout.training, "tensorboard"))
+                shown = "no validation users" if metric is None else f"{METRIC} {metric:.4f}"
+                news.put_nowait(f"step {progress.step}/{task.steps}  {shown}")
+            # Without validation the newest weights are the best known.
+            _report(model, optimizer, schedule, progress, float(progress.step) if metric is None else metric, rank)
+            if progress.without_gain >= train.patience:
+                break
+    if curves is not None:
+        curves.close()
+
+
+def load_prompts(ranker: Ranker, layout: Layout) -> Prompts:
+    """Tokenise the catalogue and the users' attributes with the ranker's own templates."""
+    prompt = ranker.card.prompt
+    catalogue = tokenise_catalogue(buckets.read_parquet(layout.items), ITEM, prompt, ranker.tokenizer)
+    users = buckets.read_parquet(layout.users) if prompt.user and storage.exists(layout.users) else None
+    plain, of_user = trunk_prefixes(users, USER, prompt, ranker.tokenizer)
+    return Prompts(catalogue, plain, of_user, prompt.max_history)
+
+
+def validation_requests(
+    histories: pa.Table, prompts: Prompts, recaller: Recaller, train: config.Train, rank: int, world: int
+) -> list[tuple[Request, int]]:
+    """This rank's users as requests over what recall brings, with the place of the true item among the candidates.
+
+    Users whose held-out item recall does not bring are left out: no order of candidates would find it.
+    """
+    rows = known_histories(histories, prompts.catalogue.ids, training_only=False)
+    found = []
+    for i in range(rank, len(rows), world):
+        length = int(histories[TRAIN_LENGTH][i].as_py())
+        history, rest = rows[i][:length].astype(np.int64), rows[i][length:]
+        if not len(history) or not len(rest):
+            continue
+        candidates = recaller.top(history, history)[: train.validation_candidates]
+        place = np.flatnonzero(candidates == rest[0])
+        if len(place):
+            prefix = prompts.prefix(histories[USER][i].as_py())
+            newest = history[-prompts.max_history :]
+            found.append((scoring_request(prefix, prompts.catalogue, newest, candidates), int(place[0])))
+    return found
+
+
+def _steps(task: Task, prompts: Prompts, rng: np.random.Generator, done: int) -> Iterator[list[tuple[Any, np.ndarray]]]:
+    """(user, history rows) of each remaining step, epoch after epoch, streamed from the store and shuffled."""
+    import ray.train
+
+    shard = ray.train.get_dataset_shard("train")
+    users = task.train.users_per_step
+    while done < task.steps:
+        seed = int(rng.integers(2**31))
+        batches = shard.iter_batches(
+            batch_size=users, batch_format="pyarrow", local_shuffle_buffer_size=64 * users, local_shuffle_seed=seed
+        )
+        for batch in batches:
+            rows = known_histories(batch, prompts.catalogue.ids, training_only=True)
+            yield [(batch[USER][i].as_py(), rows[i].astype(np.int64)) for i in range(len(rows)) if len(rows[i])]
+            done += 1
+            if done == task.steps:
+                return
+
+
+def _step(
+    model: Any,
+    requests: list[Request],
+    examples: list[Example],
+    decisions: float,
+    batch_tokens: int,
+    precision: torch.dtype,
+    device: torch.device,
+    world: int,
+) -> float:
+    """Accumulate the gradient of the mean loss over all ranks' decisions; this rank's share of that mean."""
+    groups = plan([r.tokens for r in requests], batch_tokens)
+    passes = int(_max(len(groups), device, world))
+    total = 0.0
+    for index in range(passes):
+        # A rank with fewer passes repeats its last one at weight zero.
+        weight = 1.0 if index < len(groups) else 0.0
+        group = groups[min(index, len(groups) - 1)]
+        with _synchronising(model, index == passes - 1):
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                scores = model(pack([requests[i] for i in group]).to(device))
+            loss = _loss(scores.float(), [examples[i] for i in group]) * (weight / decisions)
+            # Gradients are averaged over ranks; the loss is a sum over them.
+            (loss * world).backward()
+        total += float(loss.detach())
+    return total
+
+
+def _loss(scores: torch.Tensor, examples: list[Example]) -> torch.Tensor:
+    """Listwise loss over packed scores: each example's true items first, then its negatives."""
+    positive, negative, start = [], [], 0
+    for example in examples:
+        d, n = example.negatives.shape
+        positive.append(scores[start : start + d])
+        negative.append(scores[start + d : start + d + d * n].view(d, n))
+        start += d + d * n
+    usable = torch.from_numpy(np.concatenate([e.usable for e in examples])).to(scores.device)
+    return listwise_softmax(torch.cat(positive), torch.cat(negative), usable)
+
+
+def _validate(
+    ranker: Ranker,
+    requests: list[tuple[Request, int]],
+    batch_tokens: int,
+    precision: torch.dtype,
+    device: torch.device,
+    world: int,
+) -> float | None:
+    """Mean NDCG@10 of the true item over all ranks' users; None if there are none."""
+    scores = score_requests(ranker, [r for r, _ in requests], batch_tokens, precision) if requests else []
+    ranker.train()
+    gain = 0.0
+    for s, (_, place) in zip(scores, requests, strict=True):
+        above = int((s > s[place]).sum()) + int((s[:place] == s[place]).sum())
+        gain += 1 / np.log2(above + 2) if above < 10 else 0.0
+    users = _sum(float(len(requests)), device, world)
+    return _sum(gain, device, world) / users if users else None
+
+
+def _distributed(ranker: Ranker, strategy: str, device: torch.device, world: int) -> Any:
+    if world == 1:
+        return ranker.train()
+    if strategy == "fsdp2":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(device.type, (world,))
+        for layer in _layers(ranker):
+            fully_shard(layer, mesh=mesh)
+        return fully_shard(ranker, mesh=mesh).train()
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(ranker, device_ids=ids).train()
+
+
+def _layers(ranker: Ranker) -> Any:
+    backbone: Any = ranker.backbone
+    return getattr(backbone, "get_base_model", lambda: backbone)().layers
+
+
+@contextlib.contextmanager
+def _synchronising(model: Any, last: bool) -> Iterator[None]:
+    """Exchange gradients only on the last of a step's passes."""
+    if isinstance(model, DistributedDataParallel):
+        with contextlib.nullcontext() if last else model.no_sync():
+            yield
+    else:
+        if hasattr(model, "set_requires_gradient_sync"):
+            model.set_requires_gradient_sync(last)
+        yield
+
+
+def _groups(ranker: Ranker, train: config.Train) -> list[dict[str, Any]]:
+    backbone = [p for p in ranker.backbone.parameters() if p.requires_grad]
+    head = {"params": list(ranker.head.parameters()), "lr": train.head_learning_rate, "weight_decay": 0.0}
+    return [{"params": backbone}, head] if backbone else [head]
+
+
+def _set_dropout(ranker: Ranker, dropout: float) -> None:
+    for module in ranker.backbone.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = dropout
+
+
+def _resume(model: Any, optimizer: Any, schedule: Any) -> Progress:
+    import ray.train
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return Progress()
+    with checkpoint.as_directory() as directory:
+        state = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)
+    set_state_dict(
+        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_state_options(False)
+    )
+    schedule.load_state_dict(state["schedule"])
+    return Progress(**state["progress"])
+
+
+def _report(model: Any, optimizer: Any, schedule: Any, progress: Progress, metric: float, rank: int) -> None:
+    """Hand metrics, and from rank 0 a checkpoint, to Ray Train."""
+    import ray.train
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=_state_options(True))
+    done = {"steps_done": progress.step, "tokens": progress.tokens, "decisions": progress.decisions}
+    metrics = {METRIC: metric, **done}
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        state = {
+            "model": model_state, "optimizer": optimizer_state, "schedule": schedule.state_dict(),
+            "progress": vars(progress),
+        }  # fmt: skip
+        torch.save(state, Path(directory) / STATE_FILE)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+
+def _state_options(offload: bool) -> Any:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True, cpu_offload=offload, ignore_frozen_params=True, strict=False)
+
+
+def _curves(layout: Layout) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(logdir=tempfile.mkdtemp(prefix="llmrec-curves-"))
+
+
+def _sum(value: float, device: torch.device, world: int) -> float:
+    return _reduce(value, dist.ReduceOp.SUM, device, world)
+
+
+def _max(value: float, device: torch.device, world: int) -> float:
+    return _reduce(value, dist.ReduceOp.MAX, device, world)
+
+
+def _reduce(value: float, operation: Any, device: torch.device, world: int) -> float:
+    if world == 1:
+        return value
+    tensor = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, op=operation)
+    return float(tensor)

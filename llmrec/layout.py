@@ -1,0 +1,76 @@
+"""Where each table lies under the root: the one place that knows the names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmrec import storage
+from llmrec.config import Config
+from llmrec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    root: str
+
+    @staticmethod
+    def of(config: Config) -> Layout:
+        """The layout under `root`.
+
+        Raises:
+            UserError: no root is set.
+        """
+        if not config.root:
+            raise UserError("root is not set; give a local path or s3://bucket/prefix (--root or in the configuration file)")
+        return Layout(storage.absolute(config.root))
+
+    def _at(self, *parts: str) -> str:
+        return storage.join(self.root, *parts)
+
+    @property
+    def items(self) -> str:
+        return self._at("tables", "items", "items.parquet")
+
+    @property
+    def users(self) -> str:
+        return self._at("tables", "users", "users.parquet")
+
+    @property
+    def histories(self) -> str:
+        return self._at("tables", "histories")
+
+    @property
+    def targets(self) -> str:
+        return self._at("tables", "targets")
+
+    @property
+    def neighbours(self) -> str:
+        return self._at("tables", "neighbours", "neighbours.parquet")
+
+    def candidates(self, source: str = "merged") -> str:
+        return self._at("tables", "candidates", source)
+
+    def quarantine(self, stage: str) -> str:
+        return self._at("quarantine", stage)
+
+    @property
+    def ranker(self) -> str:
+        return self._at("models", "ranker")
+
+    @property
+    def training(self) -> str:
+        return self._at("models", "training")
+
+    @property
+    def rankings(self) -> str:
+        return self._at("rankings")
+
+    def run(self, run_id: str) -> str:
+        return self._at("runs", run_id)
+
+    @property
+    def evaluation(self) -> str:
+        return self._at("evaluation", "evaluation.json")
+
+    def summary(self, stage: str) -> str:
+        return self._at("summaries", f"{stage}.json")

@@ -1,0 +1,68 @@
+"""What a history teaches: which events are decisions, and against which candidates. Plain numpy and scipy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from llmrec.config import Train
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pass over a part of a user's history.
+
+    history: int64[m] catalogue rows, oldest first; decisions: int64[d], the events that are trained;
+    negatives: int64[d, n] rows; usable: bool[d, n], false where a negative is the decision's own item.
+    """
+
+    history: np.ndarray
+    decisions: np.ndarray
+    negatives: np.ndarray
+    usable: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recaller:
+    """Draws the candidates that recall would bring: item-item neighbours of what the user had by then."""
+
+    similar: sparse.csr_matrix
+    decay: float
+    depth: int
+
+    def top(self, history: np.ndarray, without: np.ndarray) -> np.ndarray:
+        """int64[<= depth] rows, best first, for a history of rows (oldest first); items in `without` left out."""
+        weights = np.power(np.float32(self.decay), np.arange(len(history), dtype=np.float32)[::-1])
+        scores = np.asarray(weights @ self.similar[history]).ravel()
+        scores[without] = 0
+        depth = min(self.depth, len(scores))
+        best = np.argpartition(-scores, depth - 1)[:depth]
+        best = best[scores[best] > 0]
+        return best[np.argsort(-scores[best], kind="stable")]
+
+
+def sample(history: np.ndarray, train: Train, max_history: int, recaller: Recaller, rng: np.random.Generator) -> Example:
+    """A random window of at most `max_history` events, some of them decisions, each with its own negatives.
+
+    A negative is drawn, with probability `hard_share`, from what recall would have brought at that point, else
+    uniformly from the catalogue. history: int64[>= 1].
+    """
+    end = len(history)
+    if end > max_history:
+        end = int(rng.integers(max_history, end + 1))
+    window = history[max(0, end - max_history) : end]
+    count = min(train.decisions_per_user, len(window))
+    decisions = np.sort(rng.permutation(len(window))[:count])
+    n_items = recaller.similar.shape[0]
+    negatives = rng.integers(0, n_items, size=(count, train.negatives))
+    hard = rng.random(negatives.shape) < train.hard_share
+    for row, event in enumerate(decisions):
+        wanted = int(hard[row].sum())
+        if event == 0 or wanted == 0:
+            continue
+        recalled = recaller.top(window[:event], window[: event + 1])
+        if len(recalled):
+            negatives[row, hard[row]] = rng.choice(recalled, wanted, replace=len(recalled) < wanted)
+    return Example(window, decisions, negatives, negatives != window[decisions][:, None])

@@ -1,0 +1,238 @@
+"""The ranker: a Hugging Face causal LM as backbone, a head that reads scores, and how both are saved and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from llmrec.config import Model, Prompt
+from llmrec.errors import UserError
+from llmrec.ranker.attention import PACKED, packed_mask
+from llmrec.ranker.packing import Batch, Request, pack, plan, split
+
+HEAD_FILE, RANKER_FILE = "head.safetensors", "ranker.json"
+
+
+class RankerCard(BaseModel):
+    """What `ranker.json` holds: all that is needed to score as in training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    base: str
+    layers: int
+    head: Literal["linear", "yes_no"]
+    labels: tuple[str, str]
+    prompt: Prompt
+    trained: bool
+
+
+class LinearHead(nn.Module):
+    """score = w . h, w starting at zero so that an untrained head prefers nothing."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """states: [B, hidden] -> float32[B]."""
+        return states.float() @ self.weight.float()
+
+
+class YesNoHead(nn.Module):
+    """score = logit(yes) - logit(no), multiplying only those two rows of the language-model head."""
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        """rows: [2, hidden], those of yes and no."""
+        super().__init__()
+        self.weight = nn.Parameter((rows[0].float() - rows[1].float()).detach().clone())
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """states: [B, hidden] -> float32[B]."""
+        return states.float() @ self.weight.float()
+
+
+class Ranker(nn.Module):
+    """A decoder without its vocabulary head, and a score head over the read positions."""
+
+    def __init__(
+        self, backbone: PreTrainedModel, head: nn.Module, tokenizer: PreTrainedTokenizerBase, card: RankerCard
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.tokenizer, self.card = tokenizer, card
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Scores of a packed batch: float32[B], one per read position."""
+        hidden = self.backbone(
+            input_ids=batch.token[None], position_ids=batch.position[None], packed=packed_mask(batch), use_cache=False
+        ).last_hidden_state[0]
+        return self.head(hidden[batch.read])
+
+    @staticmethod
+    def from_base(model: Model, prompt: Prompt, directory: str) -> Ranker:
+        """A ranker with an untouched backbone from a model directory or hub id.
+
+        Raises:
+            UserError: the model cannot be loaded or packed, or a yes-no label is not one token.
+        """
+        head: nn.Module
+        if model.head == "yes_no":
+            lm, tokenizer = _load(AutoModelForCausalLM, directory)
+            backbone = _cut_layers(lm.base_model, model.layers)
+            head = YesNoHead(_label_rows(lm, tokenizer, model.labels))
+        else:
+            loaded, tokenizer = _load(AutoModel, directory)
+            backbone = _cut_layers(loaded, model.layers)
+            head = LinearHead(backbone.config.hidden_size)
+        card = RankerCard(
+            base=model.base, layers=len(backbone.layers), head=model.head, labels=model.labels, prompt=prompt,
+            trained=False,
+        )  # fmt: skip
+        return Ranker(backbone, head, tokenizer, card)
+
+    @staticmethod
+    def from_pretrained(directory: str | Path) -> Ranker:
+        """A ranker that `save_pretrained` wrote; gives equal scores.
+
+        Raises:
+            UserError: the directory holds no ranker.
+        """
+        directory = Path(directory)
+        try:
+            card = RankerCard.model_validate_json((directory / RANKER_FILE).read_text())
+        except FileNotFoundError:
+            raise UserError(f"{directory}: no {RANKER_FILE}; this is no directory that train saved") from None
+        except ValueError as error:
+            raise UserError(f"{directory / RANKER_FILE}: {' '.join(str(error).split())}") from None
+        backbone, tokenizer = _load(AutoModel, str(directory))
+        weight = load_file(directory / HEAD_FILE)["weight"]
+        head: nn.Module = LinearHead(len(weight)) if card.head == "linear" else YesNoHead(torch.zeros(2, len(weight)))
+        head.load_state_dict({"weight": weight})
+        return Ranker(_cut_layers(backbone, card.layers), head, tokenizer, card)
+
+    def save_pretrained(self, directory: str | Path, model_card: str) -> None:
+        """Write backbone and tokenizer as transformers does, the head, `ranker.json` and a README.md model card.
+
+        The backbone is saved without its vocabulary head, which scoring does not read.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.backbone.save_pretrained(directory)
+        self.tokenizer.save_pretrained(str(directory))
+        save_file({"weight": self.head.weight.detach().float().contiguous()}, directory / HEAD_FILE)  # type: ignore[union-attr,operator]
+        (directory / RANKER_FILE).write_text(json.dumps(self.card.model_dump(), indent=2) + "\n")
+        (directory / "README.md").write_text(model_card)
+
+
+def score_requests(
+    ranker: Ranker, requests: Sequence[Request], batch_tokens: int, precision: torch.dtype
+) -> list[torch.Tensor]:
+    """Score requests packed by token budget: float32[N] on the CPU for each, in the requests' order.
+
+    Requests larger than the budget are split, their trunk computed once per piece, and merged again.
+    """
+    pieces = [(i, piece) for i, r in enumerate(requests) for piece in split(r, batch_tokens)]
+    scores: list[torch.Tensor] = [torch.empty(0)] * len(pieces)
+    device = next(ranker.parameters()).device
+    ranker.eval()
+    with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        for group in plan([piece.tokens for _, piece in pieces], batch_tokens):
+            flat = ranker(pack([pieces[j][1] for j in group]).to(device)).float().cpu()
+            reads = [len(pieces[j][1].trunk_read) + len(pieces[j][1].branches) for j in group]
+            for j, part in zip(group, flat.split(reads), strict=True):
+                scores[j] = part
+    merged: list[list[torch.Tensor]] = [[] for _ in requests]
+    for (i, _), part in zip(pieces, scores, strict=True):
+        merged[i].append(part)
+    return [torch.cat(parts) if parts else torch.empty(0) for parts in merged]
+
+
+def score_pair_by_pair(ranker: Ranker, request: Request) -> torch.Tensor:
+    """The slow way: every candidate as an ordinary sequence of its own, transformers' own attention, float32.
+
+    Returns float32[N]. The reference that packed scores are held against.
+    """
+    device = next(ranker.parameters()).device
+    backbone = ranker.backbone
+    chosen = backbone.config._attn_implementation
+    ranker.eval()
+    backbone.set_attn_implementation("eager")
+    try:
+        scores = []
+        with torch.inference_mode():
+            for i in range(len(request.branches)):
+                visible_trunk = request.trunk[: int(request.attach[i]) + 1]
+                tokens = torch.tensor([[*visible_trunk.tolist(), *request.branches[i].tolist()]], device=device)
+                state = backbone(input_ids=tokens, use_cache=False).last_hidden_state[0, -1:]
+                scores.append(ranker.head(state).float().cpu())
+    finally:
+        backbone.set_attn_implementation(chosen)
+    return torch.cat(scores) if scores else torch.empty(0)
+
+
+def model_version(directory: str | Path) -> str:
+    """12 hex digits over the contents of every file of a model directory."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in Path(directory).rglob("*") if p.is_file()):
+        digest.update(file.relative_to(directory).as_posix().encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:12]
+
+
+def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype to compute in: `auto` is bfloat16 where the hardware multiplies it natively, else float32."""
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16")) or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _load(kind: Any, directory: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+            raise UserError(f"{directory}: uses sliding-window attention, which cannot be packed; choose another backbone")
+        model = kind.from_pretrained(directory, attn_implementation=PACKED, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model '{directory}' cannot be loaded: {str(error).splitlines()[0]}") from None
+    if not hasattr(model.base_model, "layers"):
+        raise UserError(f"model '{directory}' ({type(model).__name__}) is no decoder: it has no list of layers")
+    return model, tokenizer
+
+
+def _cut_layers(backbone: Any, layers: int | None) -> Any:
+    if layers is not None:
+        if layers > len(backbone.layers):
+            raise UserError(f"model.layers = {layers}: this backbone has only {len(backbone.layers)}")
+        backbone.layers = backbone.layers[:layers]
+        backbone.config.num_hidden_layers = layers
+    return backbone
+
+
+def _label_rows(lm: Any, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, str]) -> torch.Tensor:
+    ids = []
+    for label in labels:
+        tokens = tokenizer(label, add_special_tokens=False)["input_ids"]
+        if len(tokens) != 1:
+            raise UserError(f"model.labels: {label!r} is {len(tokens)} tokens in this tokenizer; choose a label of one")
+        ids.append(tokens[0])
+    return lm.get_output_embeddings().weight[ids]

@@ -1,0 +1,152 @@
+"""Ranking requests as flat, padding-free batches of trunks with branches.
+
+One user is a *trunk* (instruction, context, history); each candidate is a *branch*. A branch sees the trunk up to
+its attachment point and itself, never another branch, and its positions go on from the attachment point, so its
+score is the one it would have had alone. The mask rule over a packed batch is
+
+    query q sees key k  iff  request(q) == request(k) and
+        ( k is trunk and position(k) <= min(position(q), attach(q))
+          or branch(q) == branch(k) and k is not after q )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llmrec.ranker.ragged import Ragged, offsets_of, within
+
+
+@dataclass(frozen=True)
+class Request:
+    """One user with candidates.
+
+    trunk: int32[P], P >= 1 token ids.
+    branches: N token sequences, each of length >= 1; a branch is read at its last token.
+    attach: int32[N], the trunk position of the last trunk token that the branch sees (P - 1 when it sees it all).
+    trunk_read: int32[M], trunk positions that are read too (training reads the history's own items there).
+    """
+
+    trunk: np.ndarray
+    branches: Ragged
+    attach: np.ndarray
+    trunk_read: np.ndarray
+
+    @staticmethod
+    def to_score(trunk: np.ndarray, branches: Ragged) -> Request:
+        """A request whose branches all see the whole trunk."""
+        return Request(trunk, branches, np.full(len(branches), len(trunk) - 1, np.int32), np.empty(0, np.int32))
+
+    @property
+    def tokens(self) -> int:
+        return len(self.trunk) + len(self.branches.values)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R requests packed into T token positions, B of which are read.
+
+    token, position, request, branch, attach: int64[T]; branch is 0 in a trunk and counts from 1 within a request.
+    read: int64[B], indices into T: for each request its trunk reads, then its branches, in their order.
+    bounds: the T-range of each request, R pairs (start, end).
+    """
+
+    token: torch.Tensor
+    position: torch.Tensor
+    request: torch.Tensor
+    branch: torch.Tensor
+    attach: torch.Tensor
+    read: torch.Tensor
+    bounds: tuple[tuple[int, int], ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = (t.to(device) for t in (self.token, self.position, self.request, self.branch, self.attach, self.read))
+        return Batch(*moved, bounds=self.bounds)
+
+
+def pack(requests: Sequence[Request]) -> Batch:
+    """Pack requests one after another, each as its trunk followed by its branches."""
+    token, position, branch, attach, read = [], [], [], [], []
+    bounds, start = [], 0
+    for r in requests:
+        p, lengths = len(r.trunk), r.branches.lengths
+        if p == 0:
+            raise ValueError("a request needs a trunk of at least one token")
+        if len(lengths) and lengths.min() == 0:
+            raise ValueError("a branch needs at least one token")
+        token += [r.trunk, r.branches.values]
+        position += [np.arange(p), np.repeat(r.attach + 1, lengths) + within(lengths)]
+        branch += [np.zeros(p, np.int64), np.repeat(np.arange(1, len(lengths) + 1), lengths)]
+        attach += [np.arange(p), np.repeat(r.attach, lengths)]
+        read += [start + r.trunk_read, start + p + r.branches.offsets[1:] - 1]
+        bounds.append((start, start + r.tokens))
+        start += r.tokens
+    sizes = [end - begin for begin, end in bounds]
+    return Batch(
+        token=_tensor(token),
+        position=_tensor(position),
+        request=torch.from_numpy(np.repeat(np.arange(len(requests)), sizes)),
+        branch=_tensor(branch),
+        attach=_tensor(attach),
+        read=_tensor(read),
+        bounds=tuple(bounds),
+    )
+
+
+def visible(batch: Batch, start: int, end: int) -> torch.Tensor:
+    """The mask rule over batch[start:end] as bool[end - start, end - start], rows queries, columns keys."""
+    position, branch, attach = (t[start:end] for t in (batch.position, batch.branch, batch.attach))
+    request = batch.request[start:end]
+    index = torch.arange(end - start, device=position.device)
+    in_trunk = (branch == 0)[None, :] & (position[None, :] <= torch.minimum(position, attach)[:, None])
+    in_branch = (branch[:, None] == branch[None, :]) & (index[None, :] <= index[:, None])
+    return (request[:, None] == request[None, :]) & (in_trunk | in_branch)
+
+
+def split(request: Request, budget: int) -> list[Request]:
+    """Cut a request's branches into pieces that fit `budget` tokens, trunk included; scores concatenate in order.
+
+    A piece holds at least one branch, so a single branch longer than the budget gets a batch of its own.
+    Only for requests without trunk reads.
+    """
+    if request.tokens <= budget or len(request.branches) <= 1:
+        return [request]
+    assert len(request.trunk_read) == 0
+    room = max(budget - len(request.trunk), 1)
+    pieces, first = [], 0
+    ends = request.branches.offsets
+    while first < len(request.branches):
+        last = int(np.searchsorted(ends, ends[first] + room, side="right")) - 1
+        last = max(last, first + 1)
+        rows = np.arange(first, last)
+        pieces.append(Request(request.trunk, request.branches.take(rows), request.attach[rows], request.trunk_read))
+        first = last
+    return pieces
+
+
+def plan(tokens: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
+    """Group requests of these sizes into batches of at most `budget` tokens, longest first.
+
+    Returns lists of indices; a request larger than the budget is alone in its batch. Deterministic: equal sizes keep
+    their order.
+    """
+    order = np.argsort(-np.asarray(tokens), kind="stable")
+    batches: list[list[int]] = []
+    used = budget + 1
+    for i in order:
+        if used + tokens[i] > budget:
+            batches.append([])
+            used = 0
+        batches[-1].append(int(i))
+        used += int(tokens[i])
+    return batches
+
+
+def _tensor(parts: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+__all__ = ["Batch", "Request", "offsets_of", "pack", "plan", "split", "visible"]

@@ -1,0 +1,150 @@
+"""Users and items as token sequences: a history is a trunk, an item is a branch.
+
+An item's tokens are the same in a history and as a candidate of a linear head, so that an event of the history can be
+read as a trained decision and as a scored candidate alike. Items are tokenised once per catalogue, never per pair.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from llmrec.config import Prompt
+from llmrec.errors import UserError
+from llmrec.ranker.packing import Request
+from llmrec.ranker.ragged import Ragged
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items, tokenised. Row i is item `ids[i]`, ids ascending.
+
+    ids: arrow array[n]; event: tokens in a history; candidate: tokens as a branch; cut: how many texts were too long.
+    """
+
+    ids: pa.Array
+    event: Ragged
+    candidate: Ragged
+    cut: int
+
+    def rows(self, ids: pa.Array) -> np.ndarray:
+        """int64[m]: the row of each id, -1 where the catalogue lacks it."""
+        found = pa.compute.index_in(ids, self.ids)
+        return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def placeholders(template: str) -> list[str]:
+    """The column names that a template uses.
+
+    Raises:
+        UserError: the template is malformed, or has a placeholder that is not a plain column name.
+    """
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise UserError(f"prompt template {template!r}: {error}") from None
+    for name in names:
+        if not name.isidentifier():
+            raise UserError(f"prompt template {template!r}: placeholder '{{{name}}}' must be a column name")
+    return names
+
+
+def fill(template: str, table: pa.Table, kind: str) -> list[str]:
+    """The template filled from each row; a null counts as an empty text, a list is joined by commas.
+
+    Raises:
+        UserError: the template names a column that the table lacks.
+    """
+    names = placeholders(template)
+    for name in names:
+        if name not in table.column_names:
+            raise UserError(f"prompt.{kind} uses '{{{name}}}', but the {kind}s table has: {', '.join(table.column_names)}")
+    columns = [[_text(v) for v in table.column(name).to_pylist()] for name in names]
+    if not names:
+        return [template] * table.num_rows
+    return [template.format(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def tokenise_catalogue(
+    items: pa.Table, item_column: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
+) -> Catalogue:
+    """Tokenise every item once.
+
+    Raises:
+        UserError: an item's id is null or its text is empty.
+    """
+    items = items.take(pa.compute.sort_indices(items, sort_keys=[(item_column, "ascending")]))
+    texts = fill(prompt.item, items, "item")
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise UserError(f"item {items[item_column][i].as_py()!r}: prompt.item {prompt.item!r} gives an empty text")
+    text_tokens = _tokenise(tokenizer, [prompt.before_item + text for text in texts])
+    cut = sum(len(t) > prompt.max_item_tokens for t in text_tokens)
+    text_tokens = [t[: prompt.max_item_tokens] for t in text_tokens]
+    end, before, after = _tokenise(tokenizer, [prompt.after_item, prompt.before_candidate, prompt.after_candidate])
+    event = Ragged.of([t + end for t in text_tokens])
+    bare = not (prompt.before_candidate or prompt.after_candidate)
+    candidate = event if bare else Ragged.of([before + t + after for t in text_tokens])
+    return Catalogue(items[item_column].combine_chunks(), event, candidate, cut)
+
+
+def trunk_prefixes(
+    users: pa.Table | None, user_column: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
+) -> tuple[np.ndarray, Mapping[Any, np.ndarray]]:
+    """Tokens that open a trunk: those of a user without attributes, and those of each user who has them."""
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    plain = np.asarray(start + _tokenise(tokenizer, [prompt.before_history])[0], np.int32)
+    if not len(plain):
+        raise UserError("prompt.before_history is empty and the tokenizer has no BOS token; a trunk needs one token")
+    if users is None or not prompt.user:
+        return plain, {}
+    texts = [text + prompt.before_history for text in fill(prompt.user, users, "user")]
+    tokens = (np.asarray(start + t, np.int32) for t in _tokenise(tokenizer, texts))
+    return plain, dict(zip(users[user_column].to_pylist(), tokens, strict=True))
+
+
+def trunk(prefix: np.ndarray, events: Ragged) -> np.ndarray:
+    """int32[P]: prefix tokens followed by the history's."""
+    return np.concatenate([prefix, events.values])
+
+
+def scoring_request(prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, candidates: np.ndarray) -> Request:
+    """history, candidates: catalogue rows (int64), the history cut to what the trunk keeps, oldest first."""
+    return Request.to_score(trunk(prefix, catalogue.event.take(history)), catalogue.candidate.take(candidates))
+
+
+def training_request(
+    prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, decisions: np.ndarray, negatives: np.ndarray
+) -> Request:
+    """One pass that trains many next-item decisions.
+
+    history: int64[m] rows; decisions: int64[d], the events to train, each read where it ends in the trunk;
+    negatives: int64[d, n] rows, branches attached just before their decision's event. The batch reads first the d true
+    items, then the d * n negatives.
+    """
+    events = catalogue.event.take(history)
+    ends = len(prefix) + events.offsets
+    return Request(
+        trunk=trunk(prefix, events),
+        branches=catalogue.candidate.take(negatives.ravel()),
+        attach=np.repeat(ends[decisions] - 1, negatives.shape[1]).astype(np.int32),
+        trunk_read=(ends[decisions + 1] - 1).astype(np.int32),
+    )
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    return list(tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"])
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(str(v) for v in value)
+    return str(value)

@@ -1,0 +1,93 @@
+"""Column names and arrow schemas of the tables, and the check that names what is wrong with one.
+
+The tables are the contract between stages and with the reader downstream. Ids are int64 or string and stay what they
+were: `id_type` carries the choice through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from llmrec.errors import UserError
+
+USER, ITEM, TIMESTAMP, EVENT, VALUE, TITLE = "user_id", "item_id", "timestamp", "event", "value", "title"
+ITEMS, TIMESTAMPS, RECALL_SCORES, SOURCES = "item_ids", "timestamps", "recall_scores", "sources"
+TRAIN_LENGTH, SPLIT = "train_length", "split"
+RANK, SCORE, RECALL_SCORE, SOURCE, MODEL_VERSION, RUN_ID = (
+    "rank", "score", "recall_score", "source", "model_version", "run_id",
+)  # fmt: skip
+BUCKET = "bucket"
+KEY, REASON, DETAIL, ORIGIN = "key", "reason_code", "detail", "source_file"
+
+
+def histories(user: pa.DataType, item: pa.DataType) -> pa.Schema:
+    """One row a user: what the models may see, oldest first.
+
+    The first `train_length` events are for training, the rest for validation; scoring sees them all.
+    """
+    return pa.schema([
+        (USER, user), (ITEMS, pa.list_(item)), (TIMESTAMPS, pa.list_(pa.int64())), (TRAIN_LENGTH, pa.int32()),
+    ])  # fmt: skip
+
+
+def targets(user: pa.DataType, item: pa.DataType) -> pa.Schema:
+    """One row a user who has held-out events: the truth that only evaluate reads."""
+    return pa.schema([(USER, user), (ITEMS, pa.list_(item))])
+
+
+def candidates(user: pa.DataType, item: pa.DataType) -> pa.Schema:
+    """List form: one row a user, best candidate first."""
+    return pa.schema([
+        (USER, user), (ITEMS, pa.list_(item)), (RECALL_SCORES, pa.list_(pa.float32())), (SOURCES, pa.list_(pa.string())),
+    ])  # fmt: skip
+
+
+def rankings(user: pa.DataType, item: pa.DataType) -> pa.Schema:
+    """The product: one row a user and rank, ranks from 1 without gaps, scores not increasing."""
+    return pa.schema([
+        (USER, user), (RANK, pa.int32()), (ITEM, item), (SCORE, pa.float32()), (RECALL_SCORE, pa.float32()),
+        (SOURCE, pa.string()), (MODEL_VERSION, pa.string()), (RUN_ID, pa.string()),
+    ])  # fmt: skip
+
+
+QUARANTINE = pa.schema([(KEY, pa.string()), (REASON, pa.string()), (DETAIL, pa.string()), (ORIGIN, pa.string())])
+
+
+def id_type(schema: pa.Schema, column: str, table: str) -> pa.DataType:
+    """The type that ids of this column have in our tables: int64 for integers, string for text.
+
+    Raises:
+        UserError: the column is missing or is neither.
+    """
+    if column not in schema.names:
+        raise UserError(f"{table}: column '{column}' is missing (it has: {', '.join(schema.names)}); map it in data.columns")
+    found = schema.field(column).type
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if pa.types.is_integer(found):
+        return pa.int64()
+    if pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found):
+        return pa.string()
+    raise UserError(f"{table}: column '{column}' has type {found}; ids must be integers or strings")
+
+
+def require(schema: pa.Schema, wanted: Mapping[str, str], table: str) -> None:
+    """Check that columns exist and are of a kind ('number', 'text', 'time', 'list').
+
+    Raises:
+        UserError: naming the first column that is missing or of another kind.
+    """
+    kinds = {
+        "number": lambda t: pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_null(t),
+        "text": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t),
+        "time": lambda t: pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_timestamp(t),
+        "list": lambda t: pa.types.is_list(t) or pa.types.is_large_list(t),
+    }
+    for column, kind in wanted.items():
+        if column not in schema.names:
+            raise UserError(f"{table}: column '{column}' is missing (it has: {', '.join(schema.names)})")
+        found = schema.field(column).type
+        if not kinds[kind](found):
+            raise UserError(f"{table}: column '{column}' has type {found}, which is no {kind}")

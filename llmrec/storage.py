@@ -1,0 +1,241 @@
+"""The only place that knows what a URI is: local paths and `s3://`, with the standard AWS environment variables.
+
+Data goes through pyarrow's filesystems (Ray Data and Delta use the same variables). Control files and the check that a
+store answers go through s3fs, whose errors tell a wrong key from a missing bucket and whose retries can be bounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.fs as pafs
+
+from llmrec.errors import UserError
+
+SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+STORE_VARIABLES = (
+    *SECRET_VARIABLES, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP", "AWS_EC2_METADATA_DISABLED",
+    "AWS_PROFILE",
+)  # fmt: skip
+CONNECT_SECONDS, READ_SECONDS = 3, 10
+
+
+def is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *(p.strip("/") for p in parts)])
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute (workers run in other directories), an s3:// URI without a trailing slash.
+
+    Raises:
+        UserError: another scheme, credentials inside the URI, or an s3:// URI without a bucket.
+    """
+    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", uri)
+    if scheme is None:
+        return str(Path(uri).expanduser().resolve())
+    if scheme[1] == "file":
+        return str(Path(uri.removeprefix("file://")).resolve())
+    if scheme[1] != "s3":
+        raise UserError(f"'{redact(uri)}': unknown scheme '{scheme[1]}://'; use a local path or s3://bucket/prefix")
+    parts = urlsplit(uri)
+    if "@" in parts.netloc or parts.query:
+        raise UserError(
+            f"'{redact(uri)}': put credentials and endpoint in the AWS_* environment variables, not in the URI"
+        )
+    if not parts.netloc:
+        raise UserError(f"'{uri}': no bucket; use s3://bucket/prefix")
+    return uri.rstrip("/")
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a URI and the path inside it."""
+    uri = absolute(uri)
+    if not is_s3(uri):
+        return pafs.LocalFileSystem(), uri
+    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
+    options: dict[str, Any] = dict(connect_timeout=CONNECT_SECONDS, request_timeout=60, allow_bucket_creation=False)
+    if endpoint.netloc:
+        options |= dict(endpoint_override=endpoint.netloc, scheme=endpoint.scheme)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region or endpoint.netloc:
+        options["region"] = region or "us-east-1"
+    return pafs.S3FileSystem(**options), uri.removeprefix("s3://")
+
+
+def check(uri: str) -> None:
+    """Ask the store once whether it answers and the bucket is there; for a local path, that its parent can be read.
+
+    Raises:
+        UserError: within seconds, naming the endpoint, bucket or credential that is wrong.
+    """
+    uri = absolute(uri)
+    if not is_s3(uri):
+        return
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import ConnectionError as BotoConnectionError
+
+    bucket = urlsplit(uri).netloc
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS")
+    s3 = _s3fs()
+    try:
+        s3.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+    except NoCredentialsError:
+        raise UserError(f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+    except (PermissionError, FileNotFoundError, ClientError, OSError, BotoCoreError) as error:
+        if isinstance(error, BotoConnectionError) or _names(error, "Connect", "Timeout", "timed out"):
+            raise UserError(f"{uri}: no answer from {endpoint}; is AWS_ENDPOINT_URL right and the store up?") from None
+        if isinstance(error, FileNotFoundError) or _names(error, "NoSuchBucket"):
+            raise UserError(f"{uri}: bucket '{bucket}' does not exist at {endpoint}; create it or correct the URI") from None
+        if isinstance(error, PermissionError) or _names(error, "SignatureDoesNotMatch", "InvalidAccessKeyId", "Forbidden"):
+            raise UserError(
+                f"{uri}: {endpoint} refuses these credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from None
+        raise UserError(f"{uri}: {endpoint} answered {redact(str(error))}") from None
+
+
+def read_bytes(uri: str) -> bytes:
+    """A whole small file.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    fs, path = filesystem(uri)
+    try:
+        with fs.open_input_stream(path) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise UserError(f"{uri}: no such file") from None
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole small file; a reader sees the old one or the new one, never a part."""
+    fs, path = filesystem(uri)
+    if is_s3(uri):
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def read_json(uri: str) -> Any:
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, value: Any) -> None:
+    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def exists(uri: str) -> bool:
+    fs, path = filesystem(uri)
+    return fs.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def list_files(uri: str, suffix: str = "") -> list[tuple[str, int]]:
+    """(URI, bytes) of every file under a prefix, or of the file itself, sorted by name; empty if there is none."""
+    fs, path = filesystem(uri)
+    info = fs.get_file_info(path)
+    if info.type == pafs.FileType.File:
+        return [(absolute(uri), info.size)]
+    found = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    prefix = "s3://" if is_s3(uri) else ""
+    return sorted((prefix + f.path, f.size) for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
+
+
+def delete(uri: str) -> None:
+    """Delete a file or everything under a prefix; nothing there is fine."""
+    fs, path = filesystem(uri)
+    kind = fs.get_file_info(path).type
+    if kind == pafs.FileType.File:
+        fs.delete_file(path)
+    elif kind == pafs.FileType.Directory:
+        fs.delete_dir(path)
+
+
+def upload_directory(local: Path, uri: str) -> None:
+    """Copy a local directory to a URI, file by file."""
+    for file in sorted(p for p in local.rglob("*") if p.is_file()):
+        write_bytes(join(uri, file.relative_to(local).as_posix()), file.read_bytes())
+
+
+def local_directory(uri: str, cache: Path) -> Path:
+    """A directory to read files from: the path itself, or a cached copy of what lies under an s3:// prefix.
+
+    The copy is keyed by the names and sizes and content digest of the listing's etags, so a changed model is fetched anew.
+
+    Raises:
+        UserError: nothing lies there.
+    """
+    if not is_s3(uri):
+        if not Path(uri).is_dir():
+            raise UserError(f"{uri}: no such directory")
+        return Path(uri)
+    uri = absolute(uri)
+    fs, root = filesystem(uri)
+    found = [
+        f for f in fs.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+        if f.type == pafs.FileType.File
+    ]  # fmt: skip
+    if not found:
+        raise UserError(f"{uri}: nothing lies there")
+    listing = json.dumps(sorted((f.path, f.size, f.mtime_ns) for f in found))
+    target = cache / hashlib.sha256((uri + listing).encode()).hexdigest()[:24]
+    if target.is_dir():
+        return target
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    for f in found:
+        file = temporary / f.path.removeprefix(root + "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with fs.open_input_stream(f.path) as stream:
+            file.write_bytes(stream.read())
+    try:
+        temporary.rename(target)
+    except OSError:  # another process was first; its copy is as good
+        if not target.is_dir():
+            raise
+    return target
+
+
+def delta_options(uri: str) -> dict[str, str]:
+    """Options for delta-rs, which reads the AWS variables itself except for permission to use plain http."""
+    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    return {"AWS_ALLOW_HTTP": "true"} if is_s3(uri) and plain else {}
+
+
+def environment() -> dict[str, str]:
+    """The variables that a worker needs to reach the same store as this process."""
+    return {name: os.environ[name] for name in STORE_VARIABLES if name in os.environ}
+
+
+def redact(text: str) -> str:
+    """Text with the values of the secret variables, and credentials inside URIs, blotted out."""
+    for name in SECRET_VARIABLES:
+        if value := os.environ.get(name):
+            text = text.replace(value, "***")
+    return re.sub(r"(s3|https?)://[^/\s@]+@", r"\1://***@", text)
+
+
+def _s3fs() -> Any:
+    import s3fs
+
+    return s3fs.S3FileSystem(
+        skip_instance_cache=True,
+        config_kwargs=dict(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries={"max_attempts": 0}),
+    )
+
+
+def _names(error: BaseException, *words: str) -> bool:
+    text = f"{type(error).__name__} {error} {type(error.__cause__).__name__}"
+    return any(word in text for word in words)

@@ -1,0 +1,104 @@
+"""Tables in buckets: all rows of a user lie in one file, chosen by a stable hash of the user's id.
+
+The bucket is the unit of parallelism, retry, resume and audit. A bucketed table is a directory of
+`bucket-00042.parquet` files; histories, candidates and targets with the same number of buckets join file by file.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from llmrec import storage
+from llmrec.errors import UserError
+from llmrec.schema import USER
+
+
+def user_hash(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """uint64[n]: xxhash64 of each id's decimal or UTF-8 text, the same on every machine and in every version."""
+    digest = xxhash.xxh64_intdigest
+    return np.fromiter((digest(str(v).encode()) for v in ids.to_pylist()), dtype=np.uint64, count=len(ids))
+
+
+def bucket_of(ids: pa.Array | pa.ChunkedArray, buckets: int) -> np.ndarray:
+    """int32[n]: user_hash modulo the number of buckets."""
+    return (user_hash(ids) % np.uint64(buckets)).astype(np.int32)
+
+
+def share_of(ids: pa.Array | pa.ChunkedArray, share: float) -> np.ndarray:
+    """bool[n]: a stable choice of this share of users, independent of their buckets."""
+    high = (user_hash(ids) >> np.uint64(32)).astype(np.float64) / 2.0**32
+    return high < share
+
+
+def bucket_file(table: str, bucket: int) -> str:
+    return storage.join(table, f"bucket-{bucket:05d}.parquet")
+
+
+def bucket_files(table: str) -> dict[int, str]:
+    """Bucket number -> URI of the files that are there.
+
+    Raises:
+        UserError: the directory holds none.
+    """
+    found = {}
+    for uri, _ in storage.list_files(table, ".parquet"):
+        if match := re.search(r"/bucket-(\d{5})\.parquet$", uri):
+            found[int(match[1])] = uri
+    if not found:
+        raise UserError(f"{table}: no bucketed table there (bucket-00000.parquet ...); run the job that writes it first")
+    return found
+
+
+def write_parquet(table: pa.Table, uri: str) -> int:
+    """Write one Parquet file in one piece; the same rows give the same bytes. Returns its size in bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=1 << 17)
+    data = buffer.getvalue()
+    storage.write_bytes(uri, data)
+    return len(data)
+
+
+def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file or a directory of them as one table.
+
+    Raises:
+        UserError: nothing there, no Parquet, or a truncated file; named.
+    """
+    fs, path = storage.filesystem(uri)
+    files = [f for f, _ in storage.list_files(uri) if not f.rsplit("/", 1)[-1].startswith(("_", "."))]
+    if not files:
+        raise UserError(f"{uri}: no such table")
+    tables = []
+    for file in files:
+        try:
+            inner = file.removeprefix("s3://")
+            tables.append(pq.read_table(inner, filesystem=fs, columns=columns, partitioning=None))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(f"{uri}: its files disagree on columns ({str(error).splitlines()[0][:120]})") from None
+
+
+def delete_others(table: str, keep: Iterable[int]) -> None:
+    """Delete bucket files that are not among `keep`, left by an earlier run with more buckets."""
+    kept = set(keep)
+    try:
+        files = bucket_files(table)
+    except UserError:
+        return
+    for bucket, uri in files.items():
+        if bucket not in kept:
+            storage.delete(uri)
+
+
+def sorted_by_user(table: pa.Table) -> pa.Table:
+    return table.take(pa.compute.sort_indices(table, sort_keys=[(USER, "ascending")]))
