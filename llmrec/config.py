@@ -61,9 +61,9 @@ class Prompt(Section):
     before_history: str = "Films watched, oldest first:\n"
     before_item: str = " "
     after_item: str = Field("\n", description="ends an item of the history")
-    before_candidate: str = Field("", description="head=yes_no: put before the item; head=linear: must be empty")
-    after_candidate: str = Field("", description="head=yes_no: the question; head=linear: must be empty")
-    max_history: Count = Field(30, description="newest events kept in the trunk")
+    before_candidate: str = Field("", description="head=yes_no: put before the item; else empty")
+    after_candidate: str = Field("", description="head=yes_no: the question; else empty")
+    max_history: Count = Field(60, description="newest events kept in the trunk")
     max_item_tokens: Count = Field(32, description="longer item texts are cut, and counted")
 
 
@@ -72,7 +72,14 @@ class Model(Section):
 
     base: str = Field("smollm2-135m-instruct", description="an asset's name, a directory, an s3:// prefix or a hub id")
     layers: Count | None = Field(None, description="keep the first n layers; null for all")
-    head: Literal["linear", "yes_no"] = "linear"
+    items: Literal["text", "token"] = Field(
+        "token", description="text: an item is its own tokens; token: one vector, its text's embedding plus a learned part"
+    )
+    head: Literal["linear", "yes_no", "dot"] = Field(
+        "dot",
+        description="linear: the candidate is read as a branch; yes_no: the same with the untouched model's yes and no; "
+        "dot: the user's state against the item's vector (items=token only)",
+    )
     labels: tuple[str, str] = Field((" yes", " no"), description="head=yes_no: one token each")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
 
@@ -85,17 +92,17 @@ class Train(Section):
     train_embeddings: bool = Field(False, description="tune=full: let the token embeddings learn too")
     lora_rank: Count = 16
     lora_alpha: Count = 32
-    epochs: Count = 2
+    epochs: Count = 8
     max_steps: Count | None = Field(None, description="stop after this many optimizer steps; null for whole epochs")
     users_per_step: Count = Field(16, description="users per worker and optimizer step")
-    decisions_per_user: Count = Field(10, description="history events trained as decisions in one pass")
-    negatives: Count = Field(7, description="candidates beside the true one at each decision")
-    hard_share: Share = Field(0.7, description="negatives drawn from neighbours of the user's newest items")
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    head_learning_rate: Annotated[float, Field(gt=0)] = 1.5e-3
+    decisions_per_user: Count = Field(60, description="history events trained as decisions in one pass")
+    negatives: Count = Field(7, description="head=linear: candidates beside the true one; head=dot: the whole catalogue")
+    hard_share: Share = Field(0.5, description="head=linear: share of negatives that item-item recall would have brought")
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    head_learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="of the head and the items' learned part")
     warmup_share: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="of input embeddings, read states and LoRA")
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="tokens in one forward pass; more is accumulated")
     strategy: Literal["ddp", "fsdp2"] = "ddp"
@@ -207,10 +214,13 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.model.head == "linear" and (self.prompt.before_candidate or self.prompt.after_candidate):
+        if (self.model.items, self.model.head) in (("text", "dot"), ("token", "yes_no")):
+            allowed = "linear or yes_no" if self.model.items == "text" else "dot or linear"
+            raise ValueError(f"model.items = {self.model.items} goes with model.head = {allowed}, not {self.model.head}")
+        if self.model.head != "yes_no" and (self.prompt.before_candidate or self.prompt.after_candidate):
             raise ValueError(
                 "prompt.before_candidate and prompt.after_candidate need model.head = yes_no: "
-                "a linear head reads a candidate exactly as an item of the history"
+                "the other heads read a candidate exactly as an item of the history"
             )
         return self
 

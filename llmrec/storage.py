@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
+import xxhash
 
 from llmrec.errors import UserError
 
@@ -152,6 +153,18 @@ def list_files(uri: str, suffix: str = "") -> list[tuple[str, int]]:
     found = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     prefix = "s3://" if is_s3(uri) else ""
     return sorted((prefix + f.path, f.size) for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
+
+
+def manifest(uri: str) -> list[tuple[str, int, str]]:
+    """(name, bytes, content tag) of every file under a prefix: equal manifests mean equal content.
+
+    The tag is the store's ETag, or a hash of a local file.
+    """
+    uri = absolute(uri)
+    if is_s3(uri):
+        found = _s3fs().find(uri, detail=True)
+        return sorted((name, f["size"], f["ETag"].strip('"')) for name, f in found.items())
+    return [(name, size, xxhash.xxh3_128_hexdigest(Path(name).read_bytes())) for name, size in list_files(uri)]
 
 
 def delete(uri: str) -> None:

@@ -23,7 +23,7 @@ import torch
 from llmrec import assets, storage
 from llmrec.config import Config
 from llmrec.engine.counts import cooccurrence
-from llmrec.engine.training_worker import METRIC, STATE_FILE, Task, run_worker
+from llmrec.engine.training_worker import METRIC, STATE_FILE, Task, load_prompts, run_worker
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.model import Ranker, model_version
@@ -67,8 +67,8 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     import ray
 
     started = time.monotonic()
-    if config.model.head != "linear":
-        raise UserError("model.head = yes_no scores an untouched model; to train, set model.head = linear")
+    if config.model.head == "yes_no":
+        raise UserError("model.head = yes_no scores an untouched model; to train, set model.head to linear or dot")
     base = assets.resolve_model(config.model.base)  # a wrong name is told before workers start
     items = buckets.read_parquet(layout.items)
     users, held_out = _count_users(layout)
@@ -92,6 +92,7 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     checkpoint, metrics = _fit(config, layout, task, name, say)
 
     ranker = Ranker.from_base(config.model, config.prompt, base)
+    load_prompts(ranker, layout)
     prepare_tuning(ranker, config.train)
     parameters = sum(t.numel() for t in trainable(ranker).values())
     with checkpoint.as_directory() as directory:
@@ -244,7 +245,7 @@ base_model: {model.base}
 ---
 # Ranker
 
-A {model.base} backbone ({model.layers or "all"} layers) with a linear score head, fine-tuned by llmrec on next-item
+A {model.base} backbone ({model.layers or "all"} layers) with items as {model.items} and a {model.head} score head, fine-tuned by llmrec on next-item
 decisions of {users:,} users with the listwise softmax objective. Load it with
 `llmrec.ranker.model.Ranker.from_pretrained(directory)`.
 

@@ -24,10 +24,17 @@ from llmrec import assets, config, storage
 from llmrec.engine.counts import known_histories
 from llmrec.layout import Layout
 from llmrec.ranker.examples import Example, Recaller, sample
-from llmrec.ranker.losses import listwise_softmax
+from llmrec.ranker.losses import catalogue_softmax, listwise_softmax
 from llmrec.ranker.model import Ranker, inference_dtype, score_requests
 from llmrec.ranker.packing import Request, pack, plan
-from llmrec.ranker.prompts import Catalogue, scoring_request, tokenise_catalogue, training_request, trunk_prefixes
+from llmrec.ranker.prompts import (
+    Catalogue,
+    catalogue_training_request,
+    scoring_request,
+    tokenise_catalogue,
+    training_request,
+    trunk_prefixes,
+)
 from llmrec.ranker.tuning import prepare_tuning
 from llmrec.schema import ITEM, TRAIN_LENGTH, USER
 from llmrec.tables import buckets
@@ -88,10 +95,10 @@ def run_worker(settings: dict[str, Any]) -> None:
     torch.manual_seed(train.seed)
 
     ranker = Ranker.from_base(task.model, task.prompt, assets.resolve_model(task.model.base))
-    prepare_tuning(ranker, train)
-    _set_dropout(ranker, train.dropout)
-    ranker.to(device)
     prompts = load_prompts(ranker, task.layout)
+    prepare_tuning(ranker, train)
+    ranker.dropout.p = train.dropout
+    ranker.to(device)
     recaller = Recaller(ray.get(task.similar), task.decay, depth=100)
     validation = validation_requests(ray.get(task.validation), prompts, recaller, train, rank, world)
     precision = inference_dtype(task.model.precision, device)
@@ -106,12 +113,10 @@ def run_worker(settings: dict[str, Any]) -> None:
     tokens_before = progress.tokens
 
     losses: list[float] = []
+    negatives_from = None if task.model.head == "dot" else recaller
     for histories in _steps(task, prompts, rng, progress.step):
-        examples = [sample(h, train, task.prompt.max_history, recaller, rng) for _, h in histories]
-        requests = [
-            training_request(prompts.prefix(u), prompts.catalogue, e.history, e.decisions, e.negatives)
-            for (u, _), e in zip(histories, examples, strict=True)
-        ]
+        examples = [sample(h, train, task.prompt.max_history, negatives_from, rng) for _, h in histories]
+        requests = [_request(prompts, user, e) for (user, _), e in zip(histories, examples, strict=True)]
         decisions = _sum(float(sum(len(e.decisions) for e in examples)), device, world)
         loss = _step(model, requests, examples, decisions, train.batch_tokens, precision, device, world)
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
@@ -150,9 +155,9 @@ def run_worker(settings: dict[str, Any]) -> None:
 
 
 def load_prompts(ranker: Ranker, layout: Layout) -> Prompts:
-    """Tokenise the catalogue and the users' attributes with the ranker's own templates."""
+    """Bind the ranker to the catalogue and tokenise users' attributes, with the ranker's own templates."""
     prompt = ranker.card.prompt
-    catalogue = tokenise_catalogue(buckets.read_parquet(layout.items), ITEM, prompt, ranker.tokenizer)
+    catalogue = ranker.bind(tokenise_catalogue(buckets.read_parquet(layout.items), ITEM, prompt, ranker.tokenizer))
     users = buckets.read_parquet(layout.users) if prompt.user and storage.exists(layout.users) else None
     plain, of_user = trunk_prefixes(users, USER, prompt, ranker.tokenizer)
     return Prompts(catalogue, plain, of_user, prompt.max_history)
@@ -228,8 +233,18 @@ def _step(
     return total
 
 
+def _request(prompts: Prompts, user: Any, example: Example) -> Request:
+    prefix, catalogue = prompts.prefix(user), prompts.catalogue
+    if example.negatives.shape[1] == 0:
+        return catalogue_training_request(prefix, catalogue, example.history, example.decisions)
+    return training_request(prefix, catalogue, example.history, example.decisions, example.negatives)
+
+
 def _loss(scores: torch.Tensor, examples: list[Example]) -> torch.Tensor:
-    """Listwise loss over packed scores: each example's true items first, then its negatives."""
+    """Listwise loss over packed scores: of the catalogue, or each example's true items first, then its negatives."""
+    if scores.ndim == 2:
+        true = np.concatenate([e.history[e.decisions] for e in examples])
+        return catalogue_softmax(scores, torch.from_numpy(true).to(scores.device))
     positive, negative, start = [], [], 0
     for example in examples:
         d, n = example.negatives.shape
@@ -293,14 +308,9 @@ def _synchronising(model: Any, last: bool) -> Iterator[None]:
 
 def _groups(ranker: Ranker, train: config.Train) -> list[dict[str, Any]]:
     backbone = [p for p in ranker.backbone.parameters() if p.requires_grad]
-    head = {"params": list(ranker.head.parameters()), "lr": train.head_learning_rate, "weight_decay": 0.0}
+    quick = [*ranker.head.parameters(), *(ranker.items.parameters() if ranker.items is not None else ())]
+    head = {"params": quick, "lr": train.head_learning_rate, "weight_decay": 0.0}
     return [{"params": backbone}, head] if backbone else [head]
-
-
-def _set_dropout(ranker: Ranker, dropout: float) -> None:
-    for module in ranker.backbone.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = dropout
 
 
 def _resume(model: Any, optimizer: Any, schedule: Any) -> Progress:

@@ -43,10 +43,12 @@ class Recaller:
         return best[np.argsort(-scores[best], kind="stable")]
 
 
-def sample(history: np.ndarray, train: Train, max_history: int, recaller: Recaller, rng: np.random.Generator) -> Example:
+def sample(
+    history: np.ndarray, train: Train, max_history: int, recaller: Recaller | None, rng: np.random.Generator
+) -> Example:
     """A random window of at most `max_history` events, some of them decisions, each with its own negatives.
 
-    A negative is drawn, with probability `hard_share`, from what recall would have brought at that point, else
+    Without a recaller there are no negatives: the decisions are against the whole catalogue. A negative is drawn, with probability `hard_share`, from what recall would have brought at that point, else
     uniformly from the catalogue. history: int64[>= 1].
     """
     end = len(history)
@@ -55,6 +57,9 @@ def sample(history: np.ndarray, train: Train, max_history: int, recaller: Recall
     window = history[max(0, end - max_history) : end]
     count = min(train.decisions_per_user, len(window))
     decisions = np.sort(rng.permutation(len(window))[:count])
+    if recaller is None:
+        none = np.empty((count, 0), np.int64)
+        return Example(window, decisions, none, none.astype(bool))
     n_items = recaller.similar.shape[0]
     negatives = rng.integers(0, n_items, size=(count, train.negatives))
     hard = rng.random(negatives.shape) < train.hard_share

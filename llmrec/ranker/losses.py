@@ -15,3 +15,11 @@ def listwise_softmax(positive: torch.Tensor, negative: torch.Tensor, usable: tor
     """
     scores = torch.cat([positive[:, None], negative.masked_fill(~usable, float("-inf"))], dim=1)
     return cross_entropy(scores, torch.zeros(len(positive), dtype=torch.long, device=scores.device), reduction="sum")
+
+
+def catalogue_softmax(scores: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """Listwise softmax with the whole catalogue as the list, summed over decisions.
+
+    scores: float32[D, n_items]; true: int64[D] catalogue rows.
+    """
+    return cross_entropy(scores, true, reduction="sum")

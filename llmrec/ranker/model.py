@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
+import numpy as np
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -18,7 +19,10 @@ from transformers.utils import logging as transformers_logging
 from llmrec.config import Model, Prompt
 from llmrec.errors import UserError
 from llmrec.ranker.attention import PACKED, packed_mask
-from llmrec.ranker.packing import Batch, Request, pack, plan, split
+from llmrec.ranker.heads import HEADS, DotHead, Head, YesNoHead
+from llmrec.ranker.item_vectors import ItemVectors
+from llmrec.ranker.packing import Batch, Request, pack, plan, split, trunk_only
+from llmrec.ranker.prompts import Catalogue
 
 HEAD_FILE, RANKER_FILE = "head.safetensors", "ranker.json"
 
@@ -31,53 +35,66 @@ class RankerCard(BaseModel):
     format: Literal[1] = 1
     base: str
     layers: int
-    head: Literal["linear", "yes_no"]
+    items: Literal["text", "token"]
+    head: Literal["linear", "yes_no", "dot"]
     labels: tuple[str, str]
     prompt: Prompt
     trained: bool
 
 
-class LinearHead(nn.Module):
-    """score = w . h, w starting at zero so that an untrained head prefers nothing."""
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(hidden))
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """states: [B, hidden] -> float32[B]."""
-        return states.float() @ self.weight.float()
-
-
-class YesNoHead(nn.Module):
-    """score = logit(yes) - logit(no), multiplying only those two rows of the language-model head."""
-
-    def __init__(self, rows: torch.Tensor) -> None:
-        """rows: [2, hidden], those of yes and no."""
-        super().__init__()
-        self.weight = nn.Parameter((rows[0].float() - rows[1].float()).detach().clone())
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """states: [B, hidden] -> float32[B]."""
-        return states.float() @ self.weight.float()
-
-
 class Ranker(nn.Module):
-    """A decoder without its vocabulary head, and a score head over the read positions."""
+    """A decoder without its vocabulary head, a score head over the read positions, and items as vectors if it has them."""
 
     def __init__(
-        self, backbone: PreTrainedModel, head: nn.Module, tokenizer: PreTrainedTokenizerBase, card: RankerCard
-    ) -> None:
+        self, backbone: PreTrainedModel, head: Head, tokenizer: PreTrainedTokenizerBase, card: RankerCard,
+        items: ItemVectors | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.items = backbone, head, items
+        self.dropout = nn.Dropout(0.0)
         self.tokenizer, self.card = tokenizer, card
+        self.vocabulary: int = backbone.config.vocab_size
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Scores of a packed batch: float32[B], one per read position."""
+        """Scores at the read positions of a packed batch.
+
+        Branch heads: float32[B], of the item that ends there. Dot head: float32[B, n_items], of every item as the next.
+        """
+        states = self.dropout(self.states(batch))
+        if isinstance(self.head, DotHead):
+            assert self.items is not None
+            return self.head(states, self.items())
+        return self.head(states)
+
+    def states(self, batch: Batch) -> torch.Tensor:
+        """Last hidden states at the read positions: [B, hidden]."""
         hidden = self.backbone(
-            input_ids=batch.token[None], position_ids=batch.position[None], packed=packed_mask(batch), use_cache=False
+            inputs_embeds=self.dropout(self.embed(batch.token))[None],
+            position_ids=batch.position[None],
+            packed=packed_mask(batch),
+            use_cache=False,
         ).last_hidden_state[0]
-        return self.head(hidden[batch.read])
+        return hidden[batch.read]
+
+    def embed(self, token: torch.Tensor) -> torch.Tensor:
+        """Input vectors [T, hidden] of tokens int64[T]; `vocabulary + row` stands for an item of the catalogue."""
+        words = self.backbone.get_input_embeddings()
+        if self.items is None:
+            return words(token)
+        row = token - self.vocabulary
+        return torch.where((row >= 0)[:, None], self.items.of(row.clamp(min=0)), words(token.clamp(max=self.vocabulary - 1)))
+
+    def bind(self, catalogue: Catalogue) -> Catalogue:
+        """Make ready to score a catalogue, and return it in the form that this ranker packs.
+
+        With items=token this computes each item's vector: what was learned of an item is found again by its id, and an
+        item that training did not know has its text alone.
+        """
+        if self.card.items == "text":
+            return catalogue
+        words = self.backbone.get_input_embeddings().weight.detach()
+        self.items = ItemVectors.of_catalogue(catalogue.ids, catalogue.event, words, known=self.items).to(words.device)
+        return catalogue.as_item_tokens(self.vocabulary)
 
     @staticmethod
     def from_base(model: Model, prompt: Prompt, directory: str) -> Ranker:
@@ -86,18 +103,18 @@ class Ranker(nn.Module):
         Raises:
             UserError: the model cannot be loaded or packed, or a yes-no label is not one token.
         """
-        head: nn.Module
+        head: Head
         if model.head == "yes_no":
             lm, tokenizer = _load(AutoModelForCausalLM, directory)
             backbone = _cut_layers(lm.base_model, model.layers)
             head = YesNoHead(_label_rows(lm, tokenizer, model.labels))
         else:
-            loaded, tokenizer = _load(AutoModel, directory)
-            backbone = _cut_layers(loaded, model.layers)
-            head = LinearHead(backbone.config.hidden_size)
+            backbone, tokenizer = _load(AutoModel, directory)
+            backbone = _cut_layers(backbone, model.layers)
+            head = HEADS[model.head](backbone.config.hidden_size)
         card = RankerCard(
-            base=model.base, layers=len(backbone.layers), head=model.head, labels=model.labels, prompt=prompt,
-            trained=False,
+            base=model.base, layers=len(backbone.layers), items=model.items, head=model.head, labels=model.labels,
+            prompt=prompt, trained=False,
         )  # fmt: skip
         return Ranker(backbone, head, tokenizer, card)
 
@@ -116,13 +133,14 @@ class Ranker(nn.Module):
         except ValueError as error:
             raise UserError(f"{directory / RANKER_FILE}: {' '.join(str(error).split())}") from None
         backbone, tokenizer = _load(AutoModel, str(directory))
-        weight = load_file(directory / HEAD_FILE)["weight"]
-        head: nn.Module = LinearHead(len(weight)) if card.head == "linear" else YesNoHead(torch.zeros(2, len(weight)))
-        head.load_state_dict({"weight": weight})
-        return Ranker(_cut_layers(backbone, card.layers), head, tokenizer, card)
+        backbone = _cut_layers(backbone, card.layers)
+        head = HEADS[card.head](backbone.config.hidden_size)
+        head.load_state_dict(load_file(directory / HEAD_FILE))
+        items = ItemVectors.from_pretrained(directory) if card.items == "token" else None
+        return Ranker(backbone, head, tokenizer, card, items)
 
     def save_pretrained(self, directory: str | Path, model_card: str) -> None:
-        """Write backbone and tokenizer as transformers does, the head, `ranker.json` and a README.md model card.
+        """Write backbone and tokenizer as transformers does, head, item vectors, `ranker.json` and a model card.
 
         The backbone is saved without its vocabulary head, which scoring does not read.
         """
@@ -130,7 +148,9 @@ class Ranker(nn.Module):
         directory.mkdir(parents=True, exist_ok=True)
         self.backbone.save_pretrained(directory)
         self.tokenizer.save_pretrained(str(directory))
-        save_file({"weight": self.head.weight.detach().float().contiguous()}, directory / HEAD_FILE)  # type: ignore[union-attr,operator]
+        save_file({k: v.contiguous() for k, v in self.head.state_dict().items()}, directory / HEAD_FILE)
+        if self.items is not None:
+            self.items.save_pretrained(directory)
         (directory / RANKER_FILE).write_text(json.dumps(self.card.model_dump(), indent=2) + "\n")
         (directory / "README.md").write_text(model_card)
 
@@ -142,15 +162,25 @@ def score_requests(
 
     Requests larger than the budget are split, their trunk computed once per piece, and merged again.
     """
-    pieces = [(i, piece) for i, r in enumerate(requests) for piece in split(r, batch_tokens)]
+    dot = isinstance(ranker.head, DotHead)
+    pieces = [
+        (i, piece) for i, r in enumerate(requests) for piece in ([trunk_only(r)] if dot else split(r, batch_tokens))
+    ]
     scores: list[torch.Tensor] = [torch.empty(0)] * len(pieces)
     device = next(ranker.parameters()).device
     ranker.eval()
-    with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+    with torch.inference_mode():
         for group in plan([piece.tokens for _, piece in pieces], batch_tokens):
-            flat = ranker(pack([pieces[j][1] for j in group]).to(device)).float().cpu()
-            reads = [len(pieces[j][1].trunk_read) + len(pieces[j][1].branches) for j in group]
-            for j, part in zip(group, flat.split(reads), strict=True):
+            batch = pack([pieces[j][1] for j in group]).to(device)
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                states = ranker.states(batch)
+            branches = [len(requests[pieces[j][0]].branches if dot else pieces[j][1].branches) for j in group]
+            if dot:
+                candidates = np.concatenate([requests[pieces[j][0]].branches.values for j in group])
+                flat = _dot_scores(ranker, states, candidates, branches)
+            else:
+                flat = ranker.head(states)
+            for j, part in zip(group, flat.float().cpu().split(branches), strict=True):
                 scores[j] = part
     merged: list[list[torch.Tensor]] = [[] for _ in requests]
     for (i, _), part in zip(pieces, scores, strict=True):
@@ -168,17 +198,30 @@ def score_pair_by_pair(ranker: Ranker, request: Request) -> torch.Tensor:
     chosen = backbone.config._attn_implementation
     ranker.eval()
     backbone.set_attn_implementation("eager")
+    scores = []
     try:
-        scores = []
         with torch.inference_mode():
             for i in range(len(request.branches)):
-                visible_trunk = request.trunk[: int(request.attach[i]) + 1]
-                tokens = torch.tensor([[*visible_trunk.tolist(), *request.branches[i].tolist()]], device=device)
-                state = backbone(input_ids=tokens, use_cache=False).last_hidden_state[0, -1:]
-                scores.append(ranker.head(state).float().cpu())
+                seen = request.trunk[: int(request.attach[i]) + 1]
+                branch = request.branches[i]
+                tokens = seen if isinstance(ranker.head, DotHead) else np.concatenate([seen, branch])
+                inputs = ranker.embed(torch.from_numpy(tokens.astype(np.int64)).to(device))[None]
+                state = backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state[0, -1:]
+                if isinstance(ranker.head, DotHead):
+                    scores.append(_dot_scores(ranker, state, branch, [1]).float().cpu())
+                else:
+                    scores.append(ranker.head(state).float().cpu())
     finally:
         backbone.set_attn_implementation(chosen)
     return torch.cat(scores) if scores else torch.empty(0)
+
+
+def _dot_scores(ranker: Ranker, states: torch.Tensor, candidates: np.ndarray, counts: list[int]) -> torch.Tensor:
+    """float32[sum of counts]: each user's state ([R, hidden]) against his own candidates' vectors."""
+    assert isinstance(ranker.head, DotHead) and ranker.items is not None
+    rows = torch.from_numpy(candidates.astype(np.int64)).to(states.device) - ranker.vocabulary
+    user = torch.repeat_interleave(torch.tensor(counts, device=states.device))
+    return ranker.head.pairs(states[user], ranker.items.of(rows), ranker.items.bias[rows])
 
 
 def model_version(directory: str | Path) -> str:

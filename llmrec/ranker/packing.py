@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llmrec.ranker.ragged import Ragged, offsets_of, within
+from llmrec.ranker.ragged import Ragged, within
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,13 @@ def visible(batch: Batch, start: int, end: int) -> torch.Tensor:
     return (request[:, None] == request[None, :]) & (in_trunk | in_branch)
 
 
+def trunk_only(request: Request) -> Request:
+    """The request without its branches, read at the trunk's last token: all that a dot head needs of a user."""
+    none = np.empty(0, np.int32)
+    last = np.asarray([len(request.trunk) - 1], np.int32)
+    return Request(request.trunk, request.branches.take(none.astype(np.int64)), none, last)
+
+
 def split(request: Request, budget: int) -> list[Request]:
     """Cut a request's branches into pieces that fit `budget` tokens, trunk included; scores concatenate in order.
 
@@ -148,5 +155,3 @@ def plan(tokens: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
 def _tensor(parts: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
-
-__all__ = ["Batch", "Request", "offsets_of", "pack", "plan", "split", "visible"]

@@ -33,6 +33,11 @@ class Catalogue:
     candidate: Ragged
     cut: int
 
+    def as_item_tokens(self, vocabulary: int) -> Catalogue:
+        """The catalogue with one token an item, `vocabulary + row`, which the ranker embeds as the item's vector."""
+        single = Ragged.of(np.arange(vocabulary, vocabulary + len(self.ids), dtype=np.int32)[:, None])
+        return Catalogue(self.ids, single, single, self.cut)
+
     def rows(self, ids: pa.Array) -> np.ndarray:
         """int64[m]: the row of each id, -1 where the catalogue lacks it."""
         found = pa.compute.index_in(ids, self.ids)
@@ -136,6 +141,17 @@ def training_request(
         attach=np.repeat(ends[decisions] - 1, negatives.shape[1]).astype(np.int32),
         trunk_read=(ends[decisions + 1] - 1).astype(np.int32),
     )
+
+
+def catalogue_training_request(
+    prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, decisions: np.ndarray
+) -> Request:
+    """One pass whose decisions are each against the whole catalogue: a trunk read just before each decision's event."""
+    events = catalogue.event.take(history)
+    ends = len(prefix) + events.offsets
+    none = np.empty(0, np.int64)
+    read = (ends[decisions] - 1).astype(np.int32)
+    return Request(trunk(prefix, events), catalogue.candidate.take(none), none.astype(np.int32), read)
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

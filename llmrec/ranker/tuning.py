@@ -10,7 +10,7 @@ from llmrec.ranker.model import Ranker
 
 
 def prepare_tuning(ranker: Ranker, train: Train) -> None:
-    """Freeze what does not learn, or put LoRA adapters in. The head always learns.
+    """Freeze what does not learn, or put LoRA adapters in. Head and item vectors always learn.
 
     Raises:
         UserError: top_n asks for more layers than there are.

@@ -1,0 +1,126 @@
+"""evaluate: held-out truth against published rankings and each candidate generator alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec import config
+from llmrec.engine.units import each, reporting
+from llmrec.errors import UserError
+from llmrec.evaluation import metrics
+from llmrec.layout import Layout
+from llmrec.schema import BUCKET, ITEM, ITEMS, USER
+from llmrec.tables import buckets, rankings
+
+OURS = "llm ranking"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ranking's metrics over the users who have both a held-out item and, where `users` says so, a ranking."""
+
+    name: str
+    users: int
+    values: dict[str, float]
+    interval: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """all_users: every ranking over all users with truth; same_users: over those that each further table ranks."""
+
+    all_users: list[Row]
+    same_users: dict[str, list[Row]]
+    recall_of_candidates: float
+    table: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> Evaluated:
+    """Full-catalogue metrics: nothing is sampled, items seen in the history were never candidates.
+
+    Raises:
+        UserError: no truth was held out, or a table is missing.
+    """
+    tables = {OURS: settings.score.output or layout.rankings, **settings.evaluate.rankings}
+    for uri in tables.values():
+        if rankings.opened(uri) is None:
+            raise UserError(f"{uri}: no rankings are published there; run jobs/score.py first")
+    units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
+    arguments = {"layout": layout, "tables": tables, "sources": list(settings.recall.merge), "settings": settings}
+    rows = reporting(each(units, _measure, arguments), len(units), say, "evaluate")
+    users = sum(row["users"] for row in rows)
+    if users == 0:
+        raise UserError(f"{layout.targets}: no held-out events; set data.split to leave_one_out or time and prepare again")
+    labels = metrics.names(settings.evaluate.cutoffs)
+    names = rows[0]["names"]
+    # rankings x metrics x users, and rankings x users who are ranked
+    values = np.concatenate([np.asarray(r["values"]).reshape(len(names), len(labels), -1) for r in rows], axis=2)
+    ranked = np.concatenate([np.asarray(r["ranked"], bool).reshape(len(names), -1) for r in rows], axis=1)
+
+    def row(i: int, mask: np.ndarray) -> Row:
+        part = values[i][:, mask]
+        means = {label: float(part[j].mean()) for j, label in enumerate(labels)}
+        spread = {
+            label: metrics.interval(part[j], settings.evaluate.bootstrap, settings.evaluate.seed)
+            for j, label in enumerate(labels)
+        }
+        return Row(names[i], int(mask.sum()), means, spread)
+
+    everyone = np.ones(users, bool)
+    others = {n: i for i, n in enumerate(names) if n in settings.evaluate.rankings}
+    return Evaluated(
+        all_users=[row(i, everyone) for i in range(len(names)) if i not in others.values()],
+        same_users={n: [row(j, ranked[i]) for j in range(len(names))] for n, i in others.items() if ranked[i].any()},
+        recall_of_candidates=float(sum(r["found"] for r in rows) / users),
+        table=layout.evaluation,
+    )
+
+
+def _measure(
+    batch: pa.Table, layout: Layout, tables: dict[str, str], sources: list[str], settings: config.Config
+) -> pa.Table:
+    """Per-user metrics of every ranking over one bucket's users."""
+    (unit,) = batch.to_pylist()
+    depth = max(settings.evaluate.cutoffs)
+    truth = _lists(buckets.read_parquet(unit["uri"]), None)
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, uri in tables.items():
+        found[name] = _published(uri, unit[BUCKET], depth)
+    merged = buckets.read_parquet(buckets.bucket_file(layout.candidates(), unit[BUCKET]))
+    for source in sources:
+        table = buckets.read_parquet(buckets.bucket_file(layout.candidates(source), unit[BUCKET]))
+        found[source] = _lists(table, depth)
+    candidates = _lists(merged, None)
+    hits = sum(bool(set(items) & set(candidates.get(user, ()))) for user, items in truth.items())
+    values, ranked = [], []
+    for lists in found.values():
+        measured = metrics.per_user(truth, lists, settings.evaluate.cutoffs)
+        values.append(np.stack(list(measured.values())).ravel())
+        ranked.append([user in lists for user in truth])
+    return pa.table({
+        "names": [list(found)], "users": [len(truth)], "found": [hits],
+        "values": [np.concatenate(values).tolist()], "ranked": [np.concatenate(ranked).astype(int).tolist()],
+    })  # fmt: skip
+
+
+def _lists(table: pa.Table, depth: int | None) -> dict[str, list[str]]:
+    users = table[USER].to_pylist()
+    return {str(u): [str(i) for i in items[:depth]] for u, items in zip(users, table[ITEMS].to_pylist(), strict=True)}
+
+
+def _published(uri: str, bucket: int, depth: int) -> dict[str, list[str]]:
+    table = rankings.read_bucket(uri, bucket)
+    lists: dict[str, list[str]] = {}
+    for user, item in zip(table[USER].to_pylist(), table[ITEM].to_pylist(), strict=True):
+        lists.setdefault(str(user), []).append(str(item))
+    return {user: items[:depth] for user, items in lists.items()}
+
+

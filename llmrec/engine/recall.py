@@ -1,0 +1,128 @@
+"""recall: candidates for every user from each generator and their merge, bucket by bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy import sparse
+
+from llmrec import config, schema
+from llmrec.engine.counts import cooccurrence, known_histories
+from llmrec.engine.units import each, reporting
+from llmrec.layout import Layout
+from llmrec.ranker.ragged import Ragged, offsets_of
+from llmrec.recall import item_item
+from llmrec.recall.candidates import Candidates, merge, top
+from llmrec.schema import BUCKET, ITEM, USER
+from llmrec.tables import buckets
+from llmrec.tables.histories import as_lists
+
+CELLS_AT_ONCE = 1 << 24
+MERGED = "merged"
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What recall did: users, candidates per user of each source and of the merge, users who got fewer than asked."""
+
+    users: int
+    per_user: dict[str, float]
+    short_lists: int
+    table: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Models:
+    """What the generators know of all users. ids: ascending item ids; the rest by item row."""
+
+    ids: pa.Array
+    popularity: np.ndarray
+    similar: sparse.csr_matrix
+
+
+def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None]) -> Recalled:
+    """Write candidates/<source> and candidates/merged under the root, bucketed like the histories.
+
+    Raises:
+        UserError: prepare has not written its tables.
+    """
+    import ray
+
+    items = buckets.read_parquet(layout.items, [ITEM])
+    ids = items[ITEM].combine_chunks()
+    ids = ids.take(pa.compute.sort_indices(ids))
+    say(f"counting co-occurrence of {len(ids):,} items")
+    counts = cooccurrence(layout.histories, ids, training_only=False)
+    models = _Models(
+        ids,
+        counts.diagonal().astype(np.float32),
+        item_item.neighbours(counts, settings.item_item.neighbours, settings.item_item.shrinkage),
+    )
+    units = [{BUCKET: bucket, "uri": uri} for bucket, uri in buckets.bucket_files(layout.histories).items()]
+    arguments = {"models": ray.put(models), "settings": settings, "layout": layout}
+    rows = reporting(each(units, _recall_bucket, arguments), len(units), say, "recall")
+    users = sum(row["users"] for row in rows)
+    names = [*settings.merge, MERGED]
+    for name in names:
+        buckets.delete_others(layout.candidates(name), [u[BUCKET] for u in units])
+    totals = np.sum([row["counts"] for row in rows], axis=0) / max(users, 1)
+    return Recalled(
+        users=users,
+        per_user={name: round(float(n), 1) for name, n in zip(names, totals, strict=True)},
+        short_lists=sum(row["short"] for row in rows),
+        table=layout.candidates(MERGED),
+    )
+
+
+def _recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout: Layout) -> pa.Table:
+    import ray
+
+    known: _Models = ray.get(models)
+    (unit,) = batch.to_pylist()
+    table = buckets.read_parquet(unit["uri"])
+    histories = known_histories(table, known.ids, training_only=False)
+    n_items = len(known.ids)
+    step = max(1, CELLS_AT_ONCE // max(n_items, 1))
+    found: dict[str, list[Candidates]] = {name: [] for name in [*settings.merge, MERGED]}
+    for start in range(0, len(histories), step):
+        part = histories.take(np.arange(start, min(start + step, len(histories))))
+        seen = part if settings.exclude_seen else None
+        sources = [top(_scores(name, part, known, settings), seen, getattr(settings, name).top) for name in settings.merge]
+        for name, candidates in zip(settings.merge, sources, strict=True):
+            found[name].append(candidates)
+        found[MERGED].append(merge(sources, settings.candidates, n_items))
+    counts, short = [], 0
+    for name, parts in found.items():
+        lengths = np.concatenate([p.items.lengths for p in parts]) if parts else np.empty(0, np.int64)
+        labels = list(settings.merge) if name == MERGED else [name]
+        written = _table(table[USER], parts, lengths, labels, known.ids)
+        buckets.write_parquet(written, buckets.bucket_file(layout.candidates(name), unit[BUCKET]))
+        counts.append(int(lengths.sum()))
+        short = int((lengths < settings.candidates).sum())  # of the merge, which comes last
+    return pa.table({"users": [table.num_rows], "counts": [counts], "short": [short]})
+
+
+def _scores(name: str, histories: Ragged, models: _Models, settings: config.Recall) -> np.ndarray:
+    if name == "popularity":
+        return np.repeat(models.popularity[None], len(histories), axis=0)
+    return item_item.score(histories, models.similar, settings.item_item.decay)
+
+
+def _table(users: pa.ChunkedArray, parts: list[Candidates], lengths: np.ndarray, labels: list[str], ids: pa.Array) -> pa.Table:
+    offsets = offsets_of(lengths)
+    rows = np.concatenate([p.items.values for p in parts]) if parts else np.empty(0, np.int32)
+    scores = np.concatenate([p.scores for p in parts]) if parts else np.empty(0, np.float32)
+    source = np.concatenate([p.source for p in parts]) if parts else np.empty(0, np.int8)
+    names = pa.DictionaryArray.from_arrays(pa.array(source, pa.int8()), pa.array(labels)).cast(pa.string())
+    columns = [users, as_lists(ids.take(pa.array(rows)), offsets), as_lists(pa.array(scores), offsets), as_lists(names, offsets)]
+    wanted = schema.candidates(users.type, ids.type)
+    return pa.table([c.cast(f.type) for c, f in zip(columns, wanted, strict=True)], schema=wanted)
+
+

@@ -1,0 +1,35 @@
+"""Work in units: a function over buckets through Ray Data, with progress as units finish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def each(
+    units: Sequence[Mapping[str, Any]], function: Callable[..., pa.Table], arguments: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Run `function(one-row table, **arguments)` over units as tasks; its rows, as they come."""
+    import ray
+
+    data = ray.data.from_items([dict(u) for u in units], override_num_blocks=min(len(units), 10_000))
+    done = data.map_batches(function, batch_size=1, fn_kwargs=dict(arguments), batch_format="pyarrow")
+    yield from done.iter_rows()
+
+
+def reporting(
+    rows: Iterator[dict[str, Any]], total: int, say: Callable[[str], None], what: str
+) -> list[dict[str, Any]]:
+    """Collect rows, with a line every few seconds on how many of `total` units are done."""
+    found, last = [], time.monotonic()
+    for row in rows:
+        found.append(row)
+        if time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            say(f"{what}: {len(found)} of {total} buckets")
+    return found
