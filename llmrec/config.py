@@ -73,7 +73,8 @@ class Model(Section):
     base: str = Field("smollm2-135m-instruct", description="an asset's name, a directory, an s3:// prefix or a hub id")
     layers: Count | None = Field(None, description="keep the first n layers; null for all")
     items: Literal["text", "token"] = Field(
-        "token", description="text: an item is its own tokens; token: one vector, its text's embedding plus a learned part"
+        "token",
+        description="text: an item is its own tokens; token: one vector, its text's embedding plus a learned part",
     )
     head: Literal["linear", "yes_no", "dot"] = Field(
         "dot",
@@ -96,15 +97,23 @@ class Train(Section):
     max_steps: Count | None = Field(None, description="stop after this many optimizer steps; null for whole epochs")
     users_per_step: Count = Field(16, description="users per worker and optimizer step")
     decisions_per_user: Count = Field(60, description="history events trained as decisions in one pass")
-    negatives: Count = Field(7, description="head=linear: candidates beside the true one; head=dot: the whole catalogue")
-    hard_share: Share = Field(0.5, description="head=linear: share of negatives that item-item recall would have brought")
+    negatives: Count = Field(
+        7, description="head=linear: candidates beside the true one; head=dot: the whole catalogue"
+    )
+    hard_share: Share = Field(
+        0.5, description="head=linear: share of negatives that item-item recall would have brought"
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    head_learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="of the head and the items' learned part")
+    head_learning_rate: Annotated[float, Field(gt=0)] = Field(
+        3e-3, description="of the head and the items' learned part"
+    )
     warmup_share: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="of input embeddings, read states and LoRA")
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="tokens in one forward pass; more is accumulated")
+    batch_tokens: Annotated[int, Field(ge=64)] = Field(
+        4096, description="tokens in one forward pass; more is accumulated"
+    )
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     workers: Count = 2
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
@@ -166,7 +175,9 @@ class Score(Section):
     cpus_per_actor: Annotated[float, Field(ge=0)] = 1
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
     max_bad_share: Share = Field(0.1, description="more bad candidates than this stop the job before it publishes")
-    probe_users: Annotated[int, Field(ge=0)] = Field(2, description="users scored pair by pair too before the job starts")
+    probe_users: Annotated[int, Field(ge=0)] = Field(
+        2, description="users scored pair by pair too before the job starts"
+    )
     publish: bool = Field(True, description="publish at the end; false: leave the run staged for jobs/publish.py")
 
     @model_validator(mode="after")
@@ -192,7 +203,9 @@ class Cluster(Section):
     nodes: Annotated[int, Field(ge=2)] = Field(2, description="worker nodes of the local mini cluster")
     cpus_per_node: Count = Field(2, description="logical CPUs of each node of the local mini cluster")
     object_store_mb: Annotated[int, Field(ge=80)] = Field(256, description="object store memory of each of those nodes")
-    no_progress_seconds: Count = Field(300, description="a Ray Data plan that moves nothing this long ends with an error")
+    no_progress_seconds: Count = Field(
+        300, description="a Ray Data plan that moves nothing this long ends with an error"
+    )
 
 
 class Config(BaseSettings):
@@ -216,7 +229,9 @@ class Config(BaseSettings):
     def _consistent(self) -> Config:
         if (self.model.items, self.model.head) in (("text", "dot"), ("token", "yes_no")):
             allowed = "linear or yes_no" if self.model.items == "text" else "dot or linear"
-            raise ValueError(f"model.items = {self.model.items} goes with model.head = {allowed}, not {self.model.head}")
+            raise ValueError(
+                f"model.items = {self.model.items} goes with model.head = {allowed}, not {self.model.head}"
+            )
         if self.model.head != "yes_no" and (self.prompt.before_candidate or self.prompt.after_candidate):
             raise ValueError(
                 "prompt.before_candidate and prompt.after_candidate need model.head = yes_no: "

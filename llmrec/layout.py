@@ -21,7 +21,9 @@ class Layout:
             UserError: no root is set.
         """
         if not config.root:
-            raise UserError("root is not set; give a local path or s3://bucket/prefix (--root or in the configuration file)")
+            raise UserError(
+                "root is not set; give a local path or s3://bucket/prefix (--root or in the configuration file)"
+            )
         return Layout(storage.absolute(config.root))
 
     def _at(self, *parts: str) -> str:
@@ -44,8 +46,8 @@ class Layout:
         return self._at("tables", "targets")
 
     @property
-    def neighbours(self) -> str:
-        return self._at("tables", "neighbours", "neighbours.parquet")
+    def popularity(self) -> str:
+        return self._at("tables", "popularity", "popularity.parquet")
 
     def candidates(self, source: str = "merged") -> str:
         return self._at("tables", "candidates", source)

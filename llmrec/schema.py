@@ -14,7 +14,7 @@ from llmrec.errors import UserError
 
 USER, ITEM, TIMESTAMP, EVENT, VALUE, TITLE = "user_id", "item_id", "timestamp", "event", "value", "title"
 ITEMS, TIMESTAMPS, RECALL_SCORES, SOURCES = "item_ids", "timestamps", "recall_scores", "sources"
-TRAIN_LENGTH, SPLIT = "train_length", "split"
+TRAIN_LENGTH, USERS = "train_length", "users"
 RANK, SCORE, RECALL_SCORE, SOURCE, MODEL_VERSION, RUN_ID = (
     "rank", "score", "recall_score", "source", "model_version", "run_id",
 )  # fmt: skip
@@ -62,7 +62,9 @@ def id_type(schema: pa.Schema, column: str, table: str) -> pa.DataType:
         UserError: the column is missing or is neither.
     """
     if column not in schema.names:
-        raise UserError(f"{table}: column '{column}' is missing (it has: {', '.join(schema.names)}); map it in data.columns")
+        raise UserError(
+            f"{table}: column '{column}' is missing (it has: {', '.join(schema.names)}); map it in data.columns"
+        )
     found = schema.field(column).type
     if pa.types.is_dictionary(found):
         found = found.value_type

@@ -96,8 +96,12 @@ def check(uri: str) -> None:
         if isinstance(error, BotoConnectionError) or _names(error, "Connect", "Timeout", "timed out"):
             raise UserError(f"{uri}: no answer from {endpoint}; is AWS_ENDPOINT_URL right and the store up?") from None
         if isinstance(error, FileNotFoundError) or _names(error, "NoSuchBucket"):
-            raise UserError(f"{uri}: bucket '{bucket}' does not exist at {endpoint}; create it or correct the URI") from None
-        if isinstance(error, PermissionError) or _names(error, "SignatureDoesNotMatch", "InvalidAccessKeyId", "Forbidden"):
+            raise UserError(
+                f"{uri}: bucket '{bucket}' does not exist at {endpoint}; create it or correct the URI"
+            ) from None
+        if isinstance(error, PermissionError) or _names(
+            error, "SignatureDoesNotMatch", "InvalidAccessKeyId", "Forbidden"
+        ):
             raise UserError(
                 f"{uri}: {endpoint} refuses these credentials; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from None

@@ -43,7 +43,7 @@ def split_events(
     """
     events = events.sort(USER, TIMESTAMP, ROW)
     copies = pl.struct(USER, ITEM, TIMESTAMP).is_first_distinct().not_()
-    few = (pl.len().over(USER) < data.min_user_events)
+    few = pl.len().over(USER) < data.min_user_events
     duplicates = events.filter(copies).with_columns(pl.lit("duplicate_event").alias(REASON))
     events = events.filter(~copies)
     too_few = events.filter(few).with_columns(pl.lit("too_few_events").alias(REASON))
@@ -68,6 +68,4 @@ def split_events(
     )
     histories = users.select(USER, ITEMS, TIMESTAMPS, TRAIN_LENGTH).to_arrow().cast(schema.histories(user, item))
     targets = users.filter(pl.col("target").list.len() > 0).select(USER, pl.col("target").alias(ITEMS))
-    return Split(
-        histories, targets.to_arrow().cast(schema.targets(user, item)), pl.concat([duplicates, too_few])
-    )
+    return Split(histories, targets.to_arrow().cast(schema.targets(user, item)), pl.concat([duplicates, too_few]))

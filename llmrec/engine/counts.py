@@ -5,11 +5,11 @@ from __future__ import annotations
 import pyarrow as pa
 from scipy import sparse
 
+from llmrec.ranker.ragged import Ragged, within
 from llmrec.recall import item_item
 from llmrec.schema import ITEMS, TRAIN_LENGTH
 from llmrec.tables import buckets
 from llmrec.tables.histories import item_rows, keep
-from llmrec.ranker.ragged import Ragged, within
 
 
 def cooccurrence(histories: str, catalogue_ids: pa.Array, training_only: bool) -> sparse.csr_matrix:

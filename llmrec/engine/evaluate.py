@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmrec import config
+from llmrec import config, schema
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import metrics
@@ -18,6 +18,7 @@ from llmrec.schema import BUCKET, ITEM, ITEMS, USER
 from llmrec.tables import buckets, rankings
 
 OURS = "llm ranking"
+BY_POPULARITY = "its candidates by popularity"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     rows = reporting(each(units, _measure, arguments), len(units), say, "evaluate")
     users = sum(row["users"] for row in rows)
     if users == 0:
-        raise UserError(f"{layout.targets}: no held-out events; set data.split to leave_one_out or time and prepare again")
+        raise UserError(
+            f"{layout.targets}: no held-out events; set data.split to leave_one_out or time and prepare again"
+        )
     labels = metrics.names(settings.evaluate.cutoffs)
     names = rows[0]["names"]
     # rankings x metrics x users, and rankings x users who are ranked
@@ -99,6 +102,7 @@ def _measure(
         table = buckets.read_parquet(buckets.bucket_file(layout.candidates(source), unit[BUCKET]))
         found[source] = _lists(table, depth)
     candidates = _lists(merged, None)
+    found[BY_POPULARITY] = _by_popularity(candidates, layout, settings.score.max_candidates, depth)
     hits = sum(bool(set(items) & set(candidates.get(user, ()))) for user, items in truth.items())
     values, ranked = [], []
     for lists in found.values():
@@ -116,11 +120,16 @@ def _lists(table: pa.Table, depth: int | None) -> dict[str, list[str]]:
     return {str(u): [str(i) for i in items[:depth]] for u, items in zip(users, table[ITEMS].to_pylist(), strict=True)}
 
 
+def _by_popularity(candidates: dict[str, list[str]], layout: Layout, limit: int, depth: int) -> dict[str, list[str]]:
+    """The candidates that were ranked, in the order of how many users had each: what a ranking has to beat."""
+    table = buckets.read_parquet(layout.popularity)
+    users = dict(zip((str(i) for i in table[ITEM].to_pylist()), table[schema.USERS].to_pylist(), strict=True))
+    return {u: sorted(items[:limit], key=lambda i: -users.get(i, 0))[:depth] for u, items in candidates.items()}
+
+
 def _published(uri: str, bucket: int, depth: int) -> dict[str, list[str]]:
     table = rankings.read_bucket(uri, bucket)
     lists: dict[str, list[str]] = {}
     for user, item in zip(table[USER].to_pylist(), table[ITEM].to_pylist(), strict=True):
         lists.setdefault(str(user), []).append(str(item))
     return {user: items[:depth] for user, items in lists.items()}
-
-

@@ -176,7 +176,9 @@ def _input_units(data: Data) -> tuple[list[dict[str, Any]], pa.DataType, pa.Data
 def _judged(unit: dict[str, Any], columns: Columns, known: pa.Array, data: Data) -> pl.DataFrame:
     fs, _ = storage.filesystem(unit[FILE])
     file = pq.ParquetFile(unit[FILE].removeprefix("s3://"), filesystem=fs)
-    rows = file.read_row_group(unit[GROUP], columns=list(dict.fromkeys((columns.user, columns.item, columns.timestamp))))
+    rows = file.read_row_group(
+        unit[GROUP], columns=list(dict.fromkeys((columns.user, columns.item, columns.timestamp)))
+    )
     return judge_interactions(rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE])
 
 

@@ -48,7 +48,7 @@ class _Models:
 
 
 def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None]) -> Recalled:
-    """Write candidates/<source> and candidates/merged under the root, bucketed like the histories.
+    """Write candidates/<source>, candidates/merged and popularity under the root, candidates bucketed like histories.
 
     Raises:
         UserError: prepare has not written its tables.
@@ -65,6 +65,8 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None]) 
         counts.diagonal().astype(np.float32),
         item_item.neighbours(counts, settings.item_item.neighbours, settings.item_item.shrinkage),
     )
+    popularity = pa.table({ITEM: ids, schema.USERS: models.popularity.astype(np.int64)})
+    buckets.write_parquet(popularity, layout.popularity)
     units = [{BUCKET: bucket, "uri": uri} for bucket, uri in buckets.bucket_files(layout.histories).items()]
     arguments = {"models": ray.put(models), "settings": settings, "layout": layout}
     rows = reporting(each(units, _recall_bucket, arguments), len(units), say, "recall")
@@ -94,7 +96,9 @@ def _recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout
     for start in range(0, len(histories), step):
         part = histories.take(np.arange(start, min(start + step, len(histories))))
         seen = part if settings.exclude_seen else None
-        sources = [top(_scores(name, part, known, settings), seen, getattr(settings, name).top) for name in settings.merge]
+        sources = [
+            top(_scores(name, part, known, settings), seen, getattr(settings, name).top) for name in settings.merge
+        ]
         for name, candidates in zip(settings.merge, sources, strict=True):
             found[name].append(candidates)
         found[MERGED].append(merge(sources, settings.candidates, n_items))
@@ -115,14 +119,19 @@ def _scores(name: str, histories: Ragged, models: _Models, settings: config.Reca
     return item_item.score(histories, models.similar, settings.item_item.decay)
 
 
-def _table(users: pa.ChunkedArray, parts: list[Candidates], lengths: np.ndarray, labels: list[str], ids: pa.Array) -> pa.Table:
+def _table(
+    users: pa.ChunkedArray, parts: list[Candidates], lengths: np.ndarray, labels: list[str], ids: pa.Array
+) -> pa.Table:
     offsets = offsets_of(lengths)
     rows = np.concatenate([p.items.values for p in parts]) if parts else np.empty(0, np.int32)
     scores = np.concatenate([p.scores for p in parts]) if parts else np.empty(0, np.float32)
     source = np.concatenate([p.source for p in parts]) if parts else np.empty(0, np.int8)
     names = pa.DictionaryArray.from_arrays(pa.array(source, pa.int8()), pa.array(labels)).cast(pa.string())
-    columns = [users, as_lists(ids.take(pa.array(rows)), offsets), as_lists(pa.array(scores), offsets), as_lists(names, offsets)]
+    columns = [
+        users,
+        as_lists(ids.take(pa.array(rows)), offsets),
+        as_lists(pa.array(scores), offsets),
+        as_lists(names, offsets),
+    ]
     wanted = schema.candidates(users.type, ids.type)
     return pa.table([c.cast(f.type) for c, f in zip(columns, wanted, strict=True)], schema=wanted)
-
-

@@ -34,6 +34,7 @@ from llmrec.tables.rankings import Published, StagedFile
 
 LEDGER, RUN = "ledger", "run.json"
 PROBE_TOLERANCE = 1e-3
+READ_CPUS = 0.5
 COUNTS = ("pairs_in", "to_score", "seen", "blocked", "over_limit", "quarantined", "users_in", "tokens", "naive_tokens")
 
 
@@ -75,9 +76,7 @@ class Job:
     model_version: str
 
 
-def score(
-    settings: config.Config, layout: Layout, say: Callable[[str], None]
-) -> Scored:
+def score(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> Scored:
     """Score every candidate, stage the rankings and complete the ledger of the run.
 
     Raises:
@@ -103,12 +102,13 @@ def score(
         )  # fmt: skip
         done = (
             ray.data.from_items(missing, override_num_blocks=min(len(missing), 10_000))
-            .map_batches(_read, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow")
+            # Other resources than the actors', or Ray would fuse reading into them.
+            .map_batches(_read, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow", num_cpus=READ_CPUS)
             .map_batches(
                 Scorer, batch_size=1, compute=pool, fn_constructor_args=(job,), batch_format="pyarrow",
                 num_cpus=settings.score.cpus_per_actor, num_gpus=settings.score.gpus_per_actor,
             )
-            .map_batches(_stage, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow")
+            .map_batches(_stage, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow", num_cpus=READ_CPUS)
         )  # fmt: skip
         fresh = reporting(done.iter_rows(), len(missing), say, f"score {job.run_id}")
     entries = ledger(layout, job.run_id)
@@ -158,7 +158,9 @@ def publish(layout: Layout, run_id: str) -> Published:
     run = storage.read_json(where)
     entries = ledger(layout, run_id)
     if len(entries) != run["buckets"]:
-        raise UserError(f"run '{run_id}': {len(entries)} of {run['buckets']} buckets are staged; run jobs/score.py again")
+        raise UserError(
+            f"run '{run_id}': {len(entries)} of {run['buckets']} buckets are staged; run jobs/score.py again"
+        )
     files, found_schema = [], None
     fs, _ = storage.filesystem(run["output"])
     for bucket, entry in sorted(entries.items()):
@@ -166,7 +168,9 @@ def publish(layout: Layout, run_id: str) -> Published:
         try:
             footer = pq.read_metadata(uri.removeprefix("s3://"), filesystem=fs)
         except (OSError, pa.ArrowInvalid):
-            raise UserError(f"run '{run_id}': staged file {uri} is gone or damaged; delete {where} and score again") from None
+            raise UserError(
+                f"run '{run_id}': staged file {uri} is gone or damaged; delete {where} and score again"
+            ) from None
         if footer.num_rows != entry["rows"]:
             raise UserError(f"run '{run_id}': {uri} has {footer.num_rows} rows, the ledger says {entry['rows']}")
         found_schema = footer.schema.to_arrow_schema()
@@ -202,7 +206,11 @@ def _plan(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str, 
     else:
         model_uri = storage.absolute(wanted.model) if wanted.model else layout.ranker
         version = model_version(storage.local_directory(model_uri, assets.cache_directory() / "models"))
-    inputs = [storage.manifest(uri) for uri in (candidates, layout.histories, layout.items, layout.users) if storage.exists(uri)]
+    inputs = [
+        storage.manifest(uri)
+        for uri in (candidates, layout.histories, layout.items, layout.users)
+        if storage.exists(uri)
+    ]
     ignored = {"min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "publish", "probe_users"}
     identity = [
         wanted.model_dump(exclude=ignored), settings.model.precision, version, inputs,

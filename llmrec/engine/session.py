@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from llmrec import storage
 from llmrec.config import Cluster
@@ -54,7 +55,9 @@ def connected(cluster: Cluster, root: str) -> Iterator[None]:
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"cluster.address '{address}': no Ray cluster answers ({str(error).splitlines()[0]})") from None
+            raise UserError(
+                f"cluster.address '{address}': no Ray cluster answers ({str(error).splitlines()[0]})"
+            ) from None
     quiet()
     try:
         check_worker(root)
@@ -68,8 +71,10 @@ def quiet() -> None:
     """Ray Data and Ray Train report through loggers that a job's own status line replaces."""
     import ray.data
 
+    ray.data.DataContext.get_current().print_on_execution_start = False
+
     for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
@@ -92,3 +97,18 @@ def _problem_with(root: str) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def user_error_in(error: BaseException) -> UserError | None:
+    """The UserError that a task raised, dug out of the wrappers that Ray puts around it."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, UserError):
+            return UserError(str(found).splitlines()[-1] if "Traceback" in str(found) else str(found))
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        waiting += [found.__cause__, found.__context__, getattr(found, "cause", None)]
+    return None

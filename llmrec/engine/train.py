@@ -73,7 +73,9 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     items = buckets.read_parquet(layout.items)
     users, held_out = _count_users(layout)
     if users < config.train.workers:
-        raise UserError(f"{layout.histories}: {users} users with {MIN_EVENTS} or more training events; too few to train on")
+        raise UserError(
+            f"{layout.histories}: {users} users with {MIN_EVENTS} or more training events; too few to train on"
+        )
     similar = item_item.neighbours(
         cooccurrence(layout.histories, _sorted_ids(items), training_only=True),
         config.recall.item_item.neighbours,
@@ -119,7 +121,9 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     )
 
 
-def _fit(config: Config, layout: Layout, task: Task, name: str, say: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
+def _fit(
+    config: Config, layout: Layout, task: Task, name: str, say: Callable[[str], None]
+) -> tuple[Any, dict[str, Any]]:
     """Run the workers to the end; the best checkpoint and its metrics."""
     import ray
     import ray.train
@@ -267,4 +271,6 @@ def _last_line(error: BaseException) -> str:
     """The innermost reason: workers' errors arrive wrapped, with their traceback as text."""
     text = str(error.__cause__ or error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return storage.redact(next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "unknown"))
+    return storage.redact(
+        next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "unknown")
+    )

@@ -323,7 +323,11 @@ def _resume(model: Any, optimizer: Any, schedule: Any) -> Progress:
     with checkpoint.as_directory() as directory:
         state = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)
     set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_state_options(False)
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=_state_options(False),
     )
     schedule.load_state_dict(state["schedule"])
     return Progress(**state["progress"])

@@ -8,12 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
-import numpy as np
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from llmrec.config import Model, Prompt
@@ -82,7 +89,9 @@ class Ranker(nn.Module):
         if self.items is None:
             return words(token)
         row = token - self.vocabulary
-        return torch.where((row >= 0)[:, None], self.items.of(row.clamp(min=0)), words(token.clamp(max=self.vocabulary - 1)))
+        return torch.where(
+            (row >= 0)[:, None], self.items.of(row.clamp(min=0)), words(token.clamp(max=self.vocabulary - 1))
+        )
 
     def bind(self, catalogue: Catalogue) -> Catalogue:
         """Make ready to score a catalogue, and return it in the form that this ranker packs.
@@ -242,7 +251,9 @@ def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
     else:
-        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16")) or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16")) or bool(
+            torch.cpu.get_capabilities().get("amx_bf16")
+        )
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -252,7 +263,9 @@ def _load(kind: Any, directory: str) -> tuple[Any, PreTrainedTokenizerBase]:
     try:
         config = AutoConfig.from_pretrained(directory)
         if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-            raise UserError(f"{directory}: uses sliding-window attention, which cannot be packed; choose another backbone")
+            raise UserError(
+                f"{directory}: uses sliding-window attention, which cannot be packed; choose another backbone"
+            )
         model = kind.from_pretrained(directory, attn_implementation=PACKED, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:

@@ -154,4 +154,3 @@ def plan(tokens: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
 
 def _tensor(parts: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
-

@@ -69,7 +69,9 @@ def fill(template: str, table: pa.Table, kind: str) -> list[str]:
     names = placeholders(template)
     for name in names:
         if name not in table.column_names:
-            raise UserError(f"prompt.{kind} uses '{{{name}}}', but the {kind}s table has: {', '.join(table.column_names)}")
+            raise UserError(
+                f"prompt.{kind} uses '{{{name}}}', but the {kind}s table has: {', '.join(table.column_names)}"
+            )
     columns = [[_text(v) for v in table.column(name).to_pylist()] for name in names]
     if not names:
         return [template] * table.num_rows

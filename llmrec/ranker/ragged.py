@@ -40,7 +40,9 @@ class Ragged:
         """The sequences at `rows` (int[m], repeats allowed), in that order, without a Python loop."""
         lengths = self.lengths[rows]
         offsets = offsets_of(lengths)
-        return Ragged(self.values[np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])], offsets)
+        return Ragged(
+            self.values[np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])], offsets
+        )
 
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:

@@ -52,15 +52,22 @@ def bucket_files(table: str) -> dict[int, str]:
         if match := re.search(r"/bucket-(\d{5})\.parquet$", uri):
             found[int(match[1])] = uri
     if not found:
-        raise UserError(f"{table}: no bucketed table there (bucket-00000.parquet ...); run the job that writes it first")
+        raise UserError(
+            f"{table}: no bucketed table there (bucket-00000.parquet ...); run the job that writes it first"
+        )
     return found
 
 
-def write_parquet(table: pa.Table, uri: str) -> int:
-    """Write one Parquet file in one piece; the same rows give the same bytes. Returns its size in bytes."""
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as one Parquet file; the same rows give the same bytes."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=1 << 17)
-    data = buffer.getvalue()
+    return buffer.getvalue()
+
+
+def write_parquet(table: pa.Table, uri: str) -> int:
+    """Write one Parquet file in one piece; its size in bytes."""
+    data = parquet_bytes(table)
     storage.write_bytes(uri, data)
     return len(data)
 

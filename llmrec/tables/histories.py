@@ -33,6 +33,8 @@ def as_lists(values: pa.Array, offsets: np.ndarray) -> pa.Array:
 
 def keep(ragged: Ragged, mask: np.ndarray) -> Ragged:
     """The values where mask (bool[total]) is true; sequences may become empty."""
-    lengths = np.add.reduceat(np.append(mask, False).astype(np.int64), ragged.offsets[:-1]) if len(ragged) else np.empty(0)
+    lengths = (
+        np.add.reduceat(np.append(mask, False).astype(np.int64), ragged.offsets[:-1]) if len(ragged) else np.empty(0)
+    )
     lengths = np.where(ragged.lengths > 0, lengths, 0)
     return Ragged(ragged.values[mask], offsets_of(lengths.astype(np.int64)))

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-from pyarrow.dataset import Dataset, field
-from pyarrow.fs import SubTreeFileSystem
-from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, create_table_with_add_actions
+from pyarrow.dataset import Dataset, field
+from pyarrow.fs import SubTreeFileSystem
 
 from llmrec import storage
 from llmrec.errors import UserError
@@ -61,9 +61,11 @@ def publish(table: str, files: Sequence[StagedFile], buckets: int, schema: pa.Sc
         AddAction(f.path, f.size, {BUCKET: str(f.bucket)}, now, True, json.dumps({"numRecords": f.rows})) for f in files
     ]
     properties = CommitProperties(
-        custom_metadata={"run_id": run_id, "buckets": str(buckets)}, app_transactions=[Transaction(run_id, 1, now)], max_commit_retries=0
+        custom_metadata={"run_id": run_id, "buckets": str(buckets)},
+        app_transactions=[Transaction(run_id, 1, now)],
+        max_commit_retries=0,
     )
-    partitioned = schema.append(pa.field(BUCKET, pa.int32()))
+    partitioned = Schema.from_arrow(schema.append(pa.field(BUCKET, pa.int32())))
     try:
         current = opened(table)
         if current is None:

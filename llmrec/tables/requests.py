@@ -11,8 +11,22 @@ from llmrec import schema
 from llmrec.errors import UserError
 from llmrec.ranker.ragged import Ragged, offsets_of, within
 from llmrec.schema import (
-    DETAIL, ITEM, ITEMS, KEY, MODEL_VERSION, ORIGIN, QUARANTINE, RANK, REASON, RECALL_SCORE, RECALL_SCORES, RUN_ID, SCORE,
-    SOURCE, SOURCES, USER,
+    DETAIL,
+    ITEM,
+    ITEMS,
+    KEY,
+    MODEL_VERSION,
+    ORIGIN,
+    QUARANTINE,
+    RANK,
+    REASON,
+    RECALL_SCORE,
+    RECALL_SCORES,
+    RUN_ID,
+    SCORE,
+    SOURCE,
+    SOURCES,
+    USER,
 )  # fmt: skip
 from llmrec.tables.histories import flatten, item_rows, keep
 
@@ -74,8 +88,12 @@ def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
     item = schema.id_type(table.schema, ITEM, source)
     n = table.num_rows
     columns = {USER: table[USER].cast(user), ITEM: table[ITEM].cast(item)}
-    columns[RECALL_SCORE] = table[RECALL_SCORE].cast(pa.float32()) if RECALL_SCORE in table.column_names else pa.nulls(n, pa.float32())
-    columns[SOURCE] = table[SOURCE].cast(pa.string()) if SOURCE in table.column_names else pa.array([""] * n, pa.string())
+    columns[RECALL_SCORE] = (
+        table[RECALL_SCORE].cast(pa.float32()) if RECALL_SCORE in table.column_names else pa.nulls(n, pa.float32())
+    )
+    columns[SOURCE] = (
+        table[SOURCE].cast(pa.string()) if SOURCE in table.column_names else pa.array([""] * n, pa.string())
+    )
     return pa.table(columns)
 
 
@@ -93,7 +111,7 @@ def build(histories: pa.Table, candidates: pa.Table, rules: Rules, source: str) 
         if candidates.schema.field(column).type != wanted:
             found = candidates.schema.field(column).type
             raise UserError(f"{source}: column '{column}' holds {found} ids, the prepared tables hold {wanted}")
-    users = pa.compute.unique(candidates[USER].drop_null()).combine_chunks() if candidates.num_rows else histories[USER].combine_chunks()[:0]
+    users = pa.compute.unique(candidates[USER].drop_null())
     users = users.take(pa.compute.sort_indices(users))
     user = pa.compute.index_in(candidates[USER], users).fill_null(-1).to_numpy().astype(np.int64)
     row = pa.compute.index_in(candidates[ITEM], rules.ids).fill_null(-1).to_numpy().astype(np.int64)
@@ -153,7 +171,9 @@ def rank(work: Work, scores: np.ndarray, top_k: int, ids: pa.Array, model_versio
         UserError: a score is not a finite number.
     """
     if not np.isfinite(scores).all():
-        raise UserError(f"the model gave {int((~np.isfinite(scores)).sum())} scores that are no numbers; nothing is published")
+        raise UserError(
+            f"the model gave {int((~np.isfinite(scores)).sum())} scores that are no numbers; nothing is published"
+        )
     lengths = work.candidates.lengths
     user = np.repeat(np.arange(len(lengths)), lengths)
     order = np.lexsort((work.candidates.values, -scores, user))

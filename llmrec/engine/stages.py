@@ -1,0 +1,111 @@
+"""The stages of the main job by name: what each one is called with, what it depends on, what it leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from llmrec import storage
+from llmrec.config import Config
+from llmrec.engine import evaluate, prepare, recall, score, train
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+
+Say = Callable[[str], None]
+ORDER = ("prepare", "train", "recall", "score", "publish", "evaluate")
+
+
+def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, Any]:
+    """Run one stage and leave its summary under the root, last; the summary as a dict.
+
+    A stage's summary is deleted when the stage starts and written when it is done, so a later stage knows whether the
+    tables of an earlier one are whole. reuse: skip prepare, train and recall when neither their settings nor the
+    content of their inputs changed.
+
+    Raises:
+        UserError: a setting or an input is wrong, or an earlier stage has not finished.
+    """
+    layout = Layout.of(config)
+    for earlier in _NEEDS[name]:
+        if not storage.exists(layout.summary(earlier)):
+            raise UserError(f"{layout.root}: {earlier} has not finished there; run jobs/{earlier}.py first")
+    depends = _fingerprint(name, config, layout)
+    if reuse and depends is not None and storage.exists(layout.summary(name)):
+        before = storage.read_json(layout.summary(name))
+        if before["fingerprint"] == depends:
+            return {**before["summary"], "reused": True}
+    storage.delete(layout.summary(name))
+    started = time.monotonic()
+    summary = _STAGES[name](config, layout, say)
+    summary = {**summary, "seconds": round(time.monotonic() - started, 1)}
+    storage.write_json(layout.summary(name), {"fingerprint": depends, "summary": summary})
+    return summary
+
+
+def _prepare(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    done = prepare.prepare(config.data, layout, say)
+    tables = {"items": layout.items, "histories": layout.histories, "targets": layout.targets}
+    return {**done.as_dict(), "tables": tables, "quarantine": layout.quarantine("prepare")}
+
+
+def _train(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    return train.train(config, layout, say).as_dict()
+
+
+def _recall(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    return recall.recall(config.recall, layout, say).as_dict()
+
+
+def _score(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    done = score.score(config, layout, say).as_dict()
+    if not config.score.publish:
+        return done
+    say(f"publishing run {done['run_id']}")
+    return {**done, "published": _published(layout, done["run_id"])}
+
+
+def _publish(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    """Publish the run that score left staged last."""
+    run_id = storage.read_json(layout.summary("score"))["summary"]["run_id"]
+    say(f"publishing run {run_id}")
+    return _published(layout, run_id)
+
+
+def _published(layout: Layout, run_id: str) -> dict[str, Any]:
+    done = score.publish(layout, run_id)
+    return {"table": done.table, "version": done.version, "run_id": done.run_id, "rows": done.rows, "new": done.new}
+
+
+def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    done = evaluate.evaluate(config, layout, say).as_dict()
+    storage.write_json(layout.evaluation, done)
+    return done
+
+
+_STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
+    "prepare": _prepare, "train": _train, "recall": _recall, "score": _score, "publish": _publish, "evaluate": _evaluate,
+}  # fmt: skip
+
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "prepare": (), "train": ("prepare",), "recall": ("prepare",), "score": ("prepare",), "publish": ("score",),
+    "evaluate": ("prepare", "recall"),
+}  # fmt: skip
+
+
+def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
+    """A hash of the settings and the content of the inputs that a stage's output depends on; None: never reused."""
+    dump = config.model_dump(mode="json")
+    prepared = (layout.items, layout.histories)
+    if name == "prepare":
+        sections, inputs = ["data"], (config.data.items, config.data.interactions, config.data.users)
+    elif name == "train":
+        sections, inputs = ["model", "prompt", "train", "recall"], (*prepared, layout.users)
+    elif name == "recall":
+        sections, inputs = ["recall"], prepared
+    else:
+        return None
+    content = [storage.manifest(uri) for uri in inputs if uri and storage.exists(uri)]
+    return hashlib.sha256(json.dumps([[dump[s] for s in sections], content]).encode()).hexdigest()[:16]

@@ -1,0 +1,102 @@
+"""What a person reads on the terminal. Computes no number itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@20", "ndcg@20")
+
+
+def console() -> Console:
+    """A terminal of at least 100 columns, so that tables in logs are not cut."""
+    found = Console()
+    return found if found.is_terminal else Console(width=max(found.width, 120))
+
+
+def print_summary(stage: str, summary: Mapping[str, Any]) -> None:
+    """A stage's summary as a table of names and values, metrics as a table of their own."""
+    if stage == "evaluate":
+        print_evaluation(summary)
+        return
+    table = Table(title=f"{stage}: done", title_justify="left", show_header=False)
+    for key, value in summary.items():
+        table.add_row(key.replace("_", " "), text(value))
+    console().print(table)
+
+
+def print_evaluation(summary: Mapping[str, Any]) -> None:
+    """Metrics of every ranking, with the interval of NDCG@10."""
+    groups = [("all users with a held-out item", summary["all_users"])]
+    groups += [(f"users that '{name}' ranks too", rows) for name, rows in summary["same_users"].items()]
+    for title, rows in groups:
+        shown = [m for m in METRICS if m in rows[0]["values"]] or list(rows[0]["values"])
+        table = Table(title=f"{title}: {rows[0]['users']:,}", title_justify="left")
+        table.add_column("ranking")
+        for metric in shown:
+            table.add_column(metric, justify="right")
+        table.add_column(f"{shown[1]} 95% interval", justify="right")
+        for row in rows:
+            low, high = row["interval"][shown[1]]
+            table.add_row(row["name"], *(f"{row['values'][m]:.4f}" for m in shown), f"{low:.4f} - {high:.4f}")
+        console().print(table)
+    console().print(f"recall of the candidates: {summary['recall_of_candidates']:.4f}; all figures: {summary['table']}")
+
+
+def print_user(user: Any, history: Sequence[str], ranking: Sequence[tuple[int, str, float]]) -> None:
+    """A user's newest events beside the ranking.
+
+    history: titles, newest first; ranking: (rank, title, score).
+    """
+    table = Table(title=f"user {user}", title_justify="left")
+    table.add_column("recent history, newest first", max_width=48)
+    table.add_column("rank", justify="right")
+    table.add_column("recommended", max_width=48)
+    table.add_column("score", justify="right")
+    for i in range(max(len(history), len(ranking))):
+        rank, title, score = ranking[i] if i < len(ranking) else ("", "", None)
+        event = history[i] if i < len(history) else ""
+        table.add_row(event, str(rank), title, "" if score is None else f"{score:.3f}")
+    console().print(table)
+
+
+def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Any small table."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(text(v) for v in row))
+    console().print(table)
+
+
+def text(value: Any) -> str:
+    """A value as a person writes it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {text(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(text(v) for v in value)
+    return str(value)
+
+
+def settings_help(model: type[BaseModel], prefix: str = "") -> str:
+    """Every setting with its default and meaning, one a line."""
+    lines = [] if prefix else ["settings:"]
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            lines.append(settings_help(kind, f"{prefix}{name}."))
+            continue
+        meaning = f"  {field.description}" if field.description else ""
+        lines.append(f"  --{prefix}{name} (default {field.default!r}){meaning}")
+    return "\n".join(lines)
