@@ -73,7 +73,7 @@ REGISTRY: dict[str, Asset] = {
     ),
     "ml-100k": Asset(
         "data", "recbole", "1.2.1", 2_130_151,
-        "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407", "GroupLens research licence, non-commercial",
+        "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407", "GroupLens, research use",
         "MovieLens-100k: 943 users, 1,682 films, 100,000 ratings, user attributes, Freebase links", _movielens,
     ),
 }  # fmt: skip

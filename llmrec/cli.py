@@ -139,7 +139,8 @@ def assets_list(as_json: AsJson = False) -> None:
     rows = [
         {
             "name": name, "kind": asset.kind, "megabytes": round(asset.wheel_bytes / 1e6, 1), "licence": asset.licence,
-            "about": asset.about, "sha256": asset.sha256, "here": str(assets.location(name)) if assets.location(name).is_dir() else None,
+            "about": asset.about, "sha256": asset.sha256,
+            "here": str(assets.location(name)) if assets.location(name).is_dir() else None,
         }
         for name, asset in assets.REGISTRY.items()
     ]  # fmt: skip

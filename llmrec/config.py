@@ -78,7 +78,7 @@ class Model(Section):
     )
     head: Literal["linear", "yes_no", "dot"] = Field(
         "dot",
-        description="linear: the candidate is read as a branch; yes_no: the same with the untouched model's yes and no; "
+        description="linear: the candidate is read as a branch; yes_no: likewise, by the untouched model's yes and no; "
         "dot: the user's state against the item's vector (items=token only)",
     )
     labels: tuple[str, str] = Field((" yes", " no"), description="head=yes_no: one token each")

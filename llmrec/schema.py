@@ -40,7 +40,8 @@ def targets(user: pa.DataType, item: pa.DataType) -> pa.Schema:
 def candidates(user: pa.DataType, item: pa.DataType) -> pa.Schema:
     """List form: one row a user, best candidate first."""
     return pa.schema([
-        (USER, user), (ITEMS, pa.list_(item)), (RECALL_SCORES, pa.list_(pa.float32())), (SOURCES, pa.list_(pa.string())),
+        (USER, user), (ITEMS, pa.list_(item)), (RECALL_SCORES, pa.list_(pa.float32())),
+        (SOURCES, pa.list_(pa.string())),
     ])  # fmt: skip
 
 

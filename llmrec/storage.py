@@ -21,8 +21,8 @@ from llmrec.errors import UserError
 
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 STORE_VARIABLES = (
-    *SECRET_VARIABLES, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP", "AWS_EC2_METADATA_DISABLED",
-    "AWS_PROFILE",
+    *SECRET_VARIABLES, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP",
+    "AWS_EC2_METADATA_DISABLED", "AWS_PROFILE",
 )  # fmt: skip
 CONNECT_SECONDS, READ_SECONDS = 3, 10
 
@@ -64,9 +64,9 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if not is_s3(uri):
         return pafs.LocalFileSystem(), uri
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
-    options: dict[str, Any] = dict(connect_timeout=CONNECT_SECONDS, request_timeout=60, allow_bucket_creation=False)
+    options: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "request_timeout": 60}
     if endpoint.netloc:
-        options |= dict(endpoint_override=endpoint.netloc, scheme=endpoint.scheme)
+        options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region or endpoint.netloc:
         options["region"] = region or "us-east-1"
@@ -190,7 +190,7 @@ def upload_directory(local: Path, uri: str) -> None:
 def local_directory(uri: str, cache: Path) -> Path:
     """A directory to read files from: the path itself, or a cached copy of what lies under an s3:// prefix.
 
-    The copy is keyed by the names and sizes and content digest of the listing's etags, so a changed model is fetched anew.
+    The copy is keyed by the listing's names, sizes and times, so a changed model is fetched anew.
 
     Raises:
         UserError: nothing lies there.
@@ -249,7 +249,11 @@ def _s3fs() -> Any:
 
     return s3fs.S3FileSystem(
         skip_instance_cache=True,
-        config_kwargs=dict(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries={"max_attempts": 0}),
+        config_kwargs={
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": READ_SECONDS,
+            "retries": {"max_attempts": 0},
+        },
     )
 
 

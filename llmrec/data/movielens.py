@@ -9,8 +9,11 @@ import pyarrow as pa
 
 
 def tables(directory: Path) -> dict[str, pa.Table]:
-    """items: item_id, title, year, genres; interactions: user_id, item_id, timestamp, value; users: user_id, age, gender,
-    occupation. Ids are int64; the log keeps the file's order, which breaks ties in time."""
+    """Three tables with int64 ids; the log keeps the file's order, which breaks ties in time.
+
+    items: item_id, title, year, genres. interactions: user_id, item_id, timestamp, value. users: user_id, age, gender,
+    occupation.
+    """
 
     def read(kind: str, names: list[str]) -> pl.DataFrame:
         return pl.read_csv(

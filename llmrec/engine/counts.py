@@ -13,7 +13,7 @@ from llmrec.tables.histories import item_rows, keep
 
 
 def cooccurrence(histories: str, catalogue_ids: pa.Array, training_only: bool) -> sparse.csr_matrix:
-    """float32[n_items, n_items] of `item_item.cooccurrence` over a histories table, with or without validation events."""
+    """float32[n_items, n_items]: `item_item.cooccurrence` of a histories table, with or without validation events."""
     import ray
 
     ids = ray.put(catalogue_ids)

@@ -82,7 +82,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     ).take_all()
     reasons: Counter[str] = Counter()
     for row in counted:
-        reasons.update({r: n for r, n in zip(row["reasons"], row["counts"], strict=True)})
+        reasons.update(dict(zip(row["reasons"], row["counts"], strict=True)))
     total = sum(reasons.values())
     bad = total - reasons["good"]
     if reasons["good"] == 0:
@@ -122,7 +122,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
         buckets.delete_others(table, range(data.buckets))
     set_aside: Counter[str] = Counter()
     for row in written:
-        set_aside.update({r: n for r, n in zip(row["reasons"], row["counts"], strict=True)})
+        set_aside.update(dict(zip(row["reasons"], row["counts"], strict=True)))
     return Prepared(
         items=items.num_rows,
         users=sum(row["users"] for row in written),
@@ -207,7 +207,7 @@ def _boundaries(counted: list[dict[str, Any]], data: Data) -> Boundaries:
     below = np.cumsum(weight[order]) / weight.sum()
 
     def cut(newest: float) -> int:
-        return int(time[order][min(np.searchsorted(below, 1 - newest), len(time) - 1)])
+        return int(time[order][min(int(np.searchsorted(below, 1 - newest)), len(time) - 1)])
 
     test = cut(data.test_share)
     return Boundaries(validation=cut(data.test_share + data.validation_share * (1 - data.test_share)), test=test)
@@ -226,9 +226,10 @@ def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
 
 
 def _write_buckets(batch: pa.Table, job: _Job) -> pa.Table:
-    written = []
-    for bucket in pa.compute.unique(batch[BUCKET]).to_pylist():
-        written.append(_write_bucket(bucket, batch.filter(pa.compute.equal(batch[BUCKET], bucket)), job))
+    written = [
+        _write_bucket(bucket, batch.filter(pa.compute.equal(batch[BUCKET], bucket)), job)
+        for bucket in pa.compute.unique(batch[BUCKET]).to_pylist()
+    ]
     return pa.Table.from_pylist(written, schema=_WRITTEN)
 
 
@@ -258,7 +259,8 @@ _WRITTEN = pa.schema([
 
 def _no_events(user: pa.DataType, item: pa.DataType) -> pa.Table:
     return pa.schema([
-        (BUCKET, pa.int32()), (ROW, pa.int64()), (USER, user), (ITEM, item), (TIMESTAMP, pa.int64()), (REASON, pa.string()),
+        (BUCKET, pa.int32()), (ROW, pa.int64()), (USER, user), (ITEM, item), (TIMESTAMP, pa.int64()),
+        (REASON, pa.string()),
         (FILE, pa.string()),
     ]).empty_table()  # fmt: skip
 

@@ -67,13 +67,14 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None]) 
     )
     popularity = pa.table({ITEM: ids, schema.USERS: models.popularity.astype(np.int64)})
     buckets.write_parquet(popularity, layout.popularity)
-    units = [{BUCKET: bucket, "uri": uri} for bucket, uri in buckets.bucket_files(layout.histories).items()]
+    files = buckets.bucket_files(layout.histories)
+    units = [{BUCKET: bucket, "uri": uri} for bucket, uri in files.items()]
     arguments = {"models": ray.put(models), "settings": settings, "layout": layout}
     rows = reporting(each(units, _recall_bucket, arguments), len(units), say, "recall")
     users = sum(row["users"] for row in rows)
     names = [*settings.merge, MERGED]
     for name in names:
-        buckets.delete_others(layout.candidates(name), [u[BUCKET] for u in units])
+        buckets.delete_others(layout.candidates(name), files)
     totals = np.sum([row["counts"] for row in rows], axis=0) / max(users, 1)
     return Recalled(
         users=users,
@@ -92,20 +93,19 @@ def _recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout
     histories = known_histories(table, known.ids, training_only=False)
     n_items = len(known.ids)
     step = max(1, CELLS_AT_ONCE // max(n_items, 1))
-    found: dict[str, list[Candidates]] = {name: [] for name in [*settings.merge, MERGED]}
+    names: list[str] = list(settings.merge)
+    found: dict[str, list[Candidates]] = {name: [] for name in [*names, MERGED]}
     for start in range(0, len(histories), step):
         part = histories.take(np.arange(start, min(start + step, len(histories))))
         seen = part if settings.exclude_seen else None
-        sources = [
-            top(_scores(name, part, known, settings), seen, getattr(settings, name).top) for name in settings.merge
-        ]
-        for name, candidates in zip(settings.merge, sources, strict=True):
+        sources = [top(_scores(name, part, known, settings), seen, getattr(settings, name).top) for name in names]
+        for name, candidates in zip(names, sources, strict=True):
             found[name].append(candidates)
         found[MERGED].append(merge(sources, settings.candidates, n_items))
     counts, short = [], 0
     for name, parts in found.items():
         lengths = np.concatenate([p.items.lengths for p in parts]) if parts else np.empty(0, np.int64)
-        labels = list(settings.merge) if name == MERGED else [name]
+        labels = names if name == MERGED else [name]
         written = _table(table[USER], parts, lengths, labels, known.ids)
         buckets.write_parquet(written, buckets.bucket_file(layout.candidates(name), unit[BUCKET]))
         counts.append(int(lengths.sum()))

@@ -53,18 +53,48 @@ def connected(cluster: Cluster, root: str) -> Iterator[None]:
     if ours:
         options = {"address": address} if address else {"include_dashboard": False, "address": "local"}
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+            start_driver(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"cluster.address '{address}': no Ray cluster answers ({str(error).splitlines()[0]})"
             ) from None
-    quiet()
     try:
         check_worker(root)
         yield
     finally:
         if ours:
             ray.shutdown()
+
+
+def start_driver(**options: Any) -> None:
+    """`ray.init` without the chatter: jobs print a status line of their own.
+
+    Ray's C++ core would print an error-level line for every actor pool (ray issue 57733) and, when told not to, one
+    line to say so; the latter goes nowhere. Full logs stay in the session's directory.
+    """
+    import ray
+
+    with contextlib.ExitStack() as stack:
+        if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
+            os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+            stack.callback(os.environ.pop, "RAY_BACKEND_LOG_LEVEL")
+            stack.enter_context(_without_stderr())
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    quiet()
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """File descriptor 2 to nowhere: what is to be silenced is printed by C++."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def quiet() -> None:

@@ -86,8 +86,13 @@ def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 
 _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
-    "prepare": _prepare, "train": _train, "recall": _recall, "score": _score, "publish": _publish, "evaluate": _evaluate,
-}  # fmt: skip
+    "prepare": _prepare,
+    "train": _train,
+    "recall": _recall,
+    "score": _score,
+    "publish": _publish,
+    "evaluate": _evaluate,
+}
 
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (), "train": ("prepare",), "recall": ("prepare",), "score": ("prepare",), "publish": ("score",),
@@ -98,7 +103,8 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     """A hash of the settings and the content of the inputs that a stage's output depends on; None: never reused."""
     dump = config.model_dump(mode="json")
-    prepared = (layout.items, layout.histories)
+    prepared: tuple[str, ...] = (layout.items, layout.histories)
+    inputs: tuple[str, ...]
     if name == "prepare":
         sections, inputs = ["data"], (config.data.items, config.data.interactions, config.data.users)
     elif name == "train":

@@ -220,7 +220,7 @@ def _sorted_ids(items: pa.Table) -> pa.Array:
 
 
 def _run_name(config: Config, layout: Layout) -> str:
-    """The same for the same settings and histories, so that Ray Train finds the checkpoints of a run that was cut off."""
+    """The same for the same settings and histories, so that Ray Train finds the checkpoints of a run cut off."""
     files = [(uri, size) for uri, size in storage.list_files(layout.histories)]
     what = [config.model.model_dump(), config.prompt.model_dump(), config.train.model_dump(), files]
     return "run-" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
@@ -249,8 +249,8 @@ base_model: {model.base}
 ---
 # Ranker
 
-A {model.base} backbone ({model.layers or "all"} layers) with items as {model.items} and a {model.head} score head, fine-tuned by llmrec on next-item
-decisions of {users:,} users with the listwise softmax objective. Load it with
+A {model.base} backbone ({model.layers or "all"} layers), items as {model.items}, score head {model.head}, fine-tuned by
+llmrec on next-item decisions of {users:,} users with the listwise softmax objective. Load it with
 `llmrec.ranker.model.Ranker.from_pretrained(directory)`.
 
 | | |

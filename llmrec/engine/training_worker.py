@@ -284,7 +284,8 @@ def _distributed(ranker: Ranker, strategy: str, device: torch.device, world: int
         mesh = init_device_mesh(device.type, (world,))
         for layer in _layers(ranker):
             fully_shard(layer, mesh=mesh)
-        return fully_shard(ranker, mesh=mesh).train()
+        fully_shard(ranker, mesh=mesh)  # in place
+        return ranker.train()
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(ranker, device_ids=ids).train()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llmrec.config import Cluster as ClusterConfig
-from llmrec.engine.session import prepare_environment, quiet
+from llmrec.engine.session import prepare_environment, start_driver
 
 MB = 1 << 20
 
@@ -39,8 +39,7 @@ def joined(cluster: Any) -> Iterator[None]:
     """This process as a driver of a mini cluster."""
     import ray
 
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    quiet()
+    start_driver(address=cluster.address)
     try:
         yield
     finally:

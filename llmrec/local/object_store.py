@@ -66,7 +66,7 @@ def object_store(directory: Path, bucket: str) -> Iterator[ObjectStore]:
 
 
 def start(directory: Path, bucket: str) -> ObjectStore:
-    """Start a server over `directory` and wait until it lets us write. Its credentials are made up for this directory."""
+    """Start a server over `directory` and wait until it lets us write. Its credentials are made up once for it."""
     directory.mkdir(parents=True, exist_ok=True)
     access, secret = _credentials(directory)
     ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
@@ -107,9 +107,7 @@ def stop(pid: int) -> None:
 def gone(pid: int) -> bool:
     """Whether no such process runs, reaping it if it is our child."""
     with contextlib.suppress(ChildProcessError):
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            return True
-        return False
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -167,7 +165,7 @@ def _wait_until_writable(store: ObjectStore, bucket: str, process: subprocess.Po
 
     fs = s3fs.S3FileSystem(
         key=store.access_key, secret=store.secret_key, endpoint_url=store.endpoint, skip_instance_cache=True,
-        config_kwargs=dict(connect_timeout=1, read_timeout=5, retries={"max_attempts": 0}),
+        config_kwargs={"connect_timeout": 1, "read_timeout": 5, "retries": {"max_attempts": 0}},
     )  # fmt: skip
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -176,7 +174,7 @@ def _wait_until_writable(store: ObjectStore, bucket: str, process: subprocess.Po
                 fs.mkdir(f"s3://{bucket}")
             fs.pipe_file(f"s3://{bucket}/.ready", b"")
             return
-        except Exception as error:  # whatever a server says while it comes up
+        except Exception as error:  # noqa: BLE001 - whatever a server says while it comes up
             if process.poll() is not None:
                 tail = log.read_text(errors="replace").strip().splitlines()[-1:]
                 raise UserError(f"the object store ended at once: {' '.join(tail)} (see {log})") from None

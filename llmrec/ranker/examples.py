@@ -48,7 +48,8 @@ def sample(
 ) -> Example:
     """A random window of at most `max_history` events, some of them decisions, each with its own negatives.
 
-    Without a recaller there are no negatives: the decisions are against the whole catalogue. A negative is drawn, with probability `hard_share`, from what recall would have brought at that point, else
+    Without a recaller there are no negatives: the decisions are against the whole catalogue. A negative is drawn, with
+    probability `hard_share`, from what recall would have brought at that point, else
     uniformly from the catalogue. history: int64[>= 1].
     """
     end = len(history)

@@ -50,7 +50,7 @@ class RankerCard(BaseModel):
 
 
 class Ranker(nn.Module):
-    """A decoder without its vocabulary head, a score head over the read positions, and items as vectors if it has them."""
+    """A decoder without its vocabulary head, a score head over read positions, and items as vectors if it has them."""
 
     def __init__(
         self, backbone: PreTrainedModel, head: Head, tokenizer: PreTrainedTokenizerBase, card: RankerCard,

@@ -63,8 +63,15 @@ class Batch:
     bounds: tuple[tuple[int, int], ...]
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = (t.to(device) for t in (self.token, self.position, self.request, self.branch, self.attach, self.read))
-        return Batch(*moved, bounds=self.bounds)
+        return Batch(
+            token=self.token.to(device),
+            position=self.position.to(device),
+            request=self.request.to(device),
+            branch=self.branch.to(device),
+            attach=self.attach.to(device),
+            read=self.read.to(device),
+            bounds=self.bounds,
+        )
 
 
 def pack(requests: Sequence[Request]) -> Batch:

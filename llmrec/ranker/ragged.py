@@ -30,11 +30,11 @@ class Ragged:
         return np.diff(self.offsets)
 
     @staticmethod
-    def of(sequences: Sequence[Sequence[int]] | Sequence[np.ndarray]) -> Ragged:
+    def of(sequences: Sequence[Sequence[int]] | Sequence[np.ndarray] | np.ndarray) -> Ragged:
         """Ragged from a list of sequences, empty ones included."""
         lengths = np.fromiter((len(s) for s in sequences), dtype=np.int64, count=len(sequences))
-        values = np.concatenate([np.asarray(s, dtype=np.int32) for s in sequences]) if len(sequences) else []
-        return Ragged(np.asarray(values, dtype=np.int32), offsets_of(lengths))
+        values = [np.empty(0, np.int32), *(np.asarray(s, dtype=np.int32) for s in sequences)]
+        return Ragged(np.concatenate(values), offsets_of(lengths))
 
     def take(self, rows: np.ndarray) -> Ragged:
         """The sequences at `rows` (int[m], repeats allowed), in that order, without a Python loop."""

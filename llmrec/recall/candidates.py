@@ -25,7 +25,7 @@ class Candidates:
 def top(scores: np.ndarray, seen: Ragged | None, count: int) -> Candidates:
     """The `count` best-scored items of each user, seen ones and items scored 0 left out; ties go to the smaller row.
 
-    scores: float32[users, n_items], not negative; overwritten at seen items. Item rows follow ids, so ties follow ids too.
+    scores: float32[users, n_items], not negative; overwritten at seen items. Rows follow ids, so ties do too.
     """
     users, n_items = scores.shape
     if seen is not None:

@@ -37,7 +37,7 @@ def cooccurrence(histories: Ragged, n_items: int) -> sparse.csr_matrix:
 def neighbours(cooccurrence: sparse.csr_matrix, count: int, shrinkage: float) -> sparse.csr_matrix:
     """float32[n_items, n_items]: column j holds item j's `count` most similar items, the rest is zero.
 
-    similarity(i, j) = co(i, j) / (sqrt(n_i * n_j) + shrinkage), co the number of users who had both, n_i those who had i.
+    similarity(i, j) = co(i, j) / (sqrt(n_i * n_j) + shrinkage), co the users who had both, n_i those who had i.
     A candidate keeps its own nearest items, not the nearest of what the user had: the other way round, popular
     candidates crowd out the rest. Ties go to the smaller item row.
     """

@@ -78,7 +78,7 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
     Raises:
         UserError: nothing there, no Parquet, or a truncated file; named.
     """
-    fs, path = storage.filesystem(uri)
+    fs, _path = storage.filesystem(uri)
     files = [f for f, _ in storage.list_files(uri) if not f.rsplit("/", 1)[-1].startswith(("_", "."))]
     if not files:
         raise UserError(f"{uri}: no such table")

@@ -1,4 +1,4 @@
-"""One bucket's scoring work: candidates joined to histories, judged row by row, and its top-K. Plain arrow and numpy."""
+"""One bucket's scoring work: candidates joined to histories, judged row by row, and ranked. Plain arrow and numpy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from llmrec.tables.histories import flatten, item_rows, keep
 
 @dataclass(frozen=True)
 class Rules:
-    """ids: the catalogue's item ids, ascending; blocked: bool[n_items]; limit: best-recalled candidates kept per user."""
+    """ids: the catalogue's item ids, ascending; blocked: bool[n_items]; limit: candidates kept per user."""
 
     ids: pa.Array
     blocked: np.ndarray
@@ -45,7 +45,8 @@ class Rules:
 class Work:
     """Users with at least one candidate to score, by ascending id.
 
-    users: arrow[n]; histories, candidates: catalogue rows per user; recall_scores: float32[total]; sources: arrow[total].
+    users: arrow[n]; histories, candidates: catalogue rows per user; recall_scores: float32[total];
+    sources: arrow[total].
     counts: pairs in = to score + seen + blocked + over_limit + quarantined; users in.
     quarantine: the rows set aside.
     """

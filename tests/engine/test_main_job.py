@@ -1,0 +1,226 @@
+"""The whole main job on MovieLens-100k with a real language model, every table in a real S3 server."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.compute as pc
+import pytest
+
+from llmrec import config, storage
+from llmrec.engine import stages
+from llmrec.layout import Layout
+from llmrec.tables import buckets, rankings
+
+ROOT = "s3://llmrec-test/main"
+TOP_K = 20
+SETTINGS: dict[str, Any] = {
+    "root": ROOT,
+    "data": {
+        "items": "s3://llmrec-test/raw/items.parquet",
+        "interactions": "s3://llmrec-test/raw/interactions.parquet",
+        "users": "s3://llmrec-test/raw/users.parquet",
+        "buckets": 4,
+    },
+    "prompt": {"item": "{title} ({year}) {genres}", "user": "A {age} year old {occupation}. ", "max_history": 20},
+    "model": {"layers": 1},
+    "train": {"max_steps": 6, "validate_every": 3, "validation_users": 60, "users_per_step": 8},
+    "score": {"top_k": TOP_K},
+}
+
+
+def quietly(message: str) -> None:
+    """A `say` for stages."""
+
+
+@pytest.fixture(scope="module")
+def done(cluster: Any, movielens: dict[str, Any]) -> dict[str, Any]:
+    for name, table in movielens.items():
+        buckets.write_parquet(table, SETTINGS["data"][name])
+    settings = config.build(SETTINGS)
+    return {name: stages.run(name, settings, quietly) for name in stages.ORDER}
+
+
+@pytest.fixture(scope="module")
+def layout() -> Layout:
+    return Layout(ROOT)
+
+
+def naive_histories(movielens: dict[str, Any]) -> dict[int, list[int]]:
+    """User -> items by time, ties in file order, by polars alone."""
+    log = pl.from_arrow(movielens["interactions"])
+    assert isinstance(log, pl.DataFrame)
+    log = log.with_row_index().sort("user_id", "timestamp", "index")
+    return dict(log.group_by("user_id").agg("item_id").iter_rows())
+
+
+def test_prepare_splits_leave_one_out(done: dict[str, Any], layout: Layout, movielens: dict[str, Any]) -> None:
+    expected = naive_histories(movielens)
+    histories = buckets.read_parquet(layout.histories)
+    targets = buckets.read_parquet(layout.targets)
+    found = dict(zip(histories["user_id"].to_pylist(), histories["item_ids"].to_pylist(), strict=True))
+    held_out = dict(zip(targets["user_id"].to_pylist(), targets["item_ids"].to_pylist(), strict=True))
+    assert found == {user: items[:-1] for user, items in expected.items()}
+    assert held_out == {user: items[-1:] for user, items in expected.items()}
+    assert histories["train_length"].to_pylist() == [len(i) - 1 for i in histories["item_ids"].to_pylist()]
+    assert done["prepare"]["rows_in"] == done["prepare"]["events_kept"] == 100_000
+
+
+def test_every_user_of_a_table_is_in_the_bucket_of_his_hash(done: dict[str, Any], layout: Layout) -> None:
+    for table in (layout.histories, layout.targets, layout.candidates()):
+        for bucket, uri in buckets.bucket_files(table).items():
+            users = buckets.read_parquet(uri, ["user_id"])["user_id"]
+            assert set(buckets.bucket_of(users, 4).tolist()) == {bucket}
+
+
+def test_published_table_holds_what_it_must(done: dict[str, Any], layout: Layout, movielens: dict[str, Any]) -> None:
+    table = rankings.read(layout.rankings)
+    candidates = buckets.read_parquet(layout.candidates())
+    expected = naive_histories(movielens)
+    users = table["user_id"].to_numpy()
+    starts = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
+    lists = {users[s]: table.slice(s, e - s) for s, e in zip(starts, np.r_[starts[1:], len(users)], strict=True)}
+    assert len(lists) == candidates.num_rows == 943
+    for user, proposed in zip(candidates["user_id"].to_pylist(), candidates["item_ids"].to_pylist(), strict=True):
+        mine = lists[user]
+        items, scores = mine["item_id"].to_pylist(), mine["score"].to_pylist()
+        assert mine["rank"].to_pylist() == list(range(1, min(TOP_K, len(proposed)) + 1))
+        assert scores == sorted(scores, reverse=True)
+        assert set(items) <= set(proposed)
+        assert not set(items) & set(expected[user][:-1])
+    assert done["score"]["pairs"]["pairs_in"] == sum(done["score"]["pairs"][k] for k in (
+        "to_score", "seen", "blocked", "over_limit", "quarantined"
+    ))  # fmt: skip
+
+
+def test_three_readers_see_the_same_rows_by_the_documented_lines(done: dict[str, Any], layout: Layout) -> None:
+    import duckdb
+    from deltalake import DeltaTable
+
+    by_polars = pl.read_delta(layout.rankings)
+    dataset = DeltaTable(layout.rankings).to_pyarrow_dataset()
+    by_pyarrow = dataset.to_table()
+    by_duckdb = duckdb.sql("select user_id, rank, item_id from dataset order by all").pl()
+    columns = ["user_id", "rank", "item_id"]
+    assert by_polars.select(columns).sort(columns).equals(by_duckdb)
+    assert pl.from_arrow(by_pyarrow.select(columns)).sort(columns).equals(by_duckdb)
+    assert len(by_duckdb) == 943 * TOP_K
+
+
+def test_a_second_run_scores_the_same_bytes(done: dict[str, Any], layout: Layout) -> None:
+    staged = storage.join(layout.rankings, "runs", done["score"]["run_id"])
+    before = {uri: storage.read_bytes(uri) for uri, _ in storage.list_files(staged)}
+    storage.delete(layout.run(done["score"]["run_id"]))
+    storage.delete(staged)
+    again = stages.run("score", config.build(SETTINGS, ["--score.max_actors", "1", "--score.min_actors", "1"]), quietly)
+    assert again["run_id"] == done["score"]["run_id"]
+    assert {uri: storage.read_bytes(uri) for uri, _ in storage.list_files(staged)} == before
+
+
+def test_a_run_cut_off_finishes_only_what_is_missing(done: dict[str, Any], layout: Layout) -> None:
+    run = done["score"]["run_id"]
+    entries = dict(storage.list_files(storage.join(layout.run(run), "ledger")))
+    lost = sorted(entries)[1]
+    lost_file = storage.join(layout.rankings, storage.read_json(lost)["path"])
+    before = storage.read_bytes(lost_file)
+    storage.delete(lost)
+    storage.delete(lost_file)
+    again = stages.run("score", config.build(SETTINGS), quietly)
+    assert (again["buckets"], again["buckets_resumed"]) == (4, 3)
+    assert storage.read_bytes(lost_file) == before
+    assert again["published"]["new"] is False
+
+
+def test_metrics_equal_an_independent_computation(
+    done: dict[str, Any], layout: Layout, movielens: dict[str, Any]
+) -> None:
+    truth = {user: items[-1] for user, items in naive_histories(movielens).items()}
+    table = rankings.read(layout.rankings)
+    gain = hits = 0.0
+    rows = zip(table["user_id"].to_pylist(), table["rank"].to_pylist(), table["item_id"].to_pylist(), strict=True)
+    for user, rank, item in rows:
+        if item == truth[user] and rank <= 10:
+            gain, hits = gain + 1 / np.log2(rank + 1), hits + 1
+    found = {row["name"]: row for row in done["evaluate"]["all_users"]}["llm ranking"]
+    assert found["values"]["ndcg@10"] == pytest.approx(gain / 943)
+    assert found["values"]["recall@10"] == pytest.approx(hits / 943)
+    assert found["interval"]["ndcg@10"][0] <= gain / 943 <= found["interval"]["ndcg@10"][1]
+    assert found["users"] == 943
+
+
+def test_item_item_reaches_its_known_quality(done: dict[str, Any]) -> None:
+    found = {row["name"]: row["values"] for row in done["evaluate"]["all_users"]}
+    assert found["item_item"]["ndcg@10"] == pytest.approx(0.0996, abs=5e-4)
+    assert found["popularity"]["ndcg@10"] == pytest.approx(0.0443, abs=1e-3)
+
+
+def test_ranker_directory_is_complete_and_has_curves(done: dict[str, Any], layout: Layout) -> None:
+    names = {uri.rsplit("/", 1)[-1] for uri, _ in storage.list_files(layout.ranker)}
+    wanted = {
+        "model.safetensors",
+        "tokenizer.json",
+        "ranker.json",
+        "README.md",
+        "head.safetensors",
+        "items.safetensors",
+    }
+    assert wanted <= names
+    assert storage.list_files(storage.join(layout.training, "tensorboard"))
+    assert done["train"]["steps"] == 6
+    card = json.loads(storage.read_bytes(storage.join(layout.ranker, "ranker.json")))
+    assert card["trained"] is True and card["layers"] == 1
+
+
+def test_a_changed_setting_or_input_starts_a_new_run_and_the_old_one_stays_readable(
+    done: dict[str, Any], layout: Layout
+) -> None:
+    from deltalake import DeltaTable
+
+    before = DeltaTable(layout.rankings)
+    again = stages.run("score", config.build(SETTINGS, ["--score.max_candidates", "30"]), quietly)
+    assert again["run_id"] != done["score"]["run_id"]
+    assert again["pairs"]["over_limit"] == 943 * 70
+    assert set(pc.unique(rankings.read(layout.rankings)["run_id"]).to_pylist()) == {again["run_id"]}
+    old = DeltaTable(layout.rankings, version=before.version()).to_pyarrow_dataset().to_table(columns=["run_id"])
+    assert set(pc.unique(old["run_id"]).to_pylist()) == {done["score"]["run_id"]}
+
+
+def test_reuse_skips_stages_whose_inputs_are_the_same(done: dict[str, Any]) -> None:
+    settings = config.build(SETTINGS)
+    for name in ("prepare", "train", "recall"):
+        assert stages.run(name, settings, quietly, reuse=True).get("reused") is True, name
+
+
+def test_an_untouched_model_scores_by_yes_and_no(done: dict[str, Any], layout: Layout) -> None:
+    output = storage.join(ROOT, "zero")
+    overrides = {
+        "model": {"items": "text", "head": "yes_no", "layers": 2},
+        "prompt": {"after_candidate": "? Answer:", "max_history": 5},
+        "score": {"model": "base", "output": output, "users_share": 0.05, "max_candidates": 10, "top_k": 10},
+    }
+    summary = stages.run("score", config.build({**SETTINGS, **overrides}), quietly)
+    assert summary["probe_difference"] < 1e-4
+    assert 20 < summary["users"] < 80
+    both = config.build({**SETTINGS, "evaluate": {"rankings": {"zero-shot": output}, "cutoffs": [5, 10]}})
+    compared = stages.run("evaluate", both, quietly)["same_users"]["zero-shot"]
+    assert {row["users"] for row in compared} == {summary["users"]}
+
+
+def test_no_secret_is_in_any_log_summary_or_table(done: dict[str, Any], store: Any) -> None:
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    assert secret == store.secret_key
+    import ray
+
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    found = [
+        f for f in session.rglob("*") if f.is_file() and f.stat().st_size < 50e6 and secret.encode() in f.read_bytes()
+    ]
+    assert found == []
+    for uri, size in storage.list_files(ROOT):
+        if size < 5e6:
+            assert secret.encode() not in storage.read_bytes(uri), uri

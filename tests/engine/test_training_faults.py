@@ -1,0 +1,55 @@
+"""Training survives a killed worker."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from test_bad_input import log, settings
+
+from llmrec import storage
+from llmrec.engine import stages
+from llmrec.layout import Layout
+
+
+def worker_processes() -> list[psutil.Process]:
+    """The processes of Ray Train workers on this machine that belong to this session's cluster."""
+    return [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+
+
+@pytest.mark.timeout(280)
+def test_training_goes_on_from_its_checkpoint_after_a_worker_is_killed(
+    cluster: Any, tmp_path: Path, tiny_model: Path
+) -> None:
+    wanted = settings(
+        "s3://llmrec-test/killed", log(users=60), tiny_model,
+        train={"max_steps": 400, "validate_every": 10, "users_per_step": 2, "patience": 1000},
+    )  # fmt: skip
+    stages.run("prepare", wanted, lambda _: None)
+    said: list[str] = []
+    killed: list[int] = []
+
+    def kill_one_after_the_first_checkpoint() -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            if any("validation" in line for line in said) and (workers := worker_processes()):
+                workers[0].kill()
+                killed.append(workers[0].pid)
+                return
+            time.sleep(0.2)
+
+    killer = threading.Thread(target=kill_one_after_the_first_checkpoint)
+    killer.start()
+    summary = stages.run("train", wanted, said.append)
+    killer.join()
+    assert killed, said
+    assert summary["steps"] == 400
+    assert storage.exists(storage.join(Layout.of(wanted).ranker, "ranker.json"))
+    steps = [int(line.split()[1].split("/")[0]) for line in said if "validation" in line]
+    again = [b for a, b in itertools.pairwise(steps) if b <= a]
+    assert all(step > 10 for step in again), f"it began anew: {steps}"
