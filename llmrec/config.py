@@ -90,7 +90,7 @@ class Train(Section):
 
     tune: Literal["full", "top_n", "lora", "head"] = "full"
     top_n: Count = Field(2, description="tune=top_n: how many of the last layers learn")
-    train_embeddings: bool = Field(False, description="tune=full: let the token embeddings learn too")
+    train_embeddings: bool = Field(False, description="tune=full, items=text: let the token embeddings learn too")
     lora_rank: Count = 16
     lora_alpha: Count = 32
     epochs: Count = 8
@@ -231,6 +231,11 @@ class Config(BaseSettings):
             allowed = "linear or yes_no" if self.model.items == "text" else "dot or linear"
             raise ValueError(
                 f"model.items = {self.model.items} goes with model.head = {allowed}, not {self.model.head}"
+            )
+        if self.model.items == "token" and self.train.train_embeddings:
+            raise ValueError(
+                "train.train_embeddings = true goes with model.items = text: an item's vector is made from the "
+                "untouched embeddings of its text"
             )
         if self.model.head != "yes_no" and (self.prompt.before_candidate or self.prompt.after_candidate):
             raise ValueError(

@@ -23,12 +23,16 @@ BY_POPULARITY = "its candidates by popularity"
 
 @dataclass(frozen=True)
 class Row:
-    """One ranking's metrics over the users who have both a held-out item and, where `users` says so, a ranking."""
+    """One ranking's metrics over some users.
+
+    interval: 95% bootstrap interval of each mean; lead: the same of our ranking's mean minus this one's, user by user.
+    """
 
     name: str
     users: int
     values: dict[str, float]
     interval: dict[str, tuple[float, float]]
+    lead: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,18 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     values = np.concatenate([np.asarray(r["values"]).reshape(len(names), len(labels), -1) for r in rows], axis=2)
     ranked = np.concatenate([np.asarray(r["ranked"], bool).reshape(len(names), -1) for r in rows], axis=1)
 
+    def spread(one: np.ndarray) -> tuple[float, float]:
+        return metrics.interval(one, settings.evaluate.bootstrap, settings.evaluate.seed)
+
     def row(i: int, mask: np.ndarray) -> Row:
-        part = values[i][:, mask]
-        means = {label: float(part[j].mean()) for j, label in enumerate(labels)}
-        spread = {
-            label: metrics.interval(part[j], settings.evaluate.bootstrap, settings.evaluate.seed)
-            for j, label in enumerate(labels)
-        }
-        return Row(names[i], int(mask.sum()), means, spread)
+        part, ours = values[i][:, mask], values[names.index(OURS)][:, mask]
+        return Row(
+            name=names[i],
+            users=int(mask.sum()),
+            values=dict(zip(labels, part.mean(axis=1).tolist(), strict=True)),
+            interval=dict(zip(labels, map(spread, part), strict=True)),
+            lead=dict(zip(labels, map(spread, ours - part), strict=True)),
+        )
 
     everyone = np.ones(users, bool)
     others = {n: i for i, n in enumerate(names) if n in settings.evaluate.rankings}

@@ -17,7 +17,7 @@ from llmrec.local import service
 from llmrec.report import terminal
 from llmrec.report.users import show_user
 
-SHOWN_USERS = 3
+SHOWN_USERS, SHOWN_ITEMS = 3, 10
 
 
 def demo(main: config.Config, zero_shot: config.Config) -> dict[str, Any]:
@@ -89,7 +89,8 @@ def _put(table: Any, uri: str) -> None:
 def _report(main: config.Config, summaries: dict[str, Any]) -> None:
     layout = Layout.of(main)
     for user in _some_users(layout):
-        terminal.print_user(*show_user(layout, main.score.output or layout.rankings, user, 10))
+        found, history, ranking = show_user(layout, main.score.output or layout.rankings, user, SHOWN_ITEMS)
+        terminal.print_user(found, history, ranking[:SHOWN_ITEMS])
     terminal.print_evaluation(summaries["evaluate"])
     train, score, zero = summaries["train"], summaries["score"], summaries["zero-shot"]
     terminal.print_rows(

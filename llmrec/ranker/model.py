@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from llmrec.config import Model, Prompt
 from llmrec.errors import UserError
-from llmrec.ranker.attention import PACKED, packed_mask
+from llmrec.ranker.attention import PACKED, layout
 from llmrec.ranker.heads import HEADS, DotHead, Head, YesNoHead
 from llmrec.ranker.item_vectors import ItemVectors
 from llmrec.ranker.packing import Batch, Request, pack, plan, split, trunk_only
@@ -78,7 +78,7 @@ class Ranker(nn.Module):
         hidden = self.backbone(
             inputs_embeds=self.dropout(self.embed(batch.token))[None],
             position_ids=batch.position[None],
-            packed=packed_mask(batch),
+            packed=layout(batch),
             use_cache=False,
         ).last_hidden_state[0]
         return hidden[batch.read]
@@ -281,6 +281,8 @@ def _cut_layers(backbone: Any, layers: int | None) -> Any:
             raise UserError(f"model.layers = {layers}: this backbone has only {len(backbone.layers)}")
         backbone.layers = backbone.layers[:layers]
         backbone.config.num_hidden_layers = layers
+        if getattr(backbone.config, "layer_types", None):
+            backbone.config.layer_types = backbone.config.layer_types[:layers]
     return backbone
 
 

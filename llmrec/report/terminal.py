@@ -30,7 +30,7 @@ def print_summary(stage: str, summary: Mapping[str, Any]) -> None:
 
 
 def print_evaluation(summary: Mapping[str, Any]) -> None:
-    """Metrics of every ranking, with the interval of NDCG@10."""
+    """Metrics of every ranking, with bootstrap intervals of one of them and of the first ranking's lead."""
     groups = [("all users with a held-out item", summary["all_users"])]
     groups += [(f"users that '{name}' ranks too", rows) for name, rows in summary["same_users"].items()]
     for title, rows in groups:
@@ -39,10 +39,13 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
         table.add_column("ranking")
         for metric in shown:
             table.add_column(metric, justify="right")
-        table.add_column(f"{shown[1]} 95% interval", justify="right")
+        key = shown[1]
+        table.add_column(f"{key} 95%", justify="right")
+        table.add_column(f"{rows[0]['name']} leads by, 95%", justify="right")
         for row in rows:
-            low, high = row["interval"][shown[1]]
-            table.add_row(row["name"], *(f"{row['values'][m]:.4f}" for m in shown), f"{low:.4f} - {high:.4f}")
+            low, high = row["interval"][key]
+            lead = "" if row is rows[0] else "{:+.4f} to {:+.4f}".format(*row["lead"][key])
+            table.add_row(row["name"], *(f"{row['values'][m]:.4f}" for m in shown), f"{low:.4f} - {high:.4f}", lead)
         console().print(table)
     console().print(f"recall of the candidates: {summary['recall_of_candidates']:.4f}; all figures: {summary['table']}")
 

@@ -67,7 +67,11 @@ def config_in_the_store(with_cluster: dict[str, str], movielens: dict[str, Any])
     """A configuration and its input, both in the service's bucket."""
     settings = {
         "root": "s3://llmrec/submitted",
-        "data": {"items": "s3://llmrec/in/items.parquet", "interactions": "s3://llmrec/in/interactions.parquet", "buckets": 2},
+        "data": {
+            "items": "s3://llmrec/in/items.parquet",
+            "interactions": "s3://llmrec/in/interactions.parquet",
+            "buckets": 2,
+        },
     }  # fmt: skip
     code = (
         "import sys, yaml; from llmrec import storage; from llmrec.tables.buckets import write_parquet; "

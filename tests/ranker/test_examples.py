@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+
+from llmrec.config import Train
+from llmrec.ranker.examples import Recaller, sample
+
+N = 12
+
+
+def recaller(depth: int = 4, seed: int = 0) -> Recaller:
+    rng = np.random.default_rng(seed)
+    similar = np.where(rng.random((N, N)) < 0.5, rng.random((N, N)), 0).astype(np.float32)
+    return Recaller(sparse.csr_matrix(similar), 0.5, depth)
+
+
+def test_recalled_items_are_the_best_of_a_plain_sum() -> None:
+    for seed in range(20):
+        found = recaller(seed=seed)
+        dense = found.similar.toarray()
+        history = np.random.default_rng(seed).integers(0, N, 5)
+        scores = {j: sum(0.5 ** (4 - t) * dense[i, j] for t, i in enumerate(history)) for j in range(N)}
+        best = sorted((j for j in scores if scores[j] > 0 and j not in history), key=lambda j: -scores[j])[:4]
+        assert found.top(history, history).tolist() == best
+
+
+def test_windows_decisions_and_negatives_keep_their_bounds() -> None:
+    history = np.arange(10) % N
+    train = Train(decisions_per_user=3, negatives=5, hard_share=0.5)
+    starts = set()
+    for seed in range(60):
+        made = sample(history, train, 6, recaller(), np.random.default_rng(seed))
+        assert len(made.history) == 6
+        starts.add(int(made.history[0]))
+        assert made.history.tolist() == history[made.history[0] : made.history[0] + 6].tolist()
+        assert made.decisions.tolist() == sorted(set(made.decisions.tolist())) and len(made.decisions) == 3
+        assert made.negatives.shape == (3, 5) and made.negatives.min() >= 0 and made.negatives.max() < N
+        assert (made.usable == (made.negatives != made.history[made.decisions][:, None])).all()
+    assert starts == {0, 1, 2, 3, 4}
+
+
+def test_hard_negatives_are_what_recall_brings_at_that_point() -> None:
+    history = np.asarray([0, 1, 2, 3, 4])
+    train = Train(decisions_per_user=5, negatives=3, hard_share=1.0)
+    found = recaller()
+    for seed in range(20):
+        made = sample(history, train, 10, found, np.random.default_rng(seed))
+        for event, drawn in zip(made.decisions, made.negatives, strict=True):
+            if event:
+                assert set(drawn) <= set(found.top(history[:event], history[: event + 1]))
+
+
+def test_without_a_recaller_there_are_no_negatives() -> None:
+    made = sample(np.asarray([4, 2]), Train(), 60, None, np.random.default_rng(0))
+    assert made.decisions.tolist() == [0, 1]
+    assert made.negatives.shape == made.usable.shape == (2, 0)
+
+
+def test_the_same_seed_draws_the_same_example() -> None:
+    one, two = (sample(np.arange(9), Train(), 5, recaller(), np.random.default_rng(7)) for _ in range(2))
+    assert all(np.array_equal(getattr(one, f), getattr(two, f)) for f in ("history", "decisions", "negatives"))

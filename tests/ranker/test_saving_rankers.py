@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import KINDS, Plain, assert_scores, make_catalogue, make_ranker, shake_items
+
+from llmrec.config import Model, Prompt
+from llmrec.errors import UserError
+from llmrec.ranker.model import Ranker, inference_dtype, model_version, score_requests
+from llmrec.ranker.packing import Request
+from llmrec.ranker.prompts import Catalogue, scoring_request
+from llmrec.ranker.ragged import Ragged
+
+Tiny = Callable[[str], str]
+TEXTS = [[40, 41], [42], [43, 44, 45], [40, 46], [50, 51]]
+PREFIX = np.asarray([0, 70], np.int32)
+
+
+def score(ranker: Ranker, catalogue: Catalogue) -> torch.Tensor:
+    bound = ranker.bind(catalogue)
+    n = len(catalogue.ids)
+    made = [scoring_request(PREFIX, bound, np.asarray([1, 0, 2]), np.arange(n))]
+    return score_requests(ranker, made, 1000, torch.float32)[0]
+
+
+def loaded(ranker: Ranker, directory: Path) -> Ranker:
+    ranker.save_pretrained(directory, "a model card")
+    return Ranker.from_pretrained(directory)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("items", "head"), [("text", "linear"), ("text", "yes_no"), ("token", "dot"), ("token", "linear")]
+)
+def test_a_saved_ranker_gives_the_same_scores(tiny: Tiny, tmp_path: Path, kind: str, items: str, head: str) -> None:
+    ranker = make_ranker(tiny(kind), items, head)
+    catalogue = make_catalogue(TEXTS)
+    if items == "token":
+        ranker.bind(catalogue)
+        shake_items(ranker)
+    before = score(ranker, catalogue)
+    assert len(set(before.tolist())) == len(TEXTS)
+    again = loaded(ranker, tmp_path / "saved")
+    assert torch.equal(score(again, catalogue), before)
+    assert again.card == ranker.card
+    assert (tmp_path / "saved" / "README.md").read_text() == "a model card"
+    assert torch.equal(score(loaded(again, tmp_path / "twice"), catalogue), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_ranker_of_fewer_layers_is_the_model_cut_off_there(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    ranker = make_ranker(tiny(kind), "text", "linear", layers=1)
+    catalogue = make_catalogue(TEXTS)
+    before = score(ranker, catalogue)
+    plain = Plain.load(tiny(kind))
+    plain.model.layers = plain.model.layers[:1]
+    trunk = [*PREFIX.tolist(), *(t for i in (1, 0, 2) for t in TEXTS[i])]
+    with torch.no_grad():
+        wanted = torch.stack([plain.states(np.asarray(trunk + t))[-1] @ ranker.head.weight for t in TEXTS])
+    assert_scores(before, wanted)
+    again = loaded(ranker, tmp_path)
+    assert again.card.layers == 1
+    assert torch.equal(score(again, catalogue), before)
+
+
+def test_what_was_learned_of_an_item_is_found_by_its_id(tiny: Tiny, tmp_path: Path) -> None:
+    ranker = make_ranker(tiny("llama"), "token", "dot")
+    ranker.bind(make_catalogue(TEXTS, [10, 20, 30, 40, 50]))
+    shake_items(ranker)
+    vectors, bias = (t.detach() for t in ranker.items())
+    again = loaded(ranker, tmp_path)
+    again.bind(make_catalogue([TEXTS[0], [60, 61], TEXTS[4]], [10, 35, 50]))
+    found, found_bias = (t.detach() for t in again.items())
+    torch.testing.assert_close(found[[0, 2]], vectors[[0, 4]], rtol=0, atol=1e-6)
+    assert found_bias.tolist() == pytest.approx([float(bias[0]), float(bias.mean()), float(bias[4])])
+
+
+def test_an_item_unknown_to_training_has_its_text_and_a_finite_score(tiny: Tiny, tmp_path: Path) -> None:
+    ranker = make_ranker(tiny("llama"), "token", "dot")
+    catalogue = make_catalogue(TEXTS)
+    ranker.bind(catalogue)
+    shake_items(ranker)
+    before = score(ranker, catalogue)
+    again = loaded(ranker, tmp_path)
+    larger = make_catalogue([*TEXTS, [60, 61], TEXTS[0]])
+    scores = score(again, larger)
+    assert torch.isfinite(scores).all()
+    assert_scores(scores[: len(TEXTS)], before, rtol=1e-5)
+    words = again.backbone.get_input_embeddings().weight.detach()
+    centre = torch.stack([words[t].mean(0) for t in TEXTS]).mean(0)
+    for row, text in ((5, [60, 61]), (6, TEXTS[0])):
+        alone = words[text].mean(0) - centre
+        wanted = alone / alone.norm() * words.norm(dim=1).mean()
+        torch.testing.assert_close(again.items.of(torch.tensor([row]))[0].detach(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_directory_that_is_no_ranker(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no ranker\.json") as caught:
+        Ranker.from_pretrained(tiny("llama"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"no ranker\.json"):
+        Ranker.from_pretrained(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda card: "{not json", id="no json"),
+        pytest.param(lambda card: json.dumps([card]), id="no mapping"),
+        pytest.param(lambda card: json.dumps({k: v for k, v in card.items() if k != "head"}), id="key missing"),
+        pytest.param(lambda card: json.dumps(card | {"head": "cubic"}), id="unknown head"),
+        pytest.param(lambda card: json.dumps(card | {"colour": "red"}), id="unknown key"),
+        pytest.param(lambda card: json.dumps(card | {"format": 2}), id="later format"),
+    ],
+)
+def test_a_malformed_ranker_json_is_one_line(tiny: Tiny, tmp_path: Path, change: Callable[[dict], str]) -> None:
+    make_ranker(tiny("llama"), "text", "linear").save_pretrained(tmp_path, "")
+    file = tmp_path / "ranker.json"
+    file.write_text(change(json.loads(file.read_text())))
+    with pytest.raises(UserError, match=r"ranker\.json") as caught:
+        Ranker.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        (Model(items="text", head="linear", layers=3), "model.layers = 3: this backbone has only 2"),
+        (Model(items="text", head="yes_no", labels=(" yes", " maybe")), "model.labels: ' maybe' is 6 tokens"),
+    ],
+)
+def test_a_base_model_that_does_not_fit(tiny: Tiny, model: Model, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        Ranker.from_base(model, Prompt(), tiny("llama"))
+
+
+def test_a_directory_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        Ranker.from_base(Model(items="text", head="linear"), Prompt(), str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_untrained_linear_head_prefers_nothing(tiny: Tiny) -> None:
+    ranker = Ranker.from_base(Model(items="text", head="linear"), Prompt(), tiny("llama"))
+    request = Request.to_score(PREFIX, Ragged.of([[1], [2, 3]]))
+    assert score_requests(ranker, [request], 100, torch.float32)[0].tolist() == [0, 0]
+
+
+def test_model_version_follows_content_and_names(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "sub" / "b").write_bytes(b"two")
+    first = model_version(tmp_path)
+    assert len(first) == 12 and first == model_version(tmp_path)
+    (tmp_path / "a").write_bytes(b"uno")
+    second = model_version(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert len({first, second, model_version(tmp_path)}) == 3
+
+
+def test_inference_dtype() -> None:
+    cpu = torch.device("cpu")
+    assert inference_dtype("float32", cpu) == torch.float32
+    assert inference_dtype("bfloat16", cpu) == torch.bfloat16
+    assert inference_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
