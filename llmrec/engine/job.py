@@ -35,11 +35,11 @@ def run_job(stage: str, arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(stage: str, file: str | None, json_file: str | None, settings: Sequence[str]) -> None:
-    from llmrec.engine import stages
-
     loaded = config.load(file, settings)
     root = Layout.of(loaded).root
     with terminating(), connected(loaded.cluster, root):
+        from llmrec.engine import stages  # torch and transformers, seconds that a wrong setting need not wait for
+
         say = progress_line(stage)
         summary = stages.run(stage, loaded, say)
     terminal.print_summary(stage, summary)

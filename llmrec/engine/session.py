@@ -101,11 +101,11 @@ def quiet() -> None:
     """Ray Data and Ray Train report through loggers that a job's own status line replaces."""
     import ray.data
 
-    ray.data.DataContext.get_current().print_on_execution_start = False
-
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # wrapped, a UserError would arrive as text
 
 
 def check_worker(root: str) -> None:
@@ -135,10 +135,13 @@ def user_error_in(error: BaseException) -> UserError | None:
     waiting: list[Any] = [error]
     while waiting:
         found = waiting.pop()
+        remote = getattr(found, "cause", None)
         if isinstance(found, UserError):
-            return UserError(str(found).splitlines()[-1] if "Traceback" in str(found) else str(found))
+            # From a task it arrives as a subclass made by Ray, whose text is a traceback; the cause is ours, with
+            # Ray's advice on retries below it.
+            return found if remote is None else UserError(str(remote).splitlines()[0])
         if found is None or id(found) in seen:
             continue
         seen.add(id(found))
-        waiting += [found.__cause__, found.__context__, getattr(found, "cause", None)]
+        waiting += [found.__cause__, found.__context__, remote]
     return None

@@ -136,7 +136,8 @@ def run_worker(settings: dict[str, Any]) -> None:
             recent = np.mean(losses[-10:])
             news.put_nowait(f"step {progress.step}/{task.steps}  loss {recent:.3f}  {rate:,.0f} tokens/s")
         if progress.step % train.validate_every == 0 or progress.step == task.steps:
-            metric = _validate(ranker, validation, train.batch_tokens, precision, device, world)
+            with _whole(model):
+                metric = _validate(ranker, validation, train.batch_tokens, precision, device, world)
             improved = metric is None or metric > progress.best
             progress.best = max(progress.best, metric or 0.0)
             progress.without_gain = 0 if improved else progress.without_gain + 1
@@ -288,6 +289,21 @@ def _distributed(ranker: Ranker, strategy: str, device: torch.device, world: int
         return ranker.train()
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(ranker, device_ids=ids).train()
+
+
+@contextlib.contextmanager
+def _whole(model: Any) -> Iterator[None]:
+    """Sharded weights gathered meanwhile: ranks validate different numbers of batches, so none may wait for another."""
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    yield
+    for module in sharded:
+        module.set_reshard_after_forward(True, recurse=False)
+        module.reshard()
 
 
 def _layers(ranker: Ranker) -> Any:

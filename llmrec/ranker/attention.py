@@ -1,7 +1,7 @@
 """Attention over packed batches, plugged into transformers' models through `AttentionInterface`.
 
-A model loaded with `attn_implementation=PACKED` runs unchanged; the packed batch's layout travels to this function as the
-keyword `packed`, and transformers builds no mask of its own for an implementation that it does not know.
+A model loaded with `attn_implementation=PACKED` runs unchanged; the packed batch's layout travels to this function as
+the keyword `packed`, and transformers builds no mask of its own for an implementation that it does not know.
 
 The mask rule is never built as a matrix over a whole request: a trunk is plain causal attention, and a branch attends
 to its trunk (one product for all branches, keys and values not copied) and to itself (small blocks), in one softmax.

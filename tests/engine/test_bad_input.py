@@ -37,7 +37,7 @@ def log(users: int = 30, events: int = 8, items: int = 40) -> dict[str, Any]:
     }
 
 
-def settings(root: Path | str, tables: dict[str, Any], model: Path, **sections: Any) -> config.Config:
+def settings(root: Path | str, tables: dict[str, Any], base: Path, **sections: Any) -> config.Config:
     """Write the tables under the root and configure a tiny model over them."""
     for name, table in tables.items():
         buckets.write_parquet(table, storage.join(str(root), "raw", f"{name}.parquet"))
@@ -50,7 +50,7 @@ def settings(root: Path | str, tables: dict[str, Any], model: Path, **sections: 
             "buckets": 2,
         },
         "prompt": {"max_history": 6, "before_history": "w0 ", "before_item": "", "after_item": " \n"},
-        "model": {"base": str(model)},
+        "model": {"base": str(base)},
         "train": {"max_steps": 2, "validate_every": 1, "users_per_step": 4, "validation_users": 10},
         "recall": {"candidates": 20},
         "score": {"top_k": 5},
@@ -173,7 +173,9 @@ class TestWholeJobOnLocalPaths:
             user, item = zip(*rows, strict=True)
             long = pa.table({"user_id": pa.array(user, pa.string()), "item_id": pa.array(item, pa.string())})
             buckets.write_parquet(long, buckets.bucket_file(str(mine), bucket))
-        scored = ran.score.model_copy(update={"candidates": str(mine), "output": str(tmp_path / "ranked")})
+        scored = ran.score.model_copy(
+            update={"candidates": str(mine), "output": str(tmp_path / "ranked"), "max_bad_share": 0.2}
+        )
         summary = stages.run("score", ran.model_copy(update={"score": scored}), quietly)
         aside = buckets.read_parquet(layout.quarantine(f"score/{summary['run_id']}"))
         reasons = aside["reason_code"].to_pylist()

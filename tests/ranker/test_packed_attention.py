@@ -14,7 +14,9 @@ from llmrec.ranker.packing import Request, pack, visible
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 
 
-def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+def dense(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
     key, value = (t.repeat_interleave(HEADS // KEY_HEADS, dim=1) for t in (key, value))
     weights = (query @ key.transpose(-1, -2) * scale).masked_fill(~mask, float("-inf")).softmax(-1)
     return (weights @ value).transpose(1, 2)

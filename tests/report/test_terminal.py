@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from llmrec.config import Config
+from llmrec.report import terminal
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (True, "yes"),
+        (False, "no"),
+        (None, "-"),
+        (1234567, "1,234,567"),
+        (0.123456, "0.1235"),
+        (1234.56, "1,234.6"),
+        ({"a": 1, "b": {"c": 2.5}}, "a 1, b c 2.5"),
+        ({}, "none"),
+        ([1, "x", None], "1, x, -"),
+        ("s3://b/x", "s3://b/x"),
+    ],
+)
+def test_values_as_a_person_writes_them(value: object, shown: str) -> None:
+    assert terminal.text(value) == shown
+
+
+def test_a_summary_shows_every_value(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_summary("score", {"run_id": "r-1", "pairs_scored": 12345, "table": "s3://bucket/" + "x" * 60})
+    out = capsys.readouterr().out
+    for part in ("score: done", "run id", "r-1", "pairs scored", "12,345", "x" * 60):
+        assert part in out
+
+
+@pytest.mark.parametrize("cutoffs", [(5, 10, 20), (10,), (3,)])
+def test_an_evaluation_shows_each_ranking_with_an_interval(
+    cutoffs: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {f"{m}@{k}": 0.1234 for k in cutoffs for m in ("recall", "ndcg", "mrr")}
+    row = {"name": "ranker", "users": 943, "values": values, "interval": dict.fromkeys(values, (0.1, 0.15))}
+    summary = {
+        "all_users": [row, row | {"name": "popularity"}], "same_users": {"zero-shot": [row]},
+        "recall_of_candidates": 0.61, "table": "out/evaluation.json",
+    }  # fmt: skip
+    terminal.print_summary("evaluate", summary)
+    out = capsys.readouterr().out
+    for part in ("943", "ranker", "popularity", "zero-shot", "0.1234", "0.1000 - 0.1500", "0.6100", f"@{cutoffs[0]}"):
+        assert part in out or (part == "@5" and "@10" in out)
+
+
+def test_a_user_with_lists_of_different_length(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_user(7, ["Heat", "Big", "Up"], [(1, "Alien", 0.5)])
+    terminal.print_user("u", [], [(1, "Alien", 0.25), (2, "Brazil", -1.0)])
+    out = capsys.readouterr().out
+    for part in ("user 7", "Heat", "Up", "Alien", "0.500", "user u", "Brazil", "-1.000"):
+        assert part in out
+
+
+def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_rows("assets", ["name", "cached"], [["ml-100k", True]])
+    out = capsys.readouterr().out
+    assert "ml-100k" in out and "yes" in out
+
+
+def test_every_setting_is_in_the_help() -> None:
+    lines = terminal.settings_help(Config).splitlines()
+    assert lines[0] == "settings:"
+    for setting in ("--root", "--score.top_k", "--recall.item_item.decay", "--data.columns.user"):
+        assert sum(line.strip().startswith(f"{setting} (default") for line in lines) == 1

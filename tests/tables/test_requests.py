@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmrec import schema
+from llmrec.errors import UserError
+from llmrec.ranker.ragged import Ragged
+from llmrec.tables.buckets import parquet_bytes
+from llmrec.tables.requests import Rules, Work, build, candidates_in_list_form, rank
+
+CATALOGUE = [2, 3, 5, 7, 8]
+USERS = st.none() | st.integers(0, 3)
+ITEMS = st.none() | st.integers(1, 9)
+HISTORIES = st.dictionaries(st.integers(0, 4), st.lists(ITEMS, max_size=4), max_size=4)
+SCORES = st.none() | st.integers(-3, 3).map(float)
+
+
+def as_id(value: int | None, text: bool) -> Any:
+    return value if value is None or not text else f"id-{value}"
+
+
+def id_type(text: bool) -> pa.DataType:
+    return pa.string() if text else pa.int64()
+
+
+def histories_table(histories: dict[int, list[int | None]], text: bool = False) -> pa.Table:
+    kind = id_type(text)
+    return pa.table({
+        "user_id": pa.array([as_id(u, text) for u in histories], kind),
+        "item_ids": pa.array([[as_id(i, text) for i in items] for items in histories.values()], pa.list_(kind)),
+    })  # fmt: skip
+
+
+def long_table(rows: list[tuple[int | None, int | None, float | None, str]], text: bool = False) -> pa.Table:
+    users, items, scores, sources = ([row[i] for row in rows] for i in range(4))
+    return pa.table({
+        "user_id": pa.array([as_id(u, text) for u in users], id_type(text)),
+        "item_id": pa.array([as_id(i, text) for i in items], id_type(text)),
+        "recall_score": pa.array(scores, pa.float32()),
+        "source": pa.array(sources, pa.string()),
+    })  # fmt: skip
+
+
+def rules(text: bool = False, blocked: set[int] = frozenset(), exclude_seen: bool = True, limit: int = 100) -> Rules:
+    ids = pa.array([as_id(i, text) for i in CATALOGUE], id_type(text))
+    return Rules(ids, np.asarray([i in blocked for i in CATALOGUE]), exclude_seen, limit)
+
+
+def naive(histories: dict, rows: list, blocked: set[int], exclude_seen: bool, limit: int) -> tuple[dict, Counter, list]:
+    """user -> [(item, score, source)], counts, and (user, reason, item) of what is set aside, row by row."""
+    kept: dict[int, list] = {}
+    counts: Counter[str] = Counter()
+    aside, met = [], set()
+    for user, item, score, source in rows:
+        if user is None or item is None:
+            aside.append((user, "null_id", item))
+        elif item not in CATALOGUE:
+            aside.append((user, "unknown_item", item))
+        elif (user, item) in met:
+            aside.append((user, "duplicate_candidate", item))
+        else:
+            met.add((user, item))
+            if exclude_seen and item in histories.get(user, []):
+                counts["seen"] += 1
+            elif item in blocked:
+                counts["blocked"] += 1
+            elif len(kept.get(user, [])) == limit:
+                counts["over_limit"] += 1
+            else:
+                kept.setdefault(user, []).append((item, score, source))
+    return kept, counts, aside
+
+
+def as_dict(work: Work, ids: pa.Array) -> dict:
+    found, start = {}, 0
+    for i, user in enumerate(work.users.to_pylist()):
+        rows = work.candidates[i]
+        scores = [None if np.isnan(s) else float(s) for s in work.recall_scores[start : start + len(rows)]]
+        sources = work.sources[start : start + len(rows)].to_pylist()
+        found[user] = list(zip(ids.take(pa.array(rows)).to_pylist(), scores, sources, strict=True))
+        start += len(rows)
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    HISTORIES,
+    st.lists(st.tuples(USERS, ITEMS, SCORES, st.sampled_from(["a", "b"])), max_size=25),
+    st.sets(st.sampled_from(CATALOGUE)),
+    st.booleans(),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_every_pair_is_accounted_for_as_a_plain_loop_does(
+    histories: dict, rows: list, blocked: set[int], exclude_seen: bool, limit: int, text: bool
+) -> None:
+    chosen = rules(text, blocked, exclude_seen, limit)
+    table = candidates_in_list_form(long_table(rows, text), "candidates.parquet")
+    work = build(histories_table(histories, text), table, chosen, "candidates.parquet")
+    kept, counts, aside = naive(histories, rows, blocked, exclude_seen, limit)
+
+    found = as_dict(work, chosen.ids)
+    assert list(found) == sorted(found)
+    assert found == {as_id(u, text): [(as_id(i, text), s, o) for i, s, o in of] for u, of in kept.items()}
+    assert work.counts == {
+        "pairs_in": len(rows),
+        "to_score": sum(map(len, kept.values())),
+        "seen": counts["seen"],
+        "blocked": counts["blocked"],
+        "over_limit": counts["over_limit"],
+        "quarantined": len(aside),
+        "users_in": len({u for u, *_ in rows if u is not None}),
+    }
+    for user, items in zip(work.users.to_pylist(), work.histories.take(np.arange(len(work.users))), strict=False):
+        known = [as_id(i, text) for i in histories.get(_number(user), []) if i in CATALOGUE]
+        assert chosen.ids.take(pa.array(items)).to_pylist() == known
+    assert work.quarantine.schema == schema.QUARANTINE
+    set_aside = zip(
+        *(work.quarantine[c].to_pylist() for c in ("key", "reason_code", "detail", "source_file")), strict=True
+    )
+    assert Counter(set_aside) == Counter(
+        (
+            None if u is None else str(as_id(u, text)),
+            why,
+            f"item={'null' if i is None else as_id(i, text)}",
+            "candidates.parquet",
+        )
+        for u, why, i in aside
+    )
+
+
+def _number(user: int | str) -> int:
+    return int(str(user).removeprefix("id-"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    HISTORIES,
+    st.lists(
+        st.tuples(USERS, st.none() | st.lists(st.tuples(ITEMS, SCORES, st.sampled_from(["a", "b"])), max_size=6)),
+        max_size=6,
+    ),
+)
+def test_list_form_and_long_form_give_the_same_work(histories: dict, users: list) -> None:
+    lists = pa.table({
+        "user_id": pa.array([u for u, _ in users], pa.int64()),
+        "item_ids": pa.array([None if c is None else [i for i, _, _ in c] for _, c in users], pa.list_(pa.int64())),
+        "recall_scores": pa.array(
+            [None if c is None else [s for _, s, _ in c] for _, c in users], pa.list_(pa.float32())
+        ),
+        "sources": pa.array([None if c is None else [o for _, _, o in c] for _, c in users], pa.list_(pa.string())),
+    })  # fmt: skip
+    rows = [(u, *one) for u, c in users for one in c or []]
+    made = [
+        build(histories_table(histories), candidates_in_list_form(table, "c"), rules(blocked={3}, limit=2), "c")
+        for table in (lists, long_table(rows))
+    ]
+    assert as_dict(made[0], rules().ids) == as_dict(made[1], rules().ids)
+    assert made[0].counts == made[1].counts
+    assert made[0].quarantine.equals(made[1].quarantine)
+
+
+def test_a_user_without_a_history_is_scored_on_the_prompt_alone() -> None:
+    table = candidates_in_list_form(long_table([(9, 5, 1.0, "a"), (1, 3, None, "b")]), "c")
+    work = build(histories_table({1: [2, 8]}), table, rules(), "c")
+    assert work.users.to_pylist() == [1, 9]
+    assert [work.histories[i].tolist() for i in range(2)] == [[0, 4], []]
+
+
+def test_scores_and_sources_may_be_missing() -> None:
+    for table in (
+        pa.table({"user_id": [1, 1], "item_id": [5, 3]}),
+        pa.table({"user_id": [1], "item_ids": [[5, 3]]}),
+    ):
+        found = candidates_in_list_form(table, "c").to_pydict()
+        assert found == {"user_id": [1, 1], "item_id": [5, 3], "recall_score": [None, None], "source": ["", ""]}
+
+
+def test_narrow_integer_and_dictionary_ids_are_taken() -> None:
+    table = pa.table({
+        "user_id": pa.array([1, 2], pa.int32()), "item_id": pa.array(["a", "b"]).dictionary_encode(),
+    })  # fmt: skip
+    found = candidates_in_list_form(table, "c")
+    assert found.schema.field("user_id").type == pa.int64() and found.schema.field("item_id").type == pa.string()
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({"item_id": [1]}, "c.parquet: column 'user_id' is missing"),
+        ({"user_id": [1]}, "c.parquet: column 'item_id' is missing"),
+        ({"user_id": [1.5], "item_id": [1]}, "c.parquet: column 'user_id' has type double; ids must be"),
+        ({"user_id": [1], "item_ids": [1]}, "c.parquet: column 'item_ids' has type int64, which is no list"),
+        (
+            {"user_id": [1], "item_ids": [[1, 2]], "recall_scores": [[1.0]]},
+            "c.parquet: lists in 'recall_scores' differ in length from those in 'item_ids'",
+        ),
+    ],
+)
+def test_candidates_of_another_shape_are_refused(table: dict, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        candidates_in_list_form(pa.table(table), "c.parquet")
+
+
+@pytest.mark.xfail(strict=True, raises=pa.ArrowInvalid, reason="recall_score and source are cast without a check")
+@pytest.mark.parametrize("column", ["recall_score", "source"])
+def test_a_recall_score_or_source_of_another_type_is_refused(column: str) -> None:
+    wrong = {"recall_score": ["high"], "source": [b"\xff"]}[column]
+    with pytest.raises(UserError, match=f"c: column '{column}'"):
+        candidates_in_list_form(pa.table({"user_id": [1], "item_id": [1], column: wrong}), "c")
+
+
+@pytest.mark.xfail(strict=True, raises=pa.ArrowInvalid, reason="recall_score is cast to float32 with safe=True")
+def test_large_whole_numbers_are_fine_as_recall_scores() -> None:
+    table = pa.table({"user_id": [1], "item_id": [1], "recall_score": [2**24 + 1]})
+    assert candidates_in_list_form(table, "c")["recall_score"].to_pylist() == [2.0**24]
+
+
+@pytest.mark.parametrize(("column", "other"), [("user_id", ["1"]), ("item_id", ["5"])])
+def test_ids_of_another_type_than_the_prepared_tables_are_refused(column: str, other: list[str]) -> None:
+    table = pa.table({"user_id": [1], "item_id": [5]} | {column: other})
+    with pytest.raises(UserError, match=f"c: column '{column}' holds string ids, the prepared tables hold int64"):
+        build(histories_table({1: [2]}), candidates_in_list_form(table, "c"), rules(), "c")
+
+
+def work_of(lists: dict[int, list[int]]) -> Work:
+    rows = [(u, i, 0.5, "a") for u, items in lists.items() for i in items]
+    return build(histories_table({}), candidates_in_list_form(long_table(rows), "c"), rules(), "c")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(st.integers(0, 5), st.lists(st.sampled_from(CATALOGUE), unique=True, max_size=5), max_size=5),
+    st.lists(st.sampled_from([-1.0, 0.0, 0.25, 1e-3, 7.0]), min_size=25, max_size=25),
+    st.integers(1, 4),
+)
+def test_rank_is_a_plain_top_k(lists: dict[int, list[int]], drawn: list[float], top_k: int) -> None:
+    work = work_of(lists)
+    scores = np.asarray(drawn[: len(work.recall_scores)], np.float32)
+    found = rank(work, scores, top_k, rules().ids, "m1", "r1")
+    assert found.schema == schema.rankings(pa.int64(), pa.int64())
+    left = iter(scores.tolist())
+    wanted = []
+    for user in sorted(u for u in lists if lists[u]):
+        pairs = sorted(((next(left), i) for i in lists[user]), key=lambda p: (-p[0], p[1]))
+        wanted += [(user, place + 1, item, score) for place, (score, item) in enumerate(pairs[:top_k])]
+    columns = (found[c].to_pylist() for c in ("user_id", "rank", "item_id", "score"))
+    assert list(zip(*columns, strict=True)) == wanted
+    assert set(found["model_version"].to_pylist()) <= {"m1"} and set(found["run_id"].to_pylist()) <= {"r1"}
+
+
+def test_rank_equals_polars_on_a_larger_table() -> None:
+    rng = np.random.default_rng(0)
+    n_users, n_items = 200, 50
+    ids = pa.array(np.sort(rng.choice(1000, n_items, replace=False)))
+    pairs = rng.permutation(n_users * n_items)[:4000]
+    table = candidates_in_list_form(
+        pa.table({"user_id": pairs // n_items, "item_id": ids.take(pa.array(pairs % n_items))}), "c"
+    )
+    work = build(histories_table({}), table, Rules(ids, np.zeros(n_items, bool), True, 1000), "c")
+    scores = rng.integers(0, 20, 4000).astype(np.float32)
+    found = pl.from_arrow(rank(work, scores, 10, ids, "m", "r").select(["user_id", "rank", "item_id", "score"]))
+    flat = pl.DataFrame({
+        "user_id": np.repeat(work.users.to_numpy(), work.candidates.lengths),
+        "item_id": ids.to_numpy()[work.candidates.values],
+        "score": scores,
+    })  # fmt: skip
+    wanted = flat.sort("user_id", "score", "item_id", descending=[False, True, False]).group_by(
+        "user_id", maintain_order=True
+    ).head(10).with_columns((pl.int_range(pl.len()).over("user_id") + 1).cast(pl.Int32).alias("rank"))  # fmt: skip
+    assert found.equals(wanted.select("user_id", "rank", "item_id", "score"))
+
+
+def test_shuffled_input_gives_the_same_bytes() -> None:
+    rng = np.random.default_rng(1)
+    rows = [(u, i, (u * 7 + i) % 5 / 4, "ab"[i % 2]) for u in range(6) for i in CATALOGUE]
+    seen = set()
+    for _ in range(5):
+        shuffled = [rows[j] for j in rng.permutation(len(rows))]
+        past = {u: [CATALOGUE[u % 5]] for u in rng.permutation(6).tolist()}
+        table = candidates_in_list_form(long_table(shuffled), "c")
+        work = build(histories_table(past), table, rules(blocked={3}), "c")
+        user = np.repeat(work.users.to_numpy(), work.candidates.lengths)
+        scores = ((user * 3 + work.candidates.values) % 4).astype(np.float32)
+        seen.add(parquet_bytes(rank(work, scores, 3, rules().ids, "m", "r")))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number_stops_the_run(bad: float) -> None:
+    work = work_of({1: [2, 3], 2: [5]})
+    with pytest.raises(UserError, match="the model gave 1 scores that are no numbers"):
+        rank(work, np.asarray([1.0, bad, 0.0], np.float32), 2, rules().ids, "m", "r")
+
+
+def test_a_missing_recall_score_stays_null_in_the_rankings() -> None:
+    table = candidates_in_list_form(long_table([(1, 2, None, "a"), (1, 3, 0.5, "b")]), "c")
+    work = build(histories_table({}), table, rules(), "c")
+    found = rank(work, np.asarray([2.0, 1.0], np.float32), 5, rules().ids, "m", "r")
+    assert found["recall_score"].to_pylist() == [None, 0.5] and found["source"].to_pylist() == ["a", "b"]
+
+
+def test_nobody_to_rank() -> None:
+    work = work_of({})
+    assert isinstance(work.candidates, Ragged) and len(work.candidates) == 0
+    assert rank(work, np.empty(0, np.float32), 5, rules().ids, "m", "r").num_rows == 0

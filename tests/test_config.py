@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from llmrec import config
+from llmrec.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("LLMREC_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "settings.yaml"
+
+
+def refused(file: Path, text: str, *parts: str, arguments: list[str] | None = None) -> None:
+    """One line with all these parts in it."""
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        config.load(str(file), arguments or [])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    assert config.load(str(path)).root
+
+
+def test_there_are_shipped_configurations() -> None:
+    assert {p.stem for p in CONFIGS} >= {"demo", "smoke", "zero-shot", "gpu-cluster"}
+
+
+def test_defaults_load_without_a_file_and_from_an_empty_one(file: Path) -> None:
+    file.write_text("# nothing\n")
+    assert config.load(str(file)) == config.load(None) == config.Config()
+
+
+def test_command_line_beats_environment_beats_file_beats_default(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("score: {top_k: 11, max_candidates: 12, batch_tokens: 130}\n")
+    monkeypatch.setenv("LLMREC_SCORE__TOP_K", "21")
+    monkeypatch.setenv("LLMREC_SCORE__MAX_CANDIDATES", "22")
+    score = config.load(str(file), ["--score.top_k", "31"]).score
+    assert (score.top_k, score.max_candidates, score.batch_tokens, score.max_actors) == (31, 22, 130, 2)
+
+
+def test_the_command_line_sets_every_kind_of_value() -> None:
+    loaded = config.load(
+        None,
+        ["--root", "./out", "--model.layers", "3", "--score.publish", "false", "--train.learning_rate", "1e-4",
+         "--recall.item_item.decay", "0.5", "--prompt.item", "{title}: x", "--data.columns.user", "uid"],
+    )  # fmt: skip
+    assert (loaded.root, loaded.model.layers, loaded.score.publish, loaded.train.learning_rate) == (
+        "./out",
+        3,
+        False,
+        1e-4,
+    )
+    assert (loaded.recall.item_item.decay, loaded.prompt.item, loaded.data.columns.user) == (0.5, "{title}: x", "uid")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("colour: red", ["unknown key 'colour'", "allowed here: root, data, prompt"]),
+        ("score: {top: 5}", ["unknown key 'score.top'", "allowed here:", "top_k", "max_candidates"]),
+        ("recall: {item_item: {k: 5}}", ["unknown key 'recall.item_item.k'", "neighbours, shrinkage, decay"]),
+        ("score: {top_k: many}", ["score.top_k = 'many'", "valid integer"]),
+        ("score: {top_k: 0}", ["score.top_k = 0", "greater than or equal to 1"]),
+        ("train: {dropout: 1}", ["train.dropout = 1", "less than 1"]),
+        ("train: {hard_share: -0.1}", ["train.hard_share = -0.1", "greater than or equal to 0"]),
+        ("data: {split: weekly}", ["data.split = 'weekly'", "'leave_one_out'", "'time'", "'none'"]),
+        ("train: {tune: all}", ["train.tune = 'all'", "'lora'"]),
+        ("model: {labels: [a]}", ["model.labels"]),
+        ("data: 3", ["data = 3"]),
+        ("model: {items: text, head: dot}", ["model.items = text goes with model.head = linear or yes_no, not dot"]),
+        (
+            "model: {items: token, head: yes_no}",
+            ["model.items = token goes with model.head = dot or linear, not yes_no"],
+        ),
+        ("prompt: {after_candidate: '?'}", ["prompt.after_candidate need model.head = yes_no"]),
+        ("train: {train_embeddings: true}", ["train.train_embeddings = true goes with model.items = text"]),
+        ("score: {min_actors: 5}", ["score: max_actors = 2 is less than min_actors = 5"]),
+        ("recall: {popularity: {top: 0}}", ["merge names 'popularity', which recall.popularity.top = 0 turns off"]),
+        ("recall: {merge: []}", ["merge must name at least one source"]),
+        ("recall: {merge: [magic]}", ["recall.merge.0 = 'magic'", "'item_item'"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(file: Path, text: str, parts: list[str]) -> None:
+    refused(file, text, str(file), *parts)
+
+
+def test_each_problem_has_a_line_of_its_own(file: Path) -> None:
+    file.write_text("score: {top_k: 0, batch_tokens: 1}\nrooot: x\n")
+    with pytest.raises(UserError) as caught:
+        config.load(str(file))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert [next(k for k in ("top_k", "batch_tokens", "rooot") if k in line) for line in lines]
+
+
+def test_a_secret_in_a_wrong_value_is_blotted_out(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret-value")
+    refused(file, "score: {top_k: very-secret-value}", "score.top_k = '***'")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("data: [", "not valid YAML"),
+        ("- data\n- score\n", "a configuration is a mapping of sections, not a list"),
+        ("just words", "a configuration is a mapping of sections, not a str"),
+        ("3", "a configuration is a mapping of sections, not a int"),
+    ],
+)
+def test_a_file_that_is_no_configuration(file: Path, text: str, part: str) -> None:
+    refused(file, text, str(file), part)
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="Config(**values) with a key that is no text")
+def test_a_key_that_is_no_text(file: Path) -> None:
+    refused(file, "1: 2", str(file), "1")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.yaml: no such file"):
+        config.load(str(tmp_path / "absent.yaml"))
+
+
+@pytest.mark.xfail(strict=True, raises=OSError, reason="storage.read_bytes only catches FileNotFoundError")
+def test_a_directory_instead_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        config.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["LLMREC_SCORE__TOPK", "LLMREC_SCOR__TOP_K", "LLMREC_TOP_K", "LLMREC_RECALL__ITEM_ITEM__K", "LLMREC_"]
+)
+def test_a_misspelt_variable_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "5")
+    with pytest.raises(UserError, match=f"environment variable {name}: no such setting"):
+        config.load(None)
+
+
+def test_a_wrong_value_in_a_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMREC_SCORE__TOP_K", "many")
+    with pytest.raises(UserError, match=r"score\.top_k = 'many'"):
+        config.load(None)
+
+
+def test_our_own_variables_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in config.OWN_VARIABLES:
+        monkeypatch.setenv(name, "/tmp/x")
+    assert config.load(None) == config.Config()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--score.topk", "5"], "unrecognized arguments: --score.topk 5"),
+        (["--score.top_k"], "--score.top_k: expected one argument"),
+        (["--score.top_k", "0"], "score.top_k = "),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments: list[str], part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        config.load(None, arguments)
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_configuration_is_frozen() -> None:
+    loaded = config.load(None)
+    for section, field in ((loaded, "root"), (loaded.score, "top_k"), (loaded.recall.item_item, "decay")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, field, 1)
