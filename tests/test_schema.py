@@ -25,7 +25,7 @@ def test_ids_are_int64_or_string(kind: pa.DataType, wanted: pa.DataType) -> None
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.bool_(), pa.binary(), pa.timestamp("s"), pa.list_(pa.int64())])
 def test_other_id_types_are_refused(kind: pa.DataType) -> None:
-    with pytest.raises(UserError, match="t: column 'id' has type .*; ids must be integers or strings"):
+    with pytest.raises(UserError, match=r"t: column 'id' has type .*; ids must be integers or strings"):
         schema.id_type(pa.schema([("id", kind)]), "id", "t")
 
 

@@ -37,9 +37,12 @@ def run_job(stage: str, arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(stage: str, file: str | None, json_file: str | None, settings: Sequence[str]) -> None:
     loaded = config.load(file, settings)
     root = Layout.of(loaded).root
-    with terminating(), connected(loaded.cluster, root):
-        from llmrec.engine import stages  # torch and transformers, seconds that a wrong setting need not wait for
+    storage.check(root)
+    # Torch and transformers take seconds that a wrong setting need not wait for. They come before Ray's threads: loaded
+    # beside them, oneMKL sometimes ends the process with "Cannot load libtorch_cpu.so".
+    from llmrec.engine import stages
 
+    with terminating(), connected(loaded.cluster, root):
         say = progress_line(stage)
         summary = stages.run(stage, loaded, say)
     terminal.print_summary(stage, summary)

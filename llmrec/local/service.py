@@ -118,6 +118,7 @@ def serve(cluster: Cluster) -> None:
 
         with mini_cluster(cluster, dashboard=True) as running:
             dashboard = f"http://{running.head_node.webui_url}"
+            _wait_for_jobs(dashboard)
             found = {
                 "pid": os.getpid(),
                 "ray_address": running.address,
@@ -133,6 +134,24 @@ def serve(cluster: Cluster) -> None:
             temporary.replace(file)
             ending.wait()
             file.unlink(missing_ok=True)
+
+
+def _wait_for_jobs(dashboard: str) -> None:
+    """Until the job server runs a job: its agent on the head comes up some seconds after the dashboard."""
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    deadline = time.monotonic() + START_SECONDS
+    client = JobSubmissionClient(dashboard)
+    while True:
+        try:
+            job = client.submit_job(entrypoint="true")
+            break
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+    while client.get_job_status(job) in (JobStatus.PENDING, JobStatus.RUNNING) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    client.delete_job(job)
 
 
 if __name__ == "__main__":

@@ -89,15 +89,7 @@ def test_jobs_are_submitted_with_a_token_and_a_config_in_the_store(
     with_cluster: dict[str, str], config_in_the_store: str
 ) -> None:
     for job in ("prepare", "recall"):
-        submit = [
-            "ray",
-            "job",
-            "submit",
-            "--working-dir",
-            str(HERE),
-            "--runtime-env-json",
-            '{"excludes": [".venv", ".git"]}',
-        ]
+        submit = ["ray", "job", "submit", "--working-dir", str(HERE)]
         ended = run(
             *submit, "--", str(BIN / "python"), f"jobs/{job}.py", "--config", config_in_the_store,
             "--recall.candidates", "50", environment=with_cluster,

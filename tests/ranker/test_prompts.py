@@ -80,7 +80,7 @@ def test_long_items_are_cut_and_counted_and_keep_their_end() -> None:
 
 def test_an_item_without_text_is_named() -> None:
     items = pa.table({"item_id": [1, 2], "title": ["Big", None]})
-    with pytest.raises(UserError, match="item 2: prompt.item '{title}' gives an empty text"):
+    with pytest.raises(UserError, match=r"item 2: prompt\.item '\{title\}' gives an empty text"):
         tokenise_catalogue(items, "item_id", Prompt(), tokenizer())
 
 

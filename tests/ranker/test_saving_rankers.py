@@ -52,9 +52,10 @@ def test_a_saved_ranker_gives_the_same_scores(tiny: Tiny, tmp_path: Path, kind: 
     assert torch.equal(score(loaded(again, tmp_path / "twice"), catalogue), before)
 
 
+@pytest.mark.parametrize("head", ["linear", "yes_no"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_ranker_of_fewer_layers_is_the_model_cut_off_there(tiny: Tiny, tmp_path: Path, kind: str) -> None:
-    ranker = make_ranker(tiny(kind), "text", "linear", layers=1)
+def test_a_ranker_of_fewer_layers_is_the_model_cut_off_there(tiny: Tiny, tmp_path: Path, kind: str, head: str) -> None:
+    ranker = make_ranker(tiny(kind), "text", head, layers=1)
     catalogue = make_catalogue(TEXTS)
     before = score(ranker, catalogue)
     plain = Plain.load(tiny(kind))

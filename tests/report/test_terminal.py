@@ -38,13 +38,24 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
 ) -> None:
     values = {f"{m}@{k}": 0.1234 for k in cutoffs for m in ("recall", "ndcg", "mrr")}
     row = {"name": "ranker", "users": 943, "values": values, "interval": dict.fromkeys(values, (0.1, 0.15))}
+    second = row | {"name": "popularity", "lead": dict.fromkeys(values, (-0.01, 0.02))}
     summary = {
-        "all_users": [row, row | {"name": "popularity"}], "same_users": {"zero-shot": [row]},
+        "all_users": [row, second], "same_users": {"zero-shot": [row]},
         "recall_of_candidates": 0.61, "table": "out/evaluation.json",
     }  # fmt: skip
     terminal.print_summary("evaluate", summary)
     out = capsys.readouterr().out
-    for part in ("943", "ranker", "popularity", "zero-shot", "0.1234", "0.1000 - 0.1500", "0.6100", f"@{cutoffs[0]}"):
+    for part in (
+        "943",
+        "ranker",
+        "popularity",
+        "zero-shot",
+        "0.1234",
+        "0.1000 - 0.1500",
+        "-0.0100 to +0.0200",
+        "0.6100",
+        f"@{cutoffs[0]}",
+    ):
         assert part in out or (part == "@5" and "@10" in out)
 
 

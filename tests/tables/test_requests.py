@@ -17,9 +17,9 @@ from llmrec.tables.buckets import parquet_bytes
 from llmrec.tables.requests import Rules, Work, build, candidates_in_list_form, rank
 
 CATALOGUE = [2, 3, 5, 7, 8]
-USERS = st.none() | st.integers(0, 3)
-ITEMS = st.none() | st.integers(1, 9)
-HISTORIES = st.dictionaries(st.integers(0, 4), st.lists(ITEMS, max_size=4), max_size=4)
+USERS = st.sampled_from([0, 0, 1, 1, 2, 3, None])
+ITEMS = st.sampled_from([*CATALOGUE, *CATALOGUE, 4, None])
+HISTORIES = st.dictionaries(st.integers(0, 4), st.lists(ITEMS, min_size=1, max_size=4), min_size=1, max_size=4)
 SCORES = st.none() | st.integers(-3, 3).map(float)
 
 
