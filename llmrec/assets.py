@@ -133,7 +133,7 @@ def resolve_model(name: str) -> str:
         return str(fetch(name))
     if storage.is_s3(name):
         return str(storage.local_directory(name, cache_directory() / "models"))
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return name
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name

@@ -271,6 +271,9 @@ def load(file: str | None, arguments: Sequence[str] = ()) -> Config:
             raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise UserError(f"{file}: a configuration is a mapping of sections, not a {type(values).__name__}")
+        for key in values:
+            if not isinstance(key, str):
+                raise UserError(f"{file}: unknown key '{key}'; allowed here: {', '.join(Config.model_fields)}")
     _refuse_unknown_variables()
     return build(values, arguments, file or "the command line")
 

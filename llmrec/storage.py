@@ -49,7 +49,8 @@ def absolute(uri: str) -> str:
     if scheme[1] != "s3":
         raise UserError(f"'{redact(uri)}': unknown scheme '{scheme[1]}://'; use a local path or s3://bucket/prefix")
     parts = urlsplit(uri)
-    if "@" in parts.netloc or parts.query:
+    # A secret may hold slashes, and then the part before the first one is no bucket.
+    if "@" in uri or ":" in parts.netloc or parts.query:
         raise UserError(
             f"'{redact(uri)}': put credentials and endpoint in the AWS_* environment variables, not in the URI"
         )
@@ -112,7 +113,7 @@ def read_bytes(uri: str) -> bytes:
     """A whole small file.
 
     Raises:
-        UserError: it does not exist.
+        UserError: it does not exist, is a directory, or the store does not give it.
     """
     fs, path = filesystem(uri)
     try:
@@ -120,6 +121,9 @@ def read_bytes(uri: str) -> bytes:
             return stream.read()
     except FileNotFoundError:
         raise UserError(f"{uri}: no such file") from None
+    except OSError as error:
+        check(uri)  # says what is wrong with the store, if that is it
+        raise UserError(f"{uri}: cannot be read ({redact(str(error).splitlines()[0])[:160]})") from None
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -241,7 +245,7 @@ def redact(text: str) -> str:
     for name in SECRET_VARIABLES:
         if value := os.environ.get(name):
             text = text.replace(value, "***")
-    return re.sub(r"(s3|https?)://[^/\s@]+@", r"\1://***@", text)
+    return re.sub(r"(s3|https?)://[^\s'@]+@", r"\1://***@", text)
 
 
 def _s3fs() -> Any:

@@ -122,7 +122,6 @@ def test_a_name_that_is_nothing_is_told_what_there_is(name: str, downloads: list
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="Path('') is the current directory")
 def test_an_empty_name_is_no_model(downloads: list[str]) -> None:
     with pytest.raises(UserError):
         assets.resolve_model("")

@@ -74,7 +74,7 @@ def judge_interactions(
         {
             USER: pl.Series(values=rows[columns.user].cast(user_type)),
             ITEM: pl.Series(values=rows[columns.item].cast(item_type)),
-            TIMESTAMP: pl.Series(values=time.cast(pa.int64())),
+            TIMESTAMP: pl.Series(values=time.cast(pa.int64(), safe=False)),
         }
     )
     known = pl.Series(values=known_items)

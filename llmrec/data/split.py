@@ -51,7 +51,7 @@ def split_events(
 
     n, place = pl.len().over(USER), pl.int_range(pl.len()).over(USER)
     if data.split == "leave_one_out":
-        marks = events.with_columns(test=place == n - 1, train=place < n - 2)
+        marks = events.with_columns(test=place == n - 1, train=place + 2 < n)
     elif data.split == "time":
         assert boundaries is not None
         marks = events.with_columns(

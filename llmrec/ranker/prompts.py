@@ -51,13 +51,13 @@ def placeholders(template: str) -> list[str]:
         UserError: the template is malformed, or has a placeholder that is not a plain column name.
     """
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        fields = [(name, form) for _, name, form, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise UserError(f"prompt template {template!r}: {error}") from None
-    for name in names:
-        if not name.isidentifier():
-            raise UserError(f"prompt template {template!r}: placeholder '{{{name}}}' must be a column name")
-    return names
+    for name, form in fields:
+        if not name.isidentifier() or form:
+            raise UserError(f"prompt template {template!r}: placeholder '{{{name}}}' must be a column name and no more")
+    return [name for name, _ in fields]
 
 
 def fill(template: str, table: pa.Table, kind: str) -> list[str]:
@@ -74,7 +74,7 @@ def fill(template: str, table: pa.Table, kind: str) -> list[str]:
             )
     columns = [[_text(v) for v in table.column(name).to_pylist()] for name in names]
     if not names:
-        return [template] * table.num_rows
+        return [template.format()] * table.num_rows
     return [template.format(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
@@ -86,6 +86,8 @@ def tokenise_catalogue(
     Raises:
         UserError: an item's id is null or its text is empty.
     """
+    if items[item_column].null_count:
+        raise UserError(f"items: {items[item_column].null_count} rows have no {item_column}; run jobs/prepare.py")
     items = items.take(pa.compute.sort_indices(items, sort_keys=[(item_column, "ascending")]))
     texts = fill(prompt.item, items, "item")
     for i, text in enumerate(texts):

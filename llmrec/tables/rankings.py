@@ -124,7 +124,7 @@ def read(table: str, user_id: int | str | None = None) -> pa.Table:
     kind = dataset.schema.field(USER).type
     try:
         key = pa.array([user_id]).cast(kind)
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, OverflowError):
         raise UserError(f"user '{user_id}': ids in {table} are {kind}") from None
     bucket = int(bucket_of(key, int(shown(found)["buckets"]))[0])
     return dataset.to_table(filter=(field(BUCKET) == bucket) & (field(USER) == key[0])).sort_by(_ORDER)

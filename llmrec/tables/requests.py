@@ -87,14 +87,12 @@ def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
             columns[SOURCE] = values[SOURCES][0]
         table = pa.table(columns)
     item = schema.id_type(table.schema, ITEM, source)
-    n = table.num_rows
-    columns = {USER: table[USER].cast(user), ITEM: table[ITEM].cast(item)}
-    columns[RECALL_SCORE] = (
-        table[RECALL_SCORE].cast(pa.float32()) if RECALL_SCORE in table.column_names else pa.nulls(n, pa.float32())
-    )
-    columns[SOURCE] = (
-        table[SOURCE].cast(pa.string()) if SOURCE in table.column_names else pa.array([""] * n, pa.string())
-    )
+    optional = {RECALL_SCORE: "number", SOURCE: "text"}
+    schema.require(table.schema, {c: kind for c, kind in optional.items() if c in table.column_names}, source)
+    n, here = table.num_rows, table.column_names
+    scores = table[RECALL_SCORE].cast(pa.float32(), safe=False) if RECALL_SCORE in here else pa.nulls(n, pa.float32())
+    sources = table[SOURCE].cast(pa.string()) if SOURCE in here else pa.array([""] * n, pa.string())
+    columns = {USER: table[USER].cast(user), ITEM: table[ITEM].cast(item), RECALL_SCORE: scores, SOURCE: sources}
     return pa.table(columns)
 
 

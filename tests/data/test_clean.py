@@ -95,7 +95,6 @@ def test_whole_number_timestamps() -> None:
     assert judged(times) == [None, bad, bad, None, bad, bad, bad]
 
 
-@pytest.mark.xfail(strict=True, raises=pa.ArrowInvalid, reason="judge_interactions casts uint64 to int64 unchecked")
 def test_unsigned_timestamps_beyond_int64() -> None:
     assert judged(pa.array([2**64 - 1, 5], pa.uint64())) == ["impossible_timestamp", None]
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,7 +92,6 @@ def test_copies_and_short_users_are_set_aside() -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="place < n - 2 wraps around below zero in uint32")
 def test_one_event_is_enough_if_asked_for() -> None:
     found = split([(1, 10, 1)], min_user_events=1)
     assert histories(found) == {1: ([], [], 0)} and targets(found) == {1: [10]}

@@ -130,7 +130,6 @@ def test_an_id_of_another_type_is_named(table: str, user: int | str) -> None:
         rankings.read(table, user)
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="read() only catches ArrowInvalid")
 def test_an_integer_beyond_int64_is_named(table: str) -> None:
     publish(table, "r1", [1])
     with pytest.raises(UserError, match=r"ids in .* are int64"):
