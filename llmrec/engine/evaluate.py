@@ -58,6 +58,8 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     for uri in tables.values():
         if rankings.opened(uri) is None:
             raise UserError(f"{uri}: no rankings are published there; run jobs/score.py first")
+    if max(settings.evaluate.cutoffs) > settings.score.top_k:
+        say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
     units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
     arguments = {"layout": layout, "tables": tables, "sources": list(settings.recall.merge), "settings": settings}
     rows = reporting(each(units, _measure, arguments), len(units), say, "evaluate")

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,11 @@ COUNTS = ("pairs_in", "to_score", "seen", "blocked", "over_limit", "quarantined"
 
 @dataclass(frozen=True)
 class Scored:
-    """What score did. pairs_in = to_score + seen + blocked + over_limit + quarantined, summed over buckets."""
+    """What score did. pairs_in = to_score + seen + blocked + over_limit + quarantined, summed over buckets.
+
+    tokens: what the model computed; prefix_reuse: how many times more it would be, pair by pair. The rates are of all
+    actors while they score; starting, reading and writing count in `seconds` alone.
+    """
 
     run_id: str
     model: str
@@ -77,7 +82,7 @@ class Job:
 
 
 def score(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> Scored:
-    """Score every candidate, stage the rankings and complete the ledger of the run.
+    """Score every candidate, stage the rankings and complete the ledger of the run; resumes a run that was cut off.
 
     Raises:
         UserError: inputs are missing or of the wrong shape, the parity probe fails, or too many rows are bad.
@@ -93,13 +98,12 @@ def score(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
         + (f", {len(units) - len(missing)} done before" if len(missing) < len(units) else "")
     )
     fresh: list[dict[str, Any]] = []
+    # The pool grows by one actor a tick; it starts as large as there is work for.
+    actors = max(settings.score.min_actors, min(settings.score.max_actors, len(missing)))
     if missing:
         pool = ray.data.ActorPoolStrategy(
-            min_size=settings.score.min_actors,
-            max_size=settings.score.max_actors,
-            initial_size=min(settings.score.max_actors, len(missing)) if len(missing) >= settings.score.min_actors
-            else settings.score.min_actors,
-        )  # fmt: skip
+            min_size=settings.score.min_actors, max_size=settings.score.max_actors, initial_size=actors
+        )
         done = (
             ray.data.from_items(missing, override_num_blocks=min(len(missing), 10_000))
             # Other resources than the actors', or Ray would fuse reading into them.
@@ -135,8 +139,8 @@ def score(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
         buckets_resumed=len(units) - len(missing),
         tokens=totals["tokens"],
         prefix_reuse=round(totals["naive_tokens"] / max(totals["tokens"], 1), 1),
-        pairs_per_second=here["to_score"] / scoring * min(settings.score.max_actors, len(missing)) if scoring else 0.0,
-        tokens_per_second=here["tokens"] / scoring * min(settings.score.max_actors, len(missing)) if scoring else 0.0,
+        pairs_per_second=here["to_score"] / scoring * actors if scoring else 0.0,
+        tokens_per_second=here["tokens"] / scoring * actors if scoring else 0.0,
         seconds=seconds,
         probe_difference=max(probes) if probes else None,
     )
@@ -202,7 +206,8 @@ def _plan(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str, 
         )
     if wanted.model == "base":
         model_uri = settings.model.base
-        version = model_version(assets.resolve_model(model_uri)) if "/" not in model_uri else model_uri
+        found = assets.resolve_model(model_uri)
+        version = model_version(found) if Path(found).is_dir() else model_uri  # a hub id stands for itself
     else:
         model_uri = storage.absolute(wanted.model) if wanted.model else layout.ranker
         version = model_version(storage.local_directory(model_uri, assets.cache_directory() / "models"))
