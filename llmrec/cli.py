@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from llmrec import assets, config, storage
-from llmrec.engine.job import guarded, progress_line
+from llmrec.engine.job import EXIT_INTERRUPTED, guarded, progress_line
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.local import service
@@ -182,6 +182,8 @@ def _called() -> None:
     try:
         app(standalone_mode=True)
     except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:  # typer has caught the Ctrl-C and says nothing
+            raise KeyboardInterrupt from None
         if end.code:
             raise
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from llmrec.config import Cluster as ClusterConfig
 from llmrec.engine.session import prepare_environment, start_driver
+from llmrec.local.object_store import free_ports
 
 MB = 1 << 20
 
@@ -24,11 +25,14 @@ def mini_cluster(config: ClusterConfig, dashboard: bool = False) -> Iterator[Any
     from ray.cluster_utils import Cluster
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    head = {"num_cpus": 0, "object_store_memory": config.object_store_mb * MB, "include_dashboard": dashboard}
+    common = {"object_store_memory": config.object_store_mb * MB}
+    # Every agent would listen on the same port; the head's takes jobs, so another cluster here must not have it.
+    head_port, *ports = free_ports(config.nodes + 1)
+    head = {"num_cpus": 0, "include_dashboard": dashboard, "dashboard_agent_listen_port": head_port, **common}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        for _ in range(config.nodes):
-            cluster.add_node(num_cpus=config.cpus_per_node, object_store_memory=config.object_store_mb * MB)
+        for port in ports:
+            cluster.add_node(num_cpus=config.cpus_per_node, dashboard_agent_listen_port=port, **common)
         yield cluster
     finally:
         cluster.shutdown()

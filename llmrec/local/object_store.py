@@ -69,7 +69,7 @@ def start(directory: Path, bucket: str) -> ObjectStore:
     """Start a server over `directory` and wait until it lets us write. Its credentials are made up once for it."""
     directory.mkdir(parents=True, exist_ok=True)
     access, secret = _credentials(directory)
-    ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     log = directory / "weed.log"
     command = [
         _binary(), "mini", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
@@ -140,7 +140,7 @@ def _binary() -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Free ports whose gRPC twins (port + 10000) are free too."""
     found: list[int] = []
     with contextlib.ExitStack() as held:

@@ -71,8 +71,9 @@ def up(cluster: Cluster, say: Callable[[str], None]) -> dict[str, Any]:
             break
         time.sleep(0.2)
     process.terminate()
+    process.wait(STOP_SECONDS)
     lines = log.read_text(errors="replace").strip().splitlines()
-    raise UserError(f"the local cluster did not start: {lines[-1] if lines else 'no message'} (see {log})")
+    raise UserError(f"the local cluster did not start in time: {lines[-1] if lines else 'no message'} (see {log})")
 
 
 def down() -> bool:

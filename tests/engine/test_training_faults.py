@@ -34,16 +34,17 @@ def test_training_goes_on_from_its_checkpoint_after_a_worker_is_killed(
     said: list[str] = []
     killed: list[int] = []
 
-    def kill_one_after_the_first_checkpoint() -> None:
+    def kill_one_when_a_checkpoint_is_known() -> None:
+        # The second validation comes after the first one's checkpoint has been registered.
         deadline = time.monotonic() + 200
         while time.monotonic() < deadline:
-            if any("validation" in line for line in said) and (workers := worker_processes()):
+            if sum("validation" in line for line in said) > 1 and (workers := worker_processes()):
                 workers[0].kill()
                 killed.append(workers[0].pid)
                 return
             time.sleep(0.2)
 
-    killer = threading.Thread(target=kill_one_after_the_first_checkpoint)
+    killer = threading.Thread(target=kill_one_when_a_checkpoint_is_known)
     killer.start()
     summary = stages.run("train", wanted, said.append)
     killer.join()
