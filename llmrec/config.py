@@ -176,7 +176,7 @@ class Score(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
     max_bad_share: Share = Field(0.1, description="more bad candidates than this stop the job before it publishes")
     probe_users: Annotated[int, Field(ge=0)] = Field(
-        2, description="users scored pair by pair too before the job starts"
+        2, description="users of whom a few pairs are scored one by one too, by each actor before it starts; 0 for none"
     )
     publish: bool = Field(True, description="publish at the end; false: leave the run staged for jobs/publish.py")
 

@@ -26,7 +26,7 @@ from llmrec.engine.units import reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.model import Ranker, inference_dtype, model_version, score_pair_by_pair, score_requests
-from llmrec.ranker.packing import Request
+from llmrec.ranker.packing import Request, first_branches
 from llmrec.ranker.prompts import scoring_request
 from llmrec.ranker.ragged import Ragged
 from llmrec.schema import BUCKET, ITEM, ITEMS, USER
@@ -34,7 +34,7 @@ from llmrec.tables import buckets, rankings, requests
 from llmrec.tables.rankings import Published, StagedFile
 
 LEDGER, RUN = "ledger", "run.json"
-PROBE_TOLERANCE = 1e-3
+PROBE_TOLERANCE, PROBE_CANDIDATES = 1e-3, 8
 READ_CPUS = 0.5
 COUNTS = ("pairs_in", "to_score", "seen", "blocked", "over_limit", "quarantined", "users_in", "tokens", "naive_tokens")
 
@@ -291,7 +291,7 @@ class Scorer:
         ]  # fmt: skip
 
     def _probe(self, asked: list[Request]) -> float | None:
-        """Before its first bucket, a replica scores a few users packed and pair by pair; largest relative difference.
+        """Before its first bucket, a replica scores a few pairs packed and one by one; largest relative difference.
 
         Raises:
             UserError: they differ by more than rounding.
@@ -299,7 +299,7 @@ class Scorer:
         if self.probed or not asked or not self.job.score.probe_users:
             return None
         self.probed = True
-        few = asked[: self.job.score.probe_users]
+        few = [first_branches(r, PROBE_CANDIDATES) for r in asked[: self.job.score.probe_users]]
         packed = score_requests(self.ranker, few, self.job.score.batch_tokens, torch.float32)
         largest = 0.0
         for request, fast in zip(few, packed, strict=True):

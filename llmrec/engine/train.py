@@ -90,7 +90,10 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         ray.put(_validation_histories(layout, config, held_out)),
     )  # fmt: skip
     name = _run_name(config, layout)
-    say(f"fine-tuning {config.model.base}: {users:,} users, {steps} steps, {config.train.workers} workers")
+    say(
+        f"fine-tuning {config.model.base}: {users:,} users, {steps} steps, {config.train.workers} workers "
+        "(they take a while to start)"
+    )
     checkpoint, metrics = _fit(config, layout, task, name, say)
 
     ranker = Ranker.from_base(config.model, config.prompt, base)

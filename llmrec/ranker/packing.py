@@ -120,6 +120,12 @@ def trunk_only(request: Request) -> Request:
     return Request(request.trunk, request.branches.take(none.astype(np.int64)), none, last)
 
 
+def first_branches(request: Request, count: int) -> Request:
+    """The request with at most its first `count` branches."""
+    rows = np.arange(min(count, len(request.branches)))
+    return Request(request.trunk, request.branches.take(rows), request.attach[rows], request.trunk_read)
+
+
 def split(request: Request, budget: int) -> list[Request]:
     """Cut a request's branches into pieces that fit `budget` tokens, trunk included; scores concatenate in order.
 
