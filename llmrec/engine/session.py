@@ -51,7 +51,9 @@ def connected(cluster: Cluster, root: str) -> Iterator[None]:
 
     ours = not ray.is_initialized()
     if ours:
-        options = {"address": address} if address else {"include_dashboard": False, "address": "local"}
+        # Logical CPUs: workers hold theirs to the end, and reading needs some beside them, or nothing moves.
+        alone = {"address": "local", "include_dashboard": False, "num_cpus": max(4, os.cpu_count() or 1)}
+        options: dict[str, Any] = {"address": address} if address else alone
         try:
             start_driver(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
