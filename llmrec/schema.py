@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from llmrec.errors import UserError
 
-USER, ITEM, TIMESTAMP, EVENT, VALUE, TITLE = "user_id", "item_id", "timestamp", "event", "value", "title"
+USER, ITEM, TIMESTAMP, TITLE = "user_id", "item_id", "timestamp", "title"
 ITEMS, TIMESTAMPS, RECALL_SCORES, SOURCES = "item_ids", "timestamps", "recall_scores", "sources"
 TRAIN_LENGTH, USERS = "train_length", "users"
 RANK, SCORE, RECALL_SCORE, SOURCE, MODEL_VERSION, RUN_ID = (

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -43,9 +42,6 @@ class Evaluated:
     same_users: dict[str, list[Row]]
     recall_of_candidates: float
     table: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> Evaluated:

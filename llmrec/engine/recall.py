@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,6 @@ class Recalled:
     short_lists: int
     table: str
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class _Models:
@@ -55,9 +52,7 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None]) 
     """
     import ray
 
-    items = buckets.read_parquet(layout.items, [ITEM])
-    ids = items[ITEM].combine_chunks()
-    ids = ids.take(pa.compute.sort_indices(ids))
+    ids = buckets.catalogue_ids(layout.items)
     say(f"counting co-occurrence of {len(ids):,} items")
     counts = cooccurrence(layout.histories, ids, training_only=False)
     models = _Models(

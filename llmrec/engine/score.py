@@ -63,9 +63,6 @@ class Scored:
     seconds: float
     probe_difference: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Job:
@@ -144,7 +141,7 @@ def score(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
         seconds=seconds,
         probe_difference=max(probes) if probes else None,
     )
-    storage.write_json(storage.join(layout.run(job.run_id), RUN), summary.as_dict())
+    storage.write_json(storage.join(layout.run(job.run_id), RUN), asdict(summary))
     return summary
 
 
@@ -231,10 +228,10 @@ def _read(batch: pa.Table, job: Job) -> pa.Table:
     """Join and judge one bucket; what is set aside is written here, the rest travels on as one Arrow stream."""
     (unit,) = batch.to_pylist()
     found = buckets.read_parquet(unit["candidates"])
-    candidates = requests.candidates_in_list_form(found, unit["candidates"])
+    candidates = requests.candidates_in_long_form(found, unit["candidates"])
     if job.score.users_share < 1:
         candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
-    ids = _item_ids(job.layout)
+    ids = buckets.catalogue_ids(job.layout.items)
     work = requests.build(
         buckets.read_parquet(unit["histories"], [USER, ITEMS]),
         candidates,
@@ -317,7 +314,9 @@ class Scorer:
 def _stage(batch: pa.Table, job: Job) -> pa.Table:
     """Rank one bucket, write its file, then its ledger entry: an entry means that the file is whole."""
     bucket, work, scores, seconds, probe = _from_row(batch)
-    table = requests.rank(work, scores, job.score.top_k, _item_ids(job.layout), job.model_version, job.run_id)
+    table = requests.rank(
+        work, scores, job.score.top_k, buckets.catalogue_ids(job.layout.items), job.model_version, job.run_id
+    )
     path = rankings.staged_path(job.run_id, bucket)
     size = buckets.write_parquet(table, storage.join(job.output, path))
     entry = {
@@ -371,11 +370,6 @@ def _from_row(row: pa.Table) -> tuple[int, requests.Work, np.ndarray, float, flo
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
-
-
-def _item_ids(layout: Layout) -> pa.Array:
-    ids = buckets.read_parquet(layout.items, [ITEM])[ITEM].combine_chunks()
-    return ids.take(pa.compute.sort_indices(ids))
 
 
 def _blocked(job: Job, ids: pa.Array) -> np.ndarray:

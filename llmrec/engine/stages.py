@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from llmrec import storage
@@ -48,19 +49,19 @@ def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, A
 def _prepare(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     done = prepare.prepare(config.data, layout, say)
     tables = {"items": layout.items, "histories": layout.histories, "targets": layout.targets}
-    return {**done.as_dict(), "tables": tables, "quarantine": layout.quarantine("prepare")}
+    return {**asdict(done), "tables": tables, "quarantine": layout.quarantine("prepare")}
 
 
 def _train(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    return train.train(config, layout, say).as_dict()
+    return asdict(train.train(config, layout, say))
 
 
 def _recall(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    return recall.recall(config.recall, layout, say).as_dict()
+    return asdict(recall.recall(config.recall, layout, say))
 
 
 def _score(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    done = score.score(config, layout, say).as_dict()
+    done = asdict(score.score(config, layout, say))
     if not config.score.publish:
         return done
     say(f"publishing run {done['run_id']}")
@@ -80,7 +81,7 @@ def _published(layout: Layout, run_id: str) -> dict[str, Any]:
 
 
 def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    done = evaluate.evaluate(config, layout, say).as_dict()
+    done = asdict(evaluate.evaluate(config, layout, say))
     storage.write_json(layout.evaluation, done)
     return done
 

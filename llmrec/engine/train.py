@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from llmrec.layout import Layout
 from llmrec.ranker.model import Ranker, model_version
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
 from llmrec.recall import item_item
-from llmrec.schema import ITEM, ITEMS, TRAIN_LENGTH, USER
+from llmrec.schema import ITEMS, TRAIN_LENGTH, USER
 from llmrec.tables import buckets
 
 MIN_EVENTS = 2
@@ -52,9 +52,6 @@ class Trained:
     trainable_parameters: int
     seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained:
     """Fine-tune, take the best checkpoint by validation, save the ranker under the root.
@@ -70,14 +67,13 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     if config.model.head == "yes_no":
         raise UserError("model.head = yes_no scores an untouched model; to train, set model.head to linear or dot")
     base = assets.resolve_model(config.model.base)  # a wrong name is told before workers start
-    items = buckets.read_parquet(layout.items)
     users, held_out = _count_users(layout)
     if users < config.train.workers:
         raise UserError(
             f"{layout.histories}: {users} users with {MIN_EVENTS} or more training events; too few to train on"
         )
     similar = item_item.neighbours(
-        cooccurrence(layout.histories, _sorted_ids(items), training_only=True),
+        cooccurrence(layout.histories, buckets.catalogue_ids(layout.items), training_only=True),
         config.recall.item_item.neighbours,
         config.recall.item_item.shrinkage,
     )
@@ -215,11 +211,6 @@ def _validation_histories(layout: Layout, config: Config, held_out: int) -> pa.T
 
 def _lengths(table: pa.Table) -> np.ndarray:
     return pa.compute.list_value_length(table[ITEMS]).to_numpy()
-
-
-def _sorted_ids(items: pa.Table) -> pa.Array:
-    ids = items[ITEM].combine_chunks()
-    return ids.take(pa.compute.sort_indices(ids))
 
 
 def _run_name(config: Config, layout: Layout) -> str:

@@ -17,7 +17,7 @@ import xxhash
 
 from llmrec import storage
 from llmrec.errors import UserError
-from llmrec.schema import USER
+from llmrec.schema import ITEM, USER
 
 
 def user_hash(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -105,6 +105,12 @@ def delete_others(table: str, keep: Iterable[int]) -> None:
     for bucket, uri in files.items():
         if bucket not in kept:
             storage.delete(uri)
+
+
+def catalogue_ids(items: str) -> pa.Array:
+    """The item ids of an items table, ascending: item row i is ids[i] everywhere."""
+    ids = read_parquet(items, [ITEM])[ITEM].combine_chunks()
+    return ids.take(pa.compute.sort_indices(ids))
 
 
 def sorted_by_user(table: pa.Table) -> pa.Table:

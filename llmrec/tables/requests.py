@@ -60,8 +60,8 @@ class Work:
     quarantine: pa.Table
 
 
-def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
-    """user_id, item_ids, recall_scores, sources from either form; missing scores are null, missing sources empty.
+def candidates_in_long_form(table: pa.Table, source: str) -> pa.Table:
+    """user_id, item_id, recall_score, source from either form; missing scores are null, missing sources empty.
 
     Raises:
         UserError: neither form's columns are there, or a list column's lengths differ from item_ids'.
@@ -97,7 +97,7 @@ def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
 
 
 def build(histories: pa.Table, candidates: pa.Table, rules: Rules, source: str) -> Work:
-    """Join one bucket's candidates (from `candidates_in_list_form`) to its histories and judge every pair.
+    """Join one bucket's candidates (from `candidates_in_long_form`) to its histories and judge every pair.
 
     Set aside: `null_id`, `unknown_item` (not in the catalogue), `duplicate_candidate` (the first stays). Filtered: seen
     and blocked items. A user without a history row is scored on the prompt alone. The order of a user's candidates

@@ -14,7 +14,7 @@ from llmrec import schema
 from llmrec.errors import UserError
 from llmrec.ranker.ragged import Ragged
 from llmrec.tables.buckets import parquet_bytes
-from llmrec.tables.requests import Rules, Work, build, candidates_in_list_form, rank
+from llmrec.tables.requests import Rules, Work, build, candidates_in_long_form, rank
 
 CATALOGUE = [2, 3, 5, 7, 8]
 USERS = st.sampled_from([0, 0, 1, 1, 2, 3, None])
@@ -103,7 +103,7 @@ def test_every_pair_is_accounted_for_as_a_plain_loop_does(
     histories: dict, rows: list, blocked: set[int], exclude_seen: bool, limit: int, text: bool
 ) -> None:
     chosen = rules(text, blocked, exclude_seen, limit)
-    table = candidates_in_list_form(long_table(rows, text), "candidates.parquet")
+    table = candidates_in_long_form(long_table(rows, text), "candidates.parquet")
     work = build(histories_table(histories, text), table, chosen, "candidates.parquet")
     kept, counts, aside = naive(histories, rows, blocked, exclude_seen, limit)
 
@@ -160,7 +160,7 @@ def test_list_form_and_long_form_give_the_same_work(histories: dict, users: list
     })  # fmt: skip
     rows = [(u, *one) for u, c in users for one in c or []]
     made = [
-        build(histories_table(histories), candidates_in_list_form(table, "c"), rules(blocked={3}, limit=2), "c")
+        build(histories_table(histories), candidates_in_long_form(table, "c"), rules(blocked={3}, limit=2), "c")
         for table in (lists, long_table(rows))
     ]
     assert as_dict(made[0], rules().ids) == as_dict(made[1], rules().ids)
@@ -169,7 +169,7 @@ def test_list_form_and_long_form_give_the_same_work(histories: dict, users: list
 
 
 def test_a_user_without_a_history_is_scored_on_the_prompt_alone() -> None:
-    table = candidates_in_list_form(long_table([(9, 5, 1.0, "a"), (1, 3, None, "b")]), "c")
+    table = candidates_in_long_form(long_table([(9, 5, 1.0, "a"), (1, 3, None, "b")]), "c")
     work = build(histories_table({1: [2, 8]}), table, rules(), "c")
     assert work.users.to_pylist() == [1, 9]
     assert [work.histories[i].tolist() for i in range(2)] == [[0, 4], []]
@@ -180,7 +180,7 @@ def test_scores_and_sources_may_be_missing() -> None:
         pa.table({"user_id": [1, 1], "item_id": [5, 3]}),
         pa.table({"user_id": [1], "item_ids": [[5, 3]]}),
     ):
-        found = candidates_in_list_form(table, "c").to_pydict()
+        found = candidates_in_long_form(table, "c").to_pydict()
         assert found == {"user_id": [1, 1], "item_id": [5, 3], "recall_score": [None, None], "source": ["", ""]}
 
 
@@ -188,7 +188,7 @@ def test_narrow_integer_and_dictionary_ids_are_taken() -> None:
     table = pa.table({
         "user_id": pa.array([1, 2], pa.int32()), "item_id": pa.array(["a", "b"]).dictionary_encode(),
     })  # fmt: skip
-    found = candidates_in_list_form(table, "c")
+    found = candidates_in_long_form(table, "c")
     assert found.schema.field("user_id").type == pa.int64() and found.schema.field("item_id").type == pa.string()
 
 
@@ -207,31 +207,31 @@ def test_narrow_integer_and_dictionary_ids_are_taken() -> None:
 )
 def test_candidates_of_another_shape_are_refused(table: dict, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        candidates_in_list_form(pa.table(table), "c.parquet")
+        candidates_in_long_form(pa.table(table), "c.parquet")
 
 
 @pytest.mark.parametrize("column", ["recall_score", "source"])
 def test_a_recall_score_or_source_of_another_type_is_refused(column: str) -> None:
     wrong = {"recall_score": ["high"], "source": [b"\xff"]}[column]
     with pytest.raises(UserError, match=f"c: column '{column}'"):
-        candidates_in_list_form(pa.table({"user_id": [1], "item_id": [1], column: wrong}), "c")
+        candidates_in_long_form(pa.table({"user_id": [1], "item_id": [1], column: wrong}), "c")
 
 
 def test_large_whole_numbers_are_fine_as_recall_scores() -> None:
     table = pa.table({"user_id": [1], "item_id": [1], "recall_score": [2**24 + 1]})
-    assert candidates_in_list_form(table, "c")["recall_score"].to_pylist() == [2.0**24]
+    assert candidates_in_long_form(table, "c")["recall_score"].to_pylist() == [2.0**24]
 
 
 @pytest.mark.parametrize(("column", "other"), [("user_id", ["1"]), ("item_id", ["5"])])
 def test_ids_of_another_type_than_the_prepared_tables_are_refused(column: str, other: list[str]) -> None:
     table = pa.table({"user_id": [1], "item_id": [5]} | {column: other})
     with pytest.raises(UserError, match=f"c: column '{column}' holds string ids, the prepared tables hold int64"):
-        build(histories_table({1: [2]}), candidates_in_list_form(table, "c"), rules(), "c")
+        build(histories_table({1: [2]}), candidates_in_long_form(table, "c"), rules(), "c")
 
 
 def work_of(lists: dict[int, list[int]]) -> Work:
     rows = [(u, i, 0.5, "a") for u, items in lists.items() for i in items]
-    return build(histories_table({}), candidates_in_list_form(long_table(rows), "c"), rules(), "c")
+    return build(histories_table({}), candidates_in_long_form(long_table(rows), "c"), rules(), "c")
 
 
 @settings(max_examples=100, deadline=None)
@@ -260,7 +260,7 @@ def test_rank_equals_polars_on_a_larger_table() -> None:
     n_users, n_items = 200, 50
     ids = pa.array(np.sort(rng.choice(1000, n_items, replace=False)))
     pairs = rng.permutation(n_users * n_items)[:4000]
-    table = candidates_in_list_form(
+    table = candidates_in_long_form(
         pa.table({"user_id": pairs // n_items, "item_id": ids.take(pa.array(pairs % n_items))}), "c"
     )
     work = build(histories_table({}), table, Rules(ids, np.zeros(n_items, bool), True, 1000), "c")
@@ -284,7 +284,7 @@ def test_shuffled_input_gives_the_same_bytes() -> None:
     for _ in range(5):
         shuffled = [rows[j] for j in rng.permutation(len(rows))]
         past = {u: [CATALOGUE[u % 5]] for u in rng.permutation(6).tolist()}
-        table = candidates_in_list_form(long_table(shuffled), "c")
+        table = candidates_in_long_form(long_table(shuffled), "c")
         work = build(histories_table(past), table, rules(blocked={3}), "c")
         user = np.repeat(work.users.to_numpy(), work.candidates.lengths)
         scores = ((user * 3 + work.candidates.values) % 4).astype(np.float32)
@@ -300,7 +300,7 @@ def test_a_score_that_is_no_number_stops_the_run(bad: float) -> None:
 
 
 def test_a_missing_recall_score_stays_null_in_the_rankings() -> None:
-    table = candidates_in_list_form(long_table([(1, 2, None, "a"), (1, 3, 0.5, "b")]), "c")
+    table = candidates_in_long_form(long_table([(1, 2, None, "a"), (1, 3, 0.5, "b")]), "c")
     work = build(histories_table({}), table, rules(), "c")
     found = rank(work, np.asarray([2.0, 1.0], np.float32), 5, rules().ids, "m", "r")
     assert found["recall_score"].to_pylist() == [None, 0.5] and found["source"].to_pylist() == ["a", "b"]
