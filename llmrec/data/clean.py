@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute
 
 from llmrec.config import Columns
 from llmrec.errors import UserError

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import torch
 
 from llmrec import assets, config, schema, storage
@@ -25,8 +26,10 @@ from llmrec.engine.training_worker import Prompts, load_prompts
 from llmrec.engine.units import reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.model import Ranker, inference_dtype, model_version, score_pair_by_pair, score_requests
-from llmrec.ranker.packing import Request, first_branches
+from llmrec.ranker import attention, health, precision
+from llmrec.ranker.model import Ranker, model_version, score_requests
+from llmrec.ranker.packing import Request
+from llmrec.ranker.probe import Probe, check_labels, check_parity, top_kept
 from llmrec.ranker.prompts import scoring_request
 from llmrec.ranker.ragged import Ragged
 from llmrec.schema import BUCKET, ITEM, ITEMS, USER
@@ -34,7 +37,6 @@ from llmrec.tables import buckets, rankings, requests
 from llmrec.tables.rankings import Published, StagedFile
 
 LEDGER, RUN = "ledger", "run.json"
-PROBE_TOLERANCE, PROBE_CANDIDATES = 1e-3, 8
 READ_CPUS = 0.5
 COUNTS = ("pairs_in", "to_score", "seen", "blocked", "over_limit", "quarantined", "users_in", "tokens", "naive_tokens")
 
@@ -44,7 +46,8 @@ class Scored:
     """What score did. pairs_in = to_score + seen + blocked + over_limit + quarantined, summed over buckets.
 
     tokens: what the model computed; prefix_reuse: how many times more it would be, pair by pair. The rates are of all
-    actors while they score; starting, reading and writing count in `seconds` alone.
+    actors while they score; starting, reading and writing count in `seconds` alone. probe_difference: packed against
+    pair by pair, float32; top10_kept: share of the probed users' float32 top 10 that score.precision keeps.
     """
 
     run_id: str
@@ -62,6 +65,7 @@ class Scored:
     tokens_per_second: float
     seconds: float
     probe_difference: float | None
+    top10_kept: float | None
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def score(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
     here = Counter[str]()
     for row in fresh:
         here.update(json.loads(row["entry"])["counts"])
-    probes = [e["probe"] for e in entries.values() if e["probe"] is not None]
+    probes = [Probe(**e["probe"]) for e in entries.values() if e["probe"] is not None]
     summary = Scored(
         run_id=job.run_id,
         model=job.model_uri,
@@ -139,7 +143,10 @@ def score(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
         pairs_per_second=here["to_score"] / scoring * actors if scoring else 0.0,
         tokens_per_second=here["tokens"] / scoring * actors if scoring else 0.0,
         seconds=seconds,
-        probe_difference=max(probes) if probes else None,
+        probe_difference=max((p.difference for p in probes), default=None),
+        top10_kept=float(np.average([p.top_kept for p in probes], weights=[p.users for p in probes]))
+        if probes
+        else None,
     )
     storage.write_json(storage.join(layout.run(job.run_id), RUN), asdict(summary))
     return summary
@@ -213,9 +220,9 @@ def _plan(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str, 
         for uri in (candidates, layout.histories, layout.items, layout.users)
         if storage.exists(uri)
     ]
-    ignored = {"min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "publish", "probe_users"}
+    ignored = {"min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "publish", "probe_users", "compile"}
     identity = [
-        wanted.model_dump(exclude=ignored), settings.model.precision, version, inputs,
+        wanted.model_dump(exclude=ignored), version, inputs,
         [settings.model.model_dump(), settings.prompt.model_dump()] if wanted.model == "base" else None,
     ]  # fmt: skip
     run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -252,23 +259,27 @@ class Scorer:
         self.device = torch.device("cuda" if job.score.gpus_per_actor else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(max(1, round(job.score.cpus_per_actor)))
+        self.precision = precision.choose(job.score.precision, self.device)
         if job.model_uri == job.model.base:
             self.ranker = Ranker.from_base(job.model, job.prompt, assets.resolve_model(job.model.base))
         else:
             directory = storage.local_directory(job.model_uri, assets.cache_directory() / "models")
             self.ranker = Ranker.from_pretrained(directory)
         self.ranker.to(self.device)
+        self.ranker.attend_by(attention.choose(job.model.attention, self.device))
         self.prompts: Prompts = load_prompts(self.ranker, job.layout)
-        self.precision = inference_dtype(job.model.precision, self.device)
-        self.probed = False
+        self.ready = False
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         started = time.monotonic()
         bucket, work, _, _, _ = _from_row(batch)
         asked = self._requests(work)
-        probe = self._probe(asked)
-        scores = score_requests(self.ranker, asked, self.job.score.batch_tokens, self.precision)
+        probe = None
+        if asked and not self.ready:
+            probe = self._make_ready(asked[: self.job.score.probe_users])
+        scores = score_requests(self.ranker, asked, self.job.score.batch_tokens)
         flat = torch.cat(scores).numpy() if scores else np.empty(0, np.float32)
+        health.check(health.measure(flat, work.candidates.offsets), self.job.score)
         if self.ranker.card.head == "dot":
             work.counts["tokens"] = sum(len(r.trunk) for r in asked)
             work.counts["naive_tokens"] = sum(len(r.trunk) * len(r.branches) for r in asked)
@@ -276,6 +287,23 @@ class Scorer:
             work.counts["tokens"] = sum(r.tokens for r in asked)
             work.counts["naive_tokens"] = sum(r.tokens + len(r.trunk) * (len(r.branches) - 1) for r in asked)
         return _as_row(bucket, work, flat, time.monotonic() - started, probe)
+
+    def _make_ready(self, few: list[Request]) -> Probe | None:
+        """Before its first bucket, a replica is held against the slow way, then brought to the job's precision.
+
+        Raises:
+            UserError: packed scores are not those of the pairs alone, or the prompt leads to neither label.
+        """
+        budget = self.job.score.batch_tokens
+        difference = check_parity(self.ranker, few, budget)
+        check_labels(self.ranker, few)
+        exact = score_requests(self.ranker, few, budget) if self.precision != "float32" else []
+        self.ranker.only_score(self.precision, self.job.score.compile)
+        self.ready = True
+        if not few:
+            return None
+        kept = top_kept(exact, score_requests(self.ranker, few, budget)) if exact else np.ones(len(few))
+        return Probe(difference, float(kept.mean()) if len(kept) else 1.0, len(few))
 
     def _requests(self, work: requests.Work) -> list[Request]:
         prompts = self.prompts
@@ -286,29 +314,6 @@ class Scorer:
             )
             for i, user in enumerate(work.users.to_pylist())
         ]  # fmt: skip
-
-    def _probe(self, asked: list[Request]) -> float | None:
-        """Before its first bucket, a replica scores a few pairs packed and one by one; largest relative difference.
-
-        Raises:
-            UserError: they differ by more than rounding.
-        """
-        if self.probed or not asked or not self.job.score.probe_users:
-            return None
-        self.probed = True
-        few = [first_branches(r, PROBE_CANDIDATES) for r in asked[: self.job.score.probe_users]]
-        packed = score_requests(self.ranker, few, self.job.score.batch_tokens, torch.float32)
-        largest = 0.0
-        for request, fast in zip(few, packed, strict=True):
-            slow = score_pair_by_pair(self.ranker, request)
-            scale = float(slow.abs().max().clamp(min=1.0))
-            largest = max(largest, float((fast - slow).abs().max()) / scale)
-        if not largest <= PROBE_TOLERANCE:
-            raise UserError(
-                f"parity probe: packed scores differ from pair-by-pair scores by {largest:.2g}, more than "
-                f"{PROBE_TOLERANCE:g} allows; refusing to score with this model"
-            )
-        return largest
 
 
 def _stage(batch: pa.Table, job: Job) -> pa.Table:
@@ -321,13 +326,13 @@ def _stage(batch: pa.Table, job: Job) -> pa.Table:
     size = buckets.write_parquet(table, storage.join(job.output, path))
     entry = {
         BUCKET: bucket, "path": path, "size": size, "rows": table.num_rows, "users": len(work.users),
-        "counts": work.counts, "seconds": round(seconds, 3), "probe": probe,
+        "counts": work.counts, "seconds": round(seconds, 3), "probe": probe and asdict(probe),
     }  # fmt: skip
     storage.write_json(storage.join(job.layout.run(job.run_id), LEDGER, f"bucket-{bucket:05d}.json"), entry)
     return pa.table({"entry": [json.dumps(entry)]})
 
 
-def _as_row(bucket: int, work: requests.Work, scores: np.ndarray, seconds: float, probe: float | None) -> pa.Table:
+def _as_row(bucket: int, work: requests.Work, scores: np.ndarray, seconds: float, probe: Probe | None) -> pa.Table:
     """A bucket's work as one row, so that no block boundary can ever cut it."""
     sink = pa.BufferOutputStream()
     users = pa.table({USER: work.users})
@@ -342,14 +347,14 @@ def _as_row(bucket: int, work: requests.Work, scores: np.ndarray, seconds: float
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
         sizes.append(sink.tell() - before)
-    header = json.dumps({"counts": work.counts, "seconds": seconds, "probe": probe, "sizes": sizes})
+    header = json.dumps({"counts": work.counts, "seconds": seconds, "probe": probe and asdict(probe), "sizes": sizes})
     return pa.table({
         BUCKET: pa.array([bucket], pa.int32()), "header": [header],
         "body": pa.array([sink.getvalue().to_pybytes()], pa.large_binary()),
     })  # fmt: skip
 
 
-def _from_row(row: pa.Table) -> tuple[int, requests.Work, np.ndarray, float, float | None]:
+def _from_row(row: pa.Table) -> tuple[int, requests.Work, np.ndarray, float, Probe | None]:
     header = json.loads(row["header"][0].as_py())
     body, tables, start = row["body"][0].as_buffer(), [], 0
     for size in header["sizes"]:
@@ -365,7 +370,8 @@ def _from_row(row: pa.Table) -> tuple[int, requests.Work, np.ndarray, float, flo
         counts=header["counts"],
         quarantine=schema.QUARANTINE.empty_table(),
     )
-    return row[BUCKET][0].as_py(), work, scores["score"].to_numpy(), header["seconds"], header["probe"]
+    probe = header["probe"] and Probe(**header["probe"])
+    return row[BUCKET][0].as_py(), work, scores["score"].to_numpy(), header["seconds"], probe
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:

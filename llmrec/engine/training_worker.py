@@ -23,9 +23,10 @@ from transformers import get_cosine_schedule_with_warmup
 from llmrec import assets, config, storage
 from llmrec.engine.counts import known_histories
 from llmrec.layout import Layout
+from llmrec.ranker import attention, precision
 from llmrec.ranker.examples import Example, Recaller, sample
 from llmrec.ranker.losses import catalogue_softmax, listwise_softmax
-from llmrec.ranker.model import Ranker, inference_dtype, score_requests
+from llmrec.ranker.model import Ranker, score_requests
 from llmrec.ranker.packing import Request, pack, plan
 from llmrec.ranker.prompts import (
     Catalogue,
@@ -99,9 +100,10 @@ def run_worker(settings: dict[str, Any]) -> None:
     prepare_tuning(ranker, train)
     ranker.dropout.p = train.dropout
     ranker.to(device)
+    ranker.attend_by(attention.choose(task.model.attention, device, training=True))
     recaller = Recaller(ray.get(task.similar), task.decay, depth=100)
     validation = validation_requests(ray.get(task.validation), prompts, recaller, train, rank, world)
-    precision = inference_dtype(task.model.precision, device)
+    dtype = getattr(torch, precision.choose(train.precision, device))
 
     model = _distributed(ranker, train.strategy, device, world)
     optimizer = torch.optim.AdamW(_groups(ranker, train), lr=train.learning_rate, weight_decay=train.weight_decay)
@@ -118,7 +120,7 @@ def run_worker(settings: dict[str, Any]) -> None:
         examples = [sample(h, train, task.prompt.max_history, negatives_from, rng) for _, h in histories]
         requests = [_request(prompts, user, e) for (user, _), e in zip(histories, examples, strict=True)]
         decisions = _sum(float(sum(len(e.decisions) for e in examples)), device, world)
-        loss = _step(model, requests, examples, decisions, train.batch_tokens, precision, device, world)
+        loss = _step(model, requests, examples, decisions, train.batch_tokens, dtype, device, world)
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
         optimizer.step()
         schedule.step()
@@ -137,7 +139,7 @@ def run_worker(settings: dict[str, Any]) -> None:
             news.put_nowait(f"step {progress.step}/{task.steps}  loss {recent:.3f}  {rate:,.0f} tokens/s")
         if progress.step % train.validate_every == 0 or progress.step == task.steps:
             with _whole(model):
-                metric = _validate(ranker, validation, train.batch_tokens, precision, device, world)
+                metric = _validate(ranker, validation, train.batch_tokens, dtype, device, world)
             improved = metric is None or metric > progress.best
             progress.best = max(progress.best, metric or 0.0)
             progress.without_gain = 0 if improved else progress.without_gain + 1
@@ -212,7 +214,7 @@ def _step(
     examples: list[Example],
     decisions: float,
     batch_tokens: int,
-    precision: torch.dtype,
+    dtype: torch.dtype,
     device: torch.device,
     world: int,
 ) -> float:
@@ -225,7 +227,7 @@ def _step(
         weight = 1.0 if index < len(groups) else 0.0
         group = groups[min(index, len(groups) - 1)]
         with _synchronising(model, index == passes - 1):
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 scores = model(pack([requests[i] for i in group]).to(device))
             loss = _loss(scores.float(), [examples[i] for i in group]) * (weight / decisions)
             # Gradients are averaged over ranks; the loss is a sum over them.
@@ -260,12 +262,13 @@ def _validate(
     ranker: Ranker,
     requests: list[tuple[Request, int]],
     batch_tokens: int,
-    precision: torch.dtype,
+    dtype: torch.dtype,
     device: torch.device,
     world: int,
 ) -> float | None:
     """Mean NDCG@10 of the true item over all ranks' users; None if there are none."""
-    scores = score_requests(ranker, [r for r, _ in requests], batch_tokens, precision) if requests else []
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        scores = score_requests(ranker, [r for r, _ in requests], batch_tokens) if requests else []
     ranker.train()
     gain = 0.0
     for s, (_, place) in zip(scores, requests, strict=True):

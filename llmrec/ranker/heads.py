@@ -22,10 +22,14 @@ class LinearHead(nn.Module):
 class YesNoHead(LinearHead):
     """score = logit(yes) - logit(no) at the end of a branch, multiplying only those two rows of the vocabulary head."""
 
-    def __init__(self, rows: torch.Tensor) -> None:
-        """rows: [2, hidden], those of yes and no."""
-        super().__init__(rows.shape[1])
-        self.weight = nn.Parameter((rows[0].float() - rows[1].float()).detach().clone())
+    def __init__(self, vocabulary: torch.Tensor, labels: tuple[int, int]) -> None:
+        """vocabulary: [V, hidden], the whole head, kept for the probe alone; labels: the rows of yes and no."""
+        super().__init__(vocabulary.shape[1])
+        yes, no = vocabulary[labels[0]].detach().float(), vocabulary[labels[1]].detach().float()
+        self.weight = nn.Parameter(yes - no)
+        self.labels = labels
+        self.vocabulary: torch.Tensor | None
+        self.register_buffer("vocabulary", vocabulary.detach(), persistent=False)
 
 
 class DotHead(nn.Module):

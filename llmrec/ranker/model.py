@@ -25,10 +25,12 @@ from transformers.utils import logging as transformers_logging
 
 from llmrec.config import Model, Prompt
 from llmrec.errors import UserError
-from llmrec.ranker.attention import PACKED, layout
+from llmrec.ranker.attention import BACKENDS, PREFIX
 from llmrec.ranker.heads import HEADS, DotHead, Head, YesNoHead
 from llmrec.ranker.item_vectors import ItemVectors
+from llmrec.ranker.last_layer import compute_only_reads
 from llmrec.ranker.packing import Batch, Request, pack, plan, split, trunk_only
+from llmrec.ranker.precision import Precision, lower
 from llmrec.ranker.prompts import Catalogue
 
 HEAD_FILE, RANKER_FILE = "head.safetensors", "ranker.json"
@@ -61,6 +63,26 @@ class Ranker(nn.Module):
         self.dropout = nn.Dropout(0.0)
         self.tokenizer, self.card = tokenizer, card
         self.vocabulary: int = backbone.config.vocab_size
+        self.only_reads = compute_only_reads(backbone.layers[-1])
+        self.attend_by("cascade")
+
+    def attend_by(self, attention: str) -> None:
+        """Choose the attention backend, one of `attention.BACKENDS`."""
+        self.backbone.set_attn_implementation(PREFIX + attention)
+        self.attention = attention
+
+    def only_score(self, precision: Precision, compiled: bool = False) -> None:
+        """Make ready to score and no more: lower the layers' products to a precision, and fuse what is between them.
+
+        In place; the ranker can no longer be trained or saved.
+        """
+        if isinstance(self.head, YesNoHead):
+            self.head.vocabulary = None
+        lower(self.backbone.layers, precision)
+        if compiled:
+            # The last layer has fewer rows behind its attention than before; it stays as it is.
+            for layer in self.backbone.layers[:-1]:
+                layer.compile(dynamic=True)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Scores at the read positions of a packed batch.
@@ -78,10 +100,11 @@ class Ranker(nn.Module):
         hidden = self.backbone(
             inputs_embeds=self.dropout(self.embed(batch.token))[None],
             position_ids=batch.position[None],
-            packed=layout(batch),
+            packed=BACKENDS[self.attention].layout(batch),
+            read=batch.read,
             use_cache=False,
         ).last_hidden_state[0]
-        return hidden[batch.read]
+        return hidden if self.only_reads else hidden[batch.read]
 
     def embed(self, token: torch.Tensor) -> torch.Tensor:
         """Input vectors [T, hidden] of tokens int64[T]; `vocabulary + row` stands for an item of the catalogue."""
@@ -116,7 +139,7 @@ class Ranker(nn.Module):
         if model.head == "yes_no":
             lm, tokenizer = _load(AutoModelForCausalLM, directory)
             backbone = _cut_layers(lm.base_model, model.layers)
-            head = YesNoHead(_label_rows(lm, tokenizer, model.labels))
+            head = YesNoHead(lm.get_output_embeddings().weight, _label_ids(tokenizer, model.labels))
         else:
             backbone, tokenizer = _load(AutoModel, directory)
             backbone = _cut_layers(backbone, model.layers)
@@ -164,9 +187,7 @@ class Ranker(nn.Module):
         (directory / "README.md").write_text(model_card)
 
 
-def score_requests(
-    ranker: Ranker, requests: Sequence[Request], batch_tokens: int, precision: torch.dtype
-) -> list[torch.Tensor]:
+def score_requests(ranker: Ranker, requests: Sequence[Request], batch_tokens: int) -> list[torch.Tensor]:
     """Score requests packed by token budget: float32[N] on the CPU for each, in the requests' order.
 
     Requests larger than the budget are split, their trunk computed once per piece, and merged again.
@@ -181,8 +202,7 @@ def score_requests(
     with torch.inference_mode():
         for group in plan([piece.tokens for _, piece in pieces], batch_tokens):
             batch = pack([pieces[j][1] for j in group]).to(device)
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                states = ranker.states(batch)
+            states = ranker.states(batch)
             branches = [len(requests[pieces[j][0]].branches if dot else pieces[j][1].branches) for j in group]
             if dot:
                 candidates = np.concatenate([requests[pieces[j][0]].branches.values for j in group])
@@ -202,27 +222,32 @@ def score_pair_by_pair(ranker: Ranker, request: Request) -> torch.Tensor:
 
     Returns float32[N]. The reference that packed scores are held against.
     """
+    states = last_states(ranker, request)
+    if not len(states):
+        return torch.empty(0)
+    with torch.inference_mode():
+        if isinstance(ranker.head, DotHead):
+            return _dot_scores(ranker, states, request.branches.values, [1] * len(states)).float().cpu()
+        return ranker.head(states).float().cpu()
+
+
+def last_states(ranker: Ranker, request: Request) -> torch.Tensor:
+    """[N, hidden]: the state that each candidate is scored by, computed without packing, one pair after another."""
     device = next(ranker.parameters()).device
-    backbone = ranker.backbone
-    chosen = backbone.config._attn_implementation
+    dot = isinstance(ranker.head, DotHead)
     ranker.eval()
-    backbone.set_attn_implementation("eager")
-    scores = []
+    ranker.backbone.set_attn_implementation("eager")
+    states = [torch.empty(0, ranker.backbone.config.hidden_size, device=device)]
     try:
         with torch.inference_mode():
             for i in range(len(request.branches)):
                 seen = request.trunk[: int(request.attach[i]) + 1]
-                branch = request.branches[i]
-                tokens = seen if isinstance(ranker.head, DotHead) else np.concatenate([seen, branch])
+                tokens = seen if dot else np.concatenate([seen, request.branches[i]])
                 inputs = ranker.embed(torch.from_numpy(tokens.astype(np.int64)).to(device))[None]
-                state = backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state[0, -1:]
-                if isinstance(ranker.head, DotHead):
-                    scores.append(_dot_scores(ranker, state, branch, [1]).float().cpu())
-                else:
-                    scores.append(ranker.head(state).float().cpu())
+                states.append(ranker.backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state[0, -1:])
     finally:
-        backbone.set_attn_implementation(chosen)
-    return torch.cat(scores) if scores else torch.empty(0)
+        ranker.attend_by(ranker.attention)
+    return torch.cat(states)
 
 
 def _dot_scores(ranker: Ranker, states: torch.Tensor, candidates: np.ndarray, counts: list[int]) -> torch.Tensor:
@@ -244,19 +269,6 @@ def model_version(directory: str | Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype to compute in: `auto` is bfloat16 where the hardware multiplies it natively, else float32."""
-    if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16")) or bool(
-            torch.cpu.get_capabilities().get("amx_bf16")
-        )
-    return torch.bfloat16 if fast else torch.float32
-
-
 def _load(kind: Any, directory: str) -> tuple[Any, PreTrainedTokenizerBase]:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -266,7 +278,7 @@ def _load(kind: Any, directory: str) -> tuple[Any, PreTrainedTokenizerBase]:
             raise UserError(
                 f"{directory}: uses sliding-window attention, which cannot be packed; choose another backbone"
             )
-        model = kind.from_pretrained(directory, attn_implementation=PACKED, dtype=torch.float32)
+        model = kind.from_pretrained(directory, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model '{directory}' cannot be loaded: {str(error).splitlines()[0]}") from None
@@ -286,11 +298,11 @@ def _cut_layers(backbone: Any, layers: int | None) -> Any:
     return backbone
 
 
-def _label_rows(lm: Any, tokenizer: PreTrainedTokenizerBase, labels: tuple[str, str]) -> torch.Tensor:
+def _label_ids(tokenizer: PreTrainedTokenizerBase, labels: tuple[str, str]) -> tuple[int, int]:
     ids = []
     for label in labels:
         tokens = tokenizer(label, add_special_tokens=False)["input_ids"]
         if len(tokens) != 1:
             raise UserError(f"model.labels: {label!r} is {len(tokens)} tokens in this tokenizer; choose a label of one")
         ids.append(tokens[0])
-    return lm.get_output_embeddings().weight[ids]
+    return ids[0], ids[1]

@@ -7,6 +7,9 @@ score is the one it would have had alone. The mask rule over a packed batch is
     query q sees key k  iff  request(q) == request(k) and
         ( k is trunk and position(k) <= min(position(q), attach(q))
           or branch(q) == branch(k) and k is not after q )
+
+for a causal model. In a bidirectional one (an encoder) the order does not count: a trunk sees its whole trunk, and a
+branch its whole self.
 """
 
 from __future__ import annotations
@@ -49,9 +52,11 @@ class Request:
 class Batch:
     """R requests packed into T token positions, B of which are read.
 
-    token, position, request, branch, attach: int64[T]; branch is 0 in a trunk and counts from 1 within a request.
+    token, position, request, branch, attach: int64[T]; branch is 0 in a trunk and counts from 1 within a request;
+    attach is the trunk's end for the trunk itself.
     read: int64[B], indices into T: for each request its trunk reads, then its branches, in their order.
     bounds: the T-range of each request, R pairs (start, end).
+    causal: whether a token sees only what is before it.
     """
 
     token: torch.Tensor
@@ -61,6 +66,7 @@ class Batch:
     attach: torch.Tensor
     read: torch.Tensor
     bounds: tuple[tuple[int, int], ...]
+    causal: bool
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(
@@ -71,10 +77,11 @@ class Batch:
             attach=self.attach.to(device),
             read=self.read.to(device),
             bounds=self.bounds,
+            causal=self.causal,
         )
 
 
-def pack(requests: Sequence[Request]) -> Batch:
+def pack(requests: Sequence[Request], causal: bool = True) -> Batch:
     """Pack requests one after another, each as its trunk followed by its branches."""
     token, position, branch, attach, read = [], [], [], [], []
     bounds, start = [], 0
@@ -84,10 +91,12 @@ def pack(requests: Sequence[Request]) -> Batch:
             raise ValueError("a request needs a trunk of at least one token")
         if len(lengths) and lengths.min() == 0:
             raise ValueError("a branch needs at least one token")
+        if not causal and (r.attach < p - 1).any():
+            raise ValueError("in a bidirectional model every branch hangs at the trunk's end")
         token += [r.trunk, r.branches.values]
         position += [np.arange(p), np.repeat(r.attach + 1, lengths) + within(lengths)]
         branch += [np.zeros(p, np.int64), np.repeat(np.arange(1, len(lengths) + 1), lengths)]
-        attach += [np.arange(p), np.repeat(r.attach, lengths)]
+        attach += [np.full(p, p - 1), np.repeat(r.attach, lengths)]
         read += [start + r.trunk_read, start + p + r.branches.offsets[1:] - 1]
         bounds.append((start, start + r.tokens))
         start += r.tokens
@@ -100,16 +109,18 @@ def pack(requests: Sequence[Request]) -> Batch:
         attach=_tensor(attach),
         read=_tensor(read),
         bounds=tuple(bounds),
+        causal=causal,
     )
 
 
-def visible(batch: Batch, start: int, end: int) -> torch.Tensor:
-    """The mask rule over batch[start:end] as bool[end - start, end - start], rows queries, columns keys."""
-    position, branch, attach = (t[start:end] for t in (batch.position, batch.branch, batch.attach))
-    request = batch.request[start:end]
-    index = torch.arange(end - start, device=position.device)
-    in_trunk = (branch == 0)[None, :] & (position[None, :] <= torch.minimum(position, attach)[:, None])
-    in_branch = (branch[:, None] == branch[None, :]) & (index[None, :] <= index[:, None])
+def visible(batch: Batch) -> torch.Tensor:
+    """The mask rule over a batch as bool[T, T], rows queries, columns keys."""
+    position, branch, request = batch.position, batch.branch, batch.request
+    reach = torch.minimum(position, batch.attach) if batch.causal else batch.attach
+    in_trunk = (branch == 0)[None, :] & (position[None, :] <= reach[:, None])
+    in_branch = branch[:, None] == branch[None, :]
+    if batch.causal:
+        in_branch = in_branch.tril()
     return (request[:, None] == request[None, :]) & (in_trunk | in_branch)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
 from llmrec.config import Prompt

@@ -6,6 +6,7 @@ from typing import Any
 
 from llmrec.config import Train
 from llmrec.errors import UserError
+from llmrec.ranker.heads import YesNoHead
 from llmrec.ranker.model import Ranker
 
 
@@ -17,6 +18,8 @@ def prepare_tuning(ranker: Ranker, train: Train) -> None:
     """
     backbone: Any = ranker.backbone
     backbone.requires_grad_(False)
+    if isinstance(ranker.head, YesNoHead):
+        ranker.head.vocabulary = None  # it does not learn
     if train.tune == "full":
         backbone.requires_grad_(True)
         backbone.get_input_embeddings().requires_grad_(train.train_embeddings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from llmrec.ranker.ragged import Ragged, offsets_of
 

@@ -214,6 +214,7 @@ class TestWholeJobOnLocalPaths:
 
     def test_a_model_that_scores_wrongly_is_refused(self, ran: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
         from llmrec.engine import score
+        from llmrec.ranker import probe
 
         layout = Layout.of(ran)
         job, units = score._plan(ran, layout)
@@ -222,8 +223,8 @@ class TestWholeJobOnLocalPaths:
 
         with torch.no_grad():
             scorer.ranker.head.weight.normal_()
-        right = score.score_requests
-        monkeypatch.setattr(score, "score_requests", lambda *a: [s + 0.1 * torch.rand(len(s)) for s in right(*a)])
+        right = probe.score_requests
+        monkeypatch.setattr(probe, "score_requests", lambda *a: [s + 0.1 * torch.rand(len(s)) for s in right(*a)])
         row = score._read(pa.Table.from_pylist(units[:1]), job)
         with pytest.raises(UserError, match="parity probe"):
             scorer(row)

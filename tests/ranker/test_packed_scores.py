@@ -24,6 +24,7 @@ from tiny_models import (
 )
 
 from llmrec.errors import UserError
+from llmrec.ranker.attention import BACKENDS
 from llmrec.ranker.model import Ranker, score_pair_by_pair, score_requests
 from llmrec.ranker.packing import Request, pack
 from llmrec.ranker.ragged import Ragged
@@ -45,8 +46,13 @@ def once(key: Any, make: Callable[[], Any]) -> Any:
     return _made[key]
 
 
-def text_ranker(directory: str, head: str, device: str) -> Ranker:
-    return once((directory, head, device), lambda: make_ranker(directory, "text", head).to(device).eval())
+def text_ranker(directory: str, head: str, device: str, backend: str = "cascade") -> Ranker:
+    def make() -> Ranker:
+        ranker = make_ranker(directory, "text", head).to(device).eval()
+        ranker.attend_by(backend)
+        return ranker
+
+    return once((directory, head, device, backend), make)
 
 
 def token_ranker(directory: str, head: str, device: str) -> tuple[Ranker, Plain]:
@@ -82,16 +88,17 @@ def assert_all(found: list[torch.Tensor], wanted: list[list[torch.Tensor]]) -> N
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_linear_head_over_text_items(tiny: Tiny, kind: str, device: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_linear_head_over_text_items(tiny: Tiny, backend: str, kind: str, device: str) -> None:
     device_or_skip(device)
-    ranker, plain = text_ranker(tiny(kind), "linear", device), plain_model(tiny(kind), False, device)
+    ranker, plain = text_ranker(tiny(kind), "linear", device, backend), plain_model(tiny(kind), False, device)
 
     @few_examples
     @given(st.lists(requests(WORDS), max_size=5), st.integers(1, 40))
     def check(batch: list[Request], budget: int) -> None:
         with torch.no_grad():
             wanted = [[s @ ranker.head.weight for s in plain.branch_ends(r)] for r in batch]
-        assert_all(score_requests(ranker, batch, budget, torch.float32), wanted)
+        assert_all(score_requests(ranker, batch, budget), wanted)
 
     check()
 
@@ -108,7 +115,7 @@ def test_yes_no_head_is_the_untouched_models_yes_minus_no(tiny: Tiny, kind: str,
     def check(batch: list[Request], budget: int) -> None:
         with torch.no_grad():
             wanted = [[logits[yes] - logits[no] for logits in plain.branch_ends(r)] for r in batch]
-        assert_all(score_requests(ranker, batch, budget, torch.float32), wanted)
+        assert_all(score_requests(ranker, batch, budget), wanted)
 
     check()
 
@@ -124,7 +131,7 @@ def test_linear_head_over_item_tokens(tiny: Tiny, kind: str, device: str) -> Non
     def check(batch: list[Request], budget: int) -> None:
         with torch.no_grad():
             wanted = [[s @ ranker.head.weight for s in plain.branch_ends(r)] for r in batch]
-        assert_all(score_requests(ranker, batch, budget, torch.float32), wanted)
+        assert_all(score_requests(ranker, batch, budget), wanted)
 
     check()
 
@@ -157,7 +164,7 @@ def test_dot_head_is_the_users_state_against_the_items_vector(tiny: Tiny, kind: 
         batch = [Request.to_score(np.asarray(t, np.int32), Ragged.of([[b] for b in bs])) for t, bs in drawn]
         with torch.no_grad():
             wanted = [naive(r) for r in batch]
-        assert_all(score_requests(ranker, batch, budget, torch.float32), wanted)
+        assert_all(score_requests(ranker, batch, budget), wanted)
 
     check()
 
@@ -189,10 +196,10 @@ def test_company_and_order_do_not_change_a_score(tiny: Tiny, head: str) -> None:
     @few_examples
     @given(st.lists(requests(WORDS), min_size=1, max_size=5), st.randoms(use_true_random=False))
     def check(batch: list[Request], random: Any) -> None:
-        alone = [score_requests(ranker, [r], 10_000, torch.float32)[0] for r in batch]
+        alone = [score_requests(ranker, [r], 10_000)[0] for r in batch]
         order = list(range(len(batch)))
         random.shuffle(order)
-        together = score_requests(ranker, [batch[i] for i in order], 10_000, torch.float32)
+        together = score_requests(ranker, [batch[i] for i in order], 10_000)
         for place, i in enumerate(order):
             assert_scores(together[place], alone[i], rtol=1e-5)
 
@@ -205,26 +212,17 @@ def test_the_slow_reference_equals_packed_scores_and_puts_the_attention_back(tin
     ranker = text_ranker(directory, head, "cpu") if items == "text" else token_ranker(directory, head, "cpu")[0]
     branches = [[65, 66], [67], [68, 69, 70]] if items == "text" else [[263], [265]]
     request = Request.to_score(np.asarray([0, 40, 41, 42], np.int32), Ragged.of(branches))
-    before = score_requests(ranker, [request], 100, torch.float32)[0]
+    before = score_requests(ranker, [request], 100)[0]
     assert_scores(score_pair_by_pair(ranker, request), before)
-    assert torch.equal(score_requests(ranker, [request], 100, torch.float32)[0], before)
+    assert torch.equal(score_requests(ranker, [request], 100)[0], before)
 
 
 def test_nothing_to_score(tiny: Tiny) -> None:
     ranker = text_ranker(tiny("llama"), "linear", "cpu")
     empty = Request.to_score(np.asarray([1, 2], np.int32), Ragged.of([]))
-    assert score_requests(ranker, [], 100, torch.float32) == []
-    assert [s.tolist() for s in score_requests(ranker, [empty, empty], 100, torch.float32)] == [[], []]
+    assert score_requests(ranker, [], 100) == []
+    assert [s.tolist() for s in score_requests(ranker, [empty, empty], 100)] == [[], []]
     assert score_pair_by_pair(ranker, empty).tolist() == []
-
-
-def test_bfloat16_scores_are_float32_tensors_close_to_full_precision(tiny: Tiny) -> None:
-    ranker = text_ranker(tiny("llama"), "linear", "cpu")
-    request = Request.to_score(np.asarray([0, 40, 41], np.int32), Ragged.of([[65, 66], [67], [68, 69, 70]]))
-    exact = score_requests(ranker, [request], 100, torch.float32)[0]
-    rough = score_requests(ranker, [request], 100, torch.bfloat16)[0]
-    assert rough.dtype == torch.float32
-    torch.testing.assert_close(rough, exact, rtol=0, atol=0.1 * float(exact.abs().max()))
 
 
 def test_a_sliding_window_model_is_refused(tiny: Tiny, tmp_path: Any) -> None:

@@ -11,7 +11,7 @@ from tiny_models import KINDS, Plain, assert_scores, make_catalogue, make_ranker
 
 from llmrec.config import Model, Prompt
 from llmrec.errors import UserError
-from llmrec.ranker.model import Ranker, inference_dtype, model_version, score_requests
+from llmrec.ranker.model import Ranker, model_version, score_requests
 from llmrec.ranker.packing import Request
 from llmrec.ranker.prompts import Catalogue, scoring_request
 from llmrec.ranker.ragged import Ragged
@@ -25,7 +25,7 @@ def score(ranker: Ranker, catalogue: Catalogue) -> torch.Tensor:
     bound = ranker.bind(catalogue)
     n = len(catalogue.ids)
     made = [scoring_request(PREFIX, bound, np.asarray([1, 0, 2]), np.arange(n))]
-    return score_requests(ranker, made, 1000, torch.float32)[0]
+    return score_requests(ranker, made, 1000)[0]
 
 
 def loaded(ranker: Ranker, directory: Path) -> Ranker:
@@ -46,10 +46,11 @@ def test_a_saved_ranker_gives_the_same_scores(tiny: Tiny, tmp_path: Path, kind: 
     before = score(ranker, catalogue)
     assert len(set(before.tolist())) == len(TEXTS)
     again = loaded(ranker, tmp_path / "saved")
-    assert torch.equal(score(again, catalogue), before)
+    # A product of one row is rounded by where its operands lie in memory.
+    torch.testing.assert_close(score(again, catalogue), before, rtol=1e-5, atol=1e-5)
     assert again.card == ranker.card
     assert (tmp_path / "saved" / "README.md").read_text() == "a model card"
-    assert torch.equal(score(loaded(again, tmp_path / "twice"), catalogue), before)
+    torch.testing.assert_close(score(loaded(again, tmp_path / "twice"), catalogue), before, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", ["linear", "yes_no"])
@@ -66,7 +67,8 @@ def test_a_ranker_of_fewer_layers_is_the_model_cut_off_there(tiny: Tiny, tmp_pat
     assert_scores(before, wanted)
     again = loaded(ranker, tmp_path)
     assert again.card.layers == 1
-    assert torch.equal(score(again, catalogue), before)
+    # A product of one row is rounded by where its operands lie in memory.
+    torch.testing.assert_close(score(again, catalogue), before, rtol=1e-5, atol=1e-5)
 
 
 def test_what_was_learned_of_an_item_is_found_by_its_id(tiny: Tiny, tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_a_directory_without_a_model(tmp_path: Path) -> None:
 def test_an_untrained_linear_head_prefers_nothing(tiny: Tiny) -> None:
     ranker = Ranker.from_base(Model(items="text", head="linear"), Prompt(), tiny("llama"))
     request = Request.to_score(PREFIX, Ragged.of([[1], [2, 3]]))
-    assert score_requests(ranker, [request], 100, torch.float32)[0].tolist() == [0, 0]
+    assert score_requests(ranker, [request], 100)[0].tolist() == [0, 0]
 
 
 def test_model_version_follows_content_and_names(tmp_path: Path) -> None:
@@ -162,10 +164,3 @@ def test_model_version_follows_content_and_names(tmp_path: Path) -> None:
     second = model_version(tmp_path)
     (tmp_path / "a").rename(tmp_path / "c")
     assert len({first, second, model_version(tmp_path)}) == 3
-
-
-def test_inference_dtype() -> None:
-    cpu = torch.device("cpu")
-    assert inference_dtype("float32", cpu) == torch.float32
-    assert inference_dtype("bfloat16", cpu) == torch.bfloat16
-    assert inference_dtype("auto", cpu) in (torch.float32, torch.bfloat16)

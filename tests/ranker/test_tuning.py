@@ -69,19 +69,19 @@ def test_head_moves_the_head_and_the_item_vectors_only(tiny: Tiny) -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_lora_starts_at_the_base_and_merges_to_the_same_scores(tiny: Tiny, kind: str) -> None:
     ranker = make_ranker(tiny(kind), "text", "linear")
-    base = score_requests(ranker, [REQUEST], 100, torch.float32)[0]
+    base = score_requests(ranker, [REQUEST], 100)[0]
     prepare_tuning(ranker, Train(tune="lora", lora_rank=4, lora_alpha=8, dropout=0.3))
-    assert_scores(score_requests(ranker, [REQUEST], 100, torch.float32)[0], base, rtol=1e-6)
+    assert_scores(score_requests(ranker, [REQUEST], 100)[0], base, rtol=1e-6)
     assert learning(ranker) == {n for n, _ in ranker.named_parameters() if "lora_" in n} | {"head.weight"}
     assert sum("lora_A" in n for n in learning(ranker)) == 2 * 7
     ranker.eval()
     for _ in range(2):
         assert "head.weight" in moved_by_a_step(ranker)
-    tuned = score_requests(ranker, [REQUEST], 100, torch.float32)[0]
+    tuned = score_requests(ranker, [REQUEST], 100)[0]
     assert float((tuned - base).abs().max()) > 0.01
     merge_adapters(ranker)
     assert not any("lora" in name for name, _ in ranker.named_parameters())
-    merged = score_requests(ranker, [REQUEST], 100, torch.float32)[0]
+    merged = score_requests(ranker, [REQUEST], 100)[0]
     assert float((merged - tuned).abs().max()) <= 1e-5 * max(1.0, float(tuned.abs().max()))
 
 
@@ -92,9 +92,9 @@ def test_a_merged_lora_ranker_can_be_saved(tiny: Tiny, tmp_path) -> None:
     for _ in range(2):
         moved_by_a_step(ranker)
     merge_adapters(ranker)
-    tuned = score_requests(ranker, [REQUEST], 100, torch.float32)[0]
+    tuned = score_requests(ranker, [REQUEST], 100)[0]
     ranker.save_pretrained(tmp_path, "")
-    again = score_requests(Ranker.from_pretrained(tmp_path), [REQUEST], 100, torch.float32)[0]
+    again = score_requests(Ranker.from_pretrained(tmp_path), [REQUEST], 100)[0]
     assert torch.equal(again, tuned)
 
 

@@ -35,6 +35,8 @@ from llmrec.ranker.ragged import Ragged
 HIDDEN = 32
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    # SmolLM2: a Llama with tied embeddings.
+    "smollm2": (LlamaConfig, LlamaForCausalLM, {"num_attention_heads": 8, "tie_word_embeddings": True}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"use_sliding_window": False}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16, "tie_word_embeddings": True}),
 }
@@ -62,9 +64,7 @@ def save_tiny(kind: str, directory: Path) -> str:
             hidden_size=HIDDEN,
             intermediate_size=48,
             num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            **extra,
+            **{"num_attention_heads": 4, "num_key_value_heads": 2, **extra},
         )
     )
     with torch.no_grad():
@@ -116,11 +116,13 @@ def shake_items(ranker: Ranker) -> None:
 
 
 @st.composite
-def requests(draw: st.DrawFn, tokens: st.SearchStrategy[int], branch: tuple[int, int] = (1, 4)) -> Request:
-    """Any trunk, any branches, each attached anywhere."""
+def requests(
+    draw: st.DrawFn, tokens: st.SearchStrategy[int], branch: tuple[int, int] = (1, 4), midway: bool = True
+) -> Request:
+    """Any trunk, any branches, each attached anywhere (or all at the trunk's end)."""
     trunk = draw(st.lists(tokens, min_size=1, max_size=12))
     branches = draw(st.lists(st.lists(tokens, min_size=branch[0], max_size=branch[1]), max_size=5))
-    attach = [draw(st.integers(0, len(trunk) - 1)) for _ in branches]
+    attach = [draw(st.integers(0 if midway else len(trunk) - 1, len(trunk) - 1)) for _ in branches]
     return Request(
         np.asarray(trunk, np.int32), Ragged.of(branches), np.asarray(attach, np.int32), np.empty(0, np.int32)
     )

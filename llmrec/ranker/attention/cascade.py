@@ -1,10 +1,8 @@
-"""Attention over packed batches, plugged into transformers' models through `AttentionInterface`.
+"""Attention that never computes what the mask hides, for the CPU.
 
-A model loaded with `attn_implementation=PACKED` runs unchanged; the packed batch's layout travels to this function as
-the keyword `packed`, and transformers builds no mask of its own for an implementation that it does not know.
-
-The mask rule is never built as a matrix over a whole request: a trunk is plain causal attention, and a branch attends
-to its trunk (one product for all branches, keys and values not copied) and to itself (small blocks), in one softmax.
+The mask rule is never built as a matrix over a whole request: a trunk is plain attention over itself, and a branch
+attends to its trunk (one product for all branches, keys and values not copied) and to itself (small blocks), in one
+softmax.
 """
 
 from __future__ import annotations
@@ -15,11 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from llmrec.ranker.packing import Batch
-
-PACKED = "llmrec_packed"
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,7 @@ class Layout:
     start: int
     middle: int
     end: int
+    causal: bool
     branches: Branches | None
 
 
@@ -50,11 +46,9 @@ def layout(batch: Batch) -> tuple[Layout, ...]:
     """The layout of each request, worked out once per batch and used by every layer."""
     found = []
     for start, end in batch.bounds:
-        branch = batch.branch[start:end]
-        middle = start + int((branch == 0).sum())
-        found.append(
-            Layout(start, middle, end, _branches(batch, middle, end, middle - start) if end > middle else None)
-        )
+        middle = start + int((batch.branch[start:end] == 0).sum())
+        branches = _branches(batch, middle, end, middle - start) if end > middle else None
+        found.append(Layout(start, middle, end, batch.causal, branches))
     return tuple(found)
 
 
@@ -66,14 +60,17 @@ def _branches(batch: Batch, middle: int, end: int, trunk_length: int) -> Branche
     place = branch * longest + offset
     grid = torch.zeros(count * longest, dtype=torch.int64, device=place.device)
     grid[place] = torch.arange(len(place), device=place.device)
-    own = torch.arange(longest, device=place.device)[None, :] <= offset[:, None]
+    last = offset if batch.causal else torch.bincount(branch, minlength=count)[branch] - 1
+    own = torch.arange(longest, device=place.device)[None, :] <= last[:, None]
     trunk = None
     if int(attach.min()) < trunk_length - 1:
         trunk = torch.arange(trunk_length, device=place.device)[None, :] <= attach[:, None]
     return Branches(grid.view(count, longest), place, own, trunk)
 
 
-def packed_attention(
+# Its loop depends on the batch; a compiled layer calls it as it is.
+@torch.compiler.disable
+def attend(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -82,26 +79,22 @@ def packed_attention(
     packed: tuple[Layout, ...],
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention within each request of a packed batch.
 
     query: [1, H, T, D]; key, value: [1, H_kv, T, D]. Returns [1, T, H, D].
-
-    Raises:
-        ValueError: the model's layers use a sliding window, whose rule over branches is not defined.
     """
-    if sliding_window is not None:
-        raise ValueError("sliding-window attention cannot be packed; use a backbone without it")
+    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    grouped = query.shape[1] != key.shape[1]
     parts = []
     for request in packed:
         trunk = slice(request.start, request.middle)
         q, k, v = query[:, :, trunk], key[:, :, trunk], value[:, :, trunk]
         parts.append(
             scaled_dot_product_attention(
-                q, k, v, is_causal=True, dropout_p=dropout, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+                q, k, v, is_causal=request.causal, dropout_p=dropout, scale=scale, enable_gqa=grouped
             )
         )
         if request.branches is not None:
@@ -141,6 +134,3 @@ def _branch_attention(
     # A token's weights go to its place in the grid; places that no token fills repeat token 0 and are never read.
     from_own = (weights[..., p:][:, :, branches.grid] @ v_own).flatten(2, 3)[:, :, branches.place]
     return (from_trunk + from_own).reshape(1, heads, n, size)
-
-
-AttentionInterface.register(PACKED, packed_attention)
