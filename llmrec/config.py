@@ -185,6 +185,9 @@ class Score(Section):
     max_actors: Count = 2
     cpus_per_actor: Annotated[float, Field(ge=0)] = 1
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    tensor_parallel: Count = Field(
+        1, description="processes of one machine (and GPUs, if it has them) that share an actor's model"
+    )
     max_bad_share: Share = Field(0.1, description="more bad candidates than this stop the job before it publishes")
     probe_users: Annotated[int, Field(ge=0)] = Field(
         2, description="users of whom a few pairs are scored one by one too, by each actor before it starts; 0 for none"
@@ -197,6 +200,11 @@ class Score(Section):
     def _bounds(self) -> Score:
         if self.max_actors < self.min_actors:
             raise ValueError(f"max_actors = {self.max_actors} is less than min_actors = {self.min_actors}")
+        if self.tensor_parallel > 1 and self.gpus_per_actor not in (0, self.tensor_parallel):
+            raise ValueError(
+                f"gpus_per_actor = {self.gpus_per_actor:g} with tensor_parallel = {self.tensor_parallel}: give each "
+                "process of an actor one GPU, or none at all"
+            )
         return self
 
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pyarrow.compute
 import torch
 
 from llmrec import assets, config, schema, storage
+from llmrec.engine.tensor_parallel import Team
 from llmrec.engine.training_worker import Prompts, load_prompts
 from llmrec.engine.units import reporting
 from llmrec.errors import UserError
@@ -38,14 +40,15 @@ from llmrec.tables.rankings import Published, StagedFile
 
 LEDGER, RUN = "ledger", "run.json"
 READ_CPUS = 0.5
-COUNTS = ("pairs_in", "to_score", "seen", "blocked", "over_limit", "quarantined", "users_in", "tokens", "naive_tokens")
+PAIRS = ("pairs_in", "to_score", "seen", "blocked", "over_limit", "quarantined")
 
 
 @dataclass(frozen=True)
 class Scored:
     """What score did. pairs_in = to_score + seen + blocked + over_limit + quarantined, summed over buckets.
 
-    tokens: what the model computed; prefix_reuse: how many times more it would be, pair by pair. The rates are of all
+    pairs_cut: scored pairs whose item's text was cut to prompt.max_item_tokens; tokens: what the model computed;
+    prefix_reuse: how many times more it would be, pair by pair. The rates are of all
     actors while they score; starting, reading and writing count in `seconds` alone. probe_difference: packed against
     pair by pair, float32; top10_kept: share of the probed users' float32 top 10 that score.precision keeps.
     """
@@ -57,6 +60,7 @@ class Scored:
     users: int
     rows: int
     pairs: dict[str, int]
+    pairs_cut: int
     buckets: int
     buckets_resumed: int
     tokens: int
@@ -135,9 +139,10 @@ def score(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
         output=job.output,
         users=sum(e["users"] for e in entries.values()),
         rows=sum(e["rows"] for e in entries.values()),
-        pairs={name: totals[name] for name in COUNTS[:6]},
+        pairs={name: totals[name] for name in PAIRS},
         buckets=len(units),
         buckets_resumed=len(units) - len(missing),
+        pairs_cut=totals["cut"],
         tokens=totals["tokens"],
         prefix_reuse=round(totals["naive_tokens"] / max(totals["tokens"], 1), 1),
         pairs_per_second=here["to_score"] / scoring * actors if scoring else 0.0,
@@ -220,7 +225,16 @@ def _plan(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str, 
         for uri in (candidates, layout.histories, layout.items, layout.users)
         if storage.exists(uri)
     ]
-    ignored = {"min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "publish", "probe_users", "compile"}
+    ignored = {
+        "min_actors",
+        "max_actors",
+        "cpus_per_actor",
+        "gpus_per_actor",
+        "publish",
+        "probe_users",
+        "compile",
+        "tensor_parallel",
+    }
     identity = [
         wanted.model_dump(exclude=ignored), version, inputs,
         [settings.model.model_dump(), settings.prompt.model_dump()] if wanted.model == "base" else None,
@@ -251,23 +265,53 @@ def _read(batch: pa.Table, job: Job) -> pa.Table:
     return _as_row(unit[BUCKET], work, np.empty(0, np.float32), 0.0, None)
 
 
+class Replica:
+    """A model that scores: held against the slow way first, then brought to the job's precision."""
+
+    def __init__(self, job: Job, rank: int = 0) -> None:
+        self.job = job
+        device = torch.device("cuda", rank) if job.score.gpus_per_actor else torch.device("cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, round(job.score.cpus_per_actor / job.score.tensor_parallel)))
+        parts = job.score.tensor_parallel
+        if job.model_uri == job.model.base:
+            directory = assets.resolve_model(job.model.base)
+            self.ranker = Ranker.from_base(job.model, job.prompt, directory, parts)
+        else:
+            saved = storage.local_directory(job.model_uri, assets.cache_directory() / "models")
+            self.ranker = Ranker.from_pretrained(saved, parts)
+        self.ranker.to(device)
+        self.ranker.attend_by(attention.choose(job.model.attention, device))
+        self.prompts: Prompts = load_prompts(self.ranker, job.layout)
+        self.precision = precision.choose(job.score.precision, device)
+
+    def make_ready(self, few: list[Request]) -> Probe | None:
+        """Held against the slow way on a few requests, if there are any, and brought to the job's precision.
+
+        Raises:
+            UserError: packed scores are not those of the pairs alone, or the prompt leads to neither label.
+        """
+        budget = self.job.score.batch_tokens
+        difference = check_parity(self.ranker, few, budget)
+        check_labels(self.ranker, few)
+        exact = score_requests(self.ranker, few, budget)
+        self.ranker.only_score(self.precision, self.job.score.compile)
+        kept = top_kept(exact, score_requests(self.ranker, few, budget))
+        return Probe(difference, float(kept.mean()) if len(kept) else 1.0, len(few)) if few else None
+
+    def score(self, asked: list[Request]) -> list[torch.Tensor]:
+        return score_requests(self.ranker, asked, self.job.score.batch_tokens)
+
+
 class Scorer:
-    """One model replica. The model, the catalogue's tokens and the trunk prefixes are loaded once."""
+    """The actor: from a bucket's work to its scores. The model, the catalogue's tokens and the trunk prefixes are
+    loaded once."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.device = torch.device("cuda" if job.score.gpus_per_actor else "cpu")
-        if self.device.type == "cpu":
-            torch.set_num_threads(max(1, round(job.score.cpus_per_actor)))
-        self.precision = precision.choose(job.score.precision, self.device)
-        if job.model_uri == job.model.base:
-            self.ranker = Ranker.from_base(job.model, job.prompt, assets.resolve_model(job.model.base))
-        else:
-            directory = storage.local_directory(job.model_uri, assets.cache_directory() / "models")
-            self.ranker = Ranker.from_pretrained(directory)
-        self.ranker.to(self.device)
-        self.ranker.attend_by(attention.choose(job.model.attention, self.device))
-        self.prompts: Prompts = load_prompts(self.ranker, job.layout)
+        self.team = Team(partial(Replica, job), job.score.tensor_parallel, bool(job.score.gpus_per_actor))
+        self.prompts: Prompts = self.team.own.prompts
+        self.head = self.team.own.ranker.card.head
         self.ready = False
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -276,34 +320,19 @@ class Scorer:
         asked = self._requests(work)
         probe = None
         if asked and not self.ready:
-            probe = self._make_ready(asked[: self.job.score.probe_users])
-        scores = score_requests(self.ranker, asked, self.job.score.batch_tokens)
+            probe = self.team.call("make_ready", asked[: self.job.score.probe_users])
+            self.ready = True
+        scores = self.team.call("score", asked)
         flat = torch.cat(scores).numpy() if scores else np.empty(0, np.float32)
         health.check(health.measure(flat, work.candidates.offsets), self.job.score)
-        if self.ranker.card.head == "dot":
+        work.counts["cut"] = int(self.prompts.catalogue.cut[work.candidates.values].sum())
+        if self.head == "dot":
             work.counts["tokens"] = sum(len(r.trunk) for r in asked)
             work.counts["naive_tokens"] = sum(len(r.trunk) * len(r.branches) for r in asked)
         else:
             work.counts["tokens"] = sum(r.tokens for r in asked)
             work.counts["naive_tokens"] = sum(r.tokens + len(r.trunk) * (len(r.branches) - 1) for r in asked)
         return _as_row(bucket, work, flat, time.monotonic() - started, probe)
-
-    def _make_ready(self, few: list[Request]) -> Probe | None:
-        """Before its first bucket, a replica is held against the slow way, then brought to the job's precision.
-
-        Raises:
-            UserError: packed scores are not those of the pairs alone, or the prompt leads to neither label.
-        """
-        budget = self.job.score.batch_tokens
-        difference = check_parity(self.ranker, few, budget)
-        check_labels(self.ranker, few)
-        exact = score_requests(self.ranker, few, budget) if self.precision != "float32" else []
-        self.ranker.only_score(self.precision, self.job.score.compile)
-        self.ready = True
-        if not few:
-            return None
-        kept = top_kept(exact, score_requests(self.ranker, few, budget)) if exact else np.ones(len(few))
-        return Probe(difference, float(kept.mean()) if len(kept) else 1.0, len(few))
 
     def _requests(self, work: requests.Work) -> list[Request]:
         prompts = self.prompts

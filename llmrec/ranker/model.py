@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from llmrec.config import Model, Prompt
@@ -124,24 +126,27 @@ class Ranker(nn.Module):
         """
         if self.card.items == "text":
             return catalogue
-        words = self.backbone.get_input_embeddings().weight.detach()
+        words = _whole(self.backbone.get_input_embeddings().weight).detach()
         self.items = ItemVectors.of_catalogue(catalogue.ids, catalogue.event, words, known=self.items).to(words.device)
         return catalogue.as_item_tokens(self.vocabulary)
 
     @staticmethod
-    def from_base(model: Model, prompt: Prompt, directory: str) -> Ranker:
+    def from_base(model: Model, prompt: Prompt, directory: str, parts: int = 1) -> Ranker:
         """A ranker with an untouched backbone from a model directory or hub id.
+
+        parts: this process holds one of so many parts of the layers, the rest lies in the other processes of
+        torch.distributed's default group.
 
         Raises:
             UserError: the model cannot be loaded or packed, or a yes-no label is not one token.
         """
         head: Head
         if model.head == "yes_no":
-            lm, tokenizer = _load(AutoModelForCausalLM, directory)
+            lm, tokenizer = _load(AutoModelForCausalLM, directory, parts)
             backbone = _cut_layers(lm.base_model, model.layers)
-            head = YesNoHead(lm.get_output_embeddings().weight, _label_ids(tokenizer, model.labels))
+            head = YesNoHead(_whole(lm.get_output_embeddings().weight), _label_ids(tokenizer, model.labels))
         else:
-            backbone, tokenizer = _load(AutoModel, directory)
+            backbone, tokenizer = _load(AutoModel, directory, parts)
             backbone = _cut_layers(backbone, model.layers)
             head = HEADS[model.head](backbone.config.hidden_size)
         card = RankerCard(
@@ -151,8 +156,8 @@ class Ranker(nn.Module):
         return Ranker(backbone, head, tokenizer, card)
 
     @staticmethod
-    def from_pretrained(directory: str | Path) -> Ranker:
-        """A ranker that `save_pretrained` wrote; gives equal scores.
+    def from_pretrained(directory: str | Path, parts: int = 1) -> Ranker:
+        """A ranker that `save_pretrained` wrote; gives equal scores. parts: as in `from_base`.
 
         Raises:
             UserError: the directory holds no ranker.
@@ -164,7 +169,7 @@ class Ranker(nn.Module):
             raise UserError(f"{directory}: no {RANKER_FILE}; this is no directory that train saved") from None
         except ValueError as error:
             raise UserError(f"{directory / RANKER_FILE}: {' '.join(str(error).split())}") from None
-        backbone, tokenizer = _load(AutoModel, str(directory))
+        backbone, tokenizer = _load(AutoModel, str(directory), parts)
         backbone = _cut_layers(backbone, card.layers)
         head = HEADS[card.head](backbone.config.hidden_size)
         head.load_state_dict(load_file(directory / HEAD_FILE))
@@ -269,7 +274,7 @@ def model_version(directory: str | Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _load(kind: Any, directory: str) -> tuple[Any, PreTrainedTokenizerBase]:
+def _load(kind: Any, directory: str, parts: int) -> tuple[Any, PreTrainedTokenizerBase]:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
@@ -278,13 +283,27 @@ def _load(kind: Any, directory: str) -> tuple[Any, PreTrainedTokenizerBase]:
             raise UserError(
                 f"{directory}: uses sliding-window attention, which cannot be packed; choose another backbone"
             )
-        model = kind.from_pretrained(directory, dtype=torch.float32)
+        split = {}
+        if parts > 1:
+            heads = {config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)}
+            if any(n % parts for n in heads):
+                raise UserError(
+                    f"score.tensor_parallel = {parts}: does not divide the attention heads of {directory}, "
+                    f"{' and '.join(str(n) for n in sorted(heads))}"
+                )
+            split["distributed_config"] = DistributedConfig(tp_size=parts, tp_plan="auto")
+        model = kind.from_pretrained(directory, dtype=torch.float32, **split)
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model '{directory}' cannot be loaded: {str(error).splitlines()[0]}") from None
     if not hasattr(model.base_model, "layers"):
         raise UserError(f"model '{directory}' ({type(model).__name__}) is no decoder: it has no list of layers")
     return model, tokenizer
+
+
+def _whole(weight: torch.Tensor) -> torch.Tensor:
+    """A weight that may be split over processes, put together in each."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _cut_layers(backbone: Any, layers: int | None) -> Any:

@@ -26,13 +26,13 @@ from llmrec.ranker.ragged import Ragged
 class Catalogue:
     """The items, tokenised. Row i is item `ids[i]`, ids ascending.
 
-    ids: arrow array[n]; event: tokens in a history; candidate: tokens as a branch; cut: how many texts were too long.
+    ids: arrow array[n]; event: tokens in a history; candidate: tokens as a branch; cut: bool[n], too long texts.
     """
 
     ids: pa.Array
     event: Ragged
     candidate: Ragged
-    cut: int
+    cut: np.ndarray
 
     def as_item_tokens(self, vocabulary: int) -> Catalogue:
         """The catalogue with one token an item, `vocabulary + row`, which the ranker embeds as the item's vector."""
@@ -95,7 +95,7 @@ def tokenise_catalogue(
         if not text.strip():
             raise UserError(f"item {items[item_column][i].as_py()!r}: prompt.item {prompt.item!r} gives an empty text")
     text_tokens = _tokenise(tokenizer, [prompt.before_item + text for text in texts])
-    cut = sum(len(t) > prompt.max_item_tokens for t in text_tokens)
+    cut = np.asarray([len(t) > prompt.max_item_tokens for t in text_tokens], bool)
     text_tokens = [t[: prompt.max_item_tokens] for t in text_tokens]
     end, before, after = _tokenise(tokenizer, [prompt.after_item, prompt.before_candidate, prompt.after_candidate])
     event = Ragged.of([t + end for t in text_tokens])

@@ -222,12 +222,29 @@ class TestWholeJobOnLocalPaths:
         import torch
 
         with torch.no_grad():
-            scorer.ranker.head.weight.normal_()
+            scorer.team.own.ranker.head.weight.normal_()
         right = probe.score_requests
         monkeypatch.setattr(probe, "score_requests", lambda *a: [s + 0.1 * torch.rand(len(s)) for s in right(*a)])
         row = score._read(pa.Table.from_pylist(units[:1]), job)
         with pytest.raises(UserError, match="parity probe"):
             scorer(row)
+
+    def test_an_actor_of_two_processes_ranks_as_one_process_does(self, ran: config.Config, tmp_path: Path) -> None:
+        tables = []
+        for processes in (1, 2):
+            chosen = {
+                "tensor_parallel": processes, "max_actors": 1, "precision": "float32",
+                "output": str(tmp_path / str(processes)),
+            }  # fmt: skip
+            scored = ran.score.model_copy(update=chosen)
+            assert stages.run("score", ran.model_copy(update={"score": scored}), quietly)["probe_difference"] < 1e-4
+            key = [("user_id", "ascending"), ("rank", "ascending")]
+            tables.append(rankings.read(scored.output).sort_by(key))
+        one, two = tables
+        assert one.num_rows and two.select(["user_id", "rank", "item_id"]).equals(
+            one.select(["user_id", "rank", "item_id"])
+        )
+        np.testing.assert_allclose(two["score"].to_numpy(), one["score"].to_numpy(), rtol=1e-4, atol=1e-6)
 
     def test_a_stage_needs_the_one_before(self, tmp_path: Path, tiny_model: Path) -> None:
         assert "prepare has not finished" in failure("recall", settings(tmp_path, log(), tiny_model))

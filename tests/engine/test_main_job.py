@@ -14,6 +14,7 @@ import pytest
 
 from llmrec import config, storage
 from llmrec.engine import stages
+from llmrec.engine.session import user_error_in
 from llmrec.layout import Layout
 from llmrec.tables import buckets, rankings
 
@@ -196,15 +197,30 @@ def test_reuse_skips_stages_whose_inputs_are_the_same(done: dict[str, Any]) -> N
         assert stages.run(name, settings, quietly, reuse=True).get("reused") is True, name
 
 
+def why_score_fails(settings: config.Config) -> str:
+    """The message alone: the exception's frames would keep the failed run's actors."""
+    with pytest.raises(Exception, match="prompt probe") as caught:
+        stages.run("score", settings, quietly)
+    return str(user_error_in(caught.value))
+
+
 def test_an_untouched_model_scores_by_yes_and_no(done: dict[str, Any], layout: Layout) -> None:
     output = storage.join(ROOT, "zero")
     overrides = {
-        "model": {"items": "text", "head": "yes_no", "layers": 2},
-        "prompt": {"after_candidate": "? Answer:", "max_history": 5},
-        "score": {"model": "base", "output": output, "users_share": 0.05, "max_candidates": 10, "top_k": 10},
+        "model": {"items": "text", "head": "yes_no"},
+        "prompt": {
+            "before_candidate": "Would this person also like the film",
+            "after_candidate": "? Answer yes or no. Answer:",
+            "max_history": 5,
+        },
+        "score": {"model": "base", "output": output, "users_share": 0.05, "max_candidates": 12, "top_k": 10},
     }
+    cut = {**overrides, "model": {**overrides["model"], "layers": 2}}
+    assert "the model says ' yes' or ' no' with probability" in why_score_fails(config.build({**SETTINGS, **cut}))
+    assert not storage.exists(output)
     summary = stages.run("score", config.build({**SETTINGS, **overrides}), quietly)
     assert summary["probe_difference"] < 1e-4
+    assert 0 < summary["top10_kept"] <= 1
     assert 20 < summary["users"] < 80
     both = config.build({**SETTINGS, "evaluate": {"rankings": {"zero-shot": output}, "cutoffs": [5, 10]}})
     compared = stages.run("evaluate", both, quietly)["same_users"]["zero-shot"]

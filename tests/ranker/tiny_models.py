@@ -99,7 +99,8 @@ def make_ranker(directory: str, items: str, head: str, layers: int | None = None
 
 def make_catalogue(texts: list[list[int]], ids: list[int] | None = None) -> Catalogue:
     event = Ragged.of(texts)
-    return Catalogue(pa.array(ids if ids is not None else range(len(texts)), pa.int64()), event, event, 0)
+    ids = list(range(len(texts))) if ids is None else ids
+    return Catalogue(pa.array(ids, pa.int64()), event, event, np.zeros(len(texts), bool))
 
 
 def random_catalogue(items: int, vocabulary: int, seed: int = 0) -> Catalogue:
