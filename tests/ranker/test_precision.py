@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -56,3 +57,13 @@ def test_auto_is_what_the_processor_multiplies_natively() -> None:
     assert choose("float32", cpu) == "float32"
     assert choose("bfloat16", cpu) == "bfloat16"
     assert choose("auto", cpu) in ("float32", "bfloat16")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_layers_give_the_same_scores(tiny: Callable[[str], str]) -> None:
+    ranker = make_ranker(tiny("llama"), "text", "linear")
+    longer = Request.to_score(np.asarray([0, 40, 41, 50, 51], np.int32), Ragged.of([[65, 66]]))
+    wanted = score_requests(ranker, [REQUEST, longer], 12)
+    ranker.only_score("float32", compiled=True)
+    for found, exact in zip(score_requests(ranker, [REQUEST, longer], 12), wanted, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5)
