@@ -1,0 +1,103 @@
+"""Times scoring engines side by side: same weights, same requests, same machine, one run.
+
+Each engine runs in a process of its own, on requests of exact token lengths from MovieLens-100k, with the weights of
+SmolLM2-135M-Instruct and one fixed score vector. Writes report.json and plots, and prints the same as tables.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import AutoTokenizer
+
+from benchmarks.speed import figures, report, workload
+from benchmarks.speed.command_line import HEADLINE, options
+from benchmarks.speed.comparison import compare
+from benchmarks.speed.curves import curves
+from benchmarks.speed.run import Run, case
+from benchmarks.speed.weights import non_embedding_parameters
+from llmrec import assets
+
+MODEL = "smollm2-135m-instruct"
+
+
+def main() -> None:
+    asked = options(str(__doc__))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a child is ended when this process is
+    asked.out.mkdir(parents=True, exist_ok=True)
+    console = Console(width=max(Console().width, 130))
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"{time.monotonic() - start:6.0f} s  {text}", markup=False, highlight=False)
+
+    with tempfile.TemporaryDirectory() as work:
+        found = measure(Run(asked, assets.resolve_model(MODEL), Path(work), say))
+    figures_file = asked.out / "report.json"
+    figures_file.write_text(json.dumps(found, indent=2) + "\n")
+    report.show(console, found)
+    written = [figures_file, *report.plot(found, asked.out)]
+    console.print("written:", *written)
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """All parts that were asked for, as one report that JSON can hold."""
+    config = json.loads((Path(run.model) / "config.json").read_text())
+    width = config["num_attention_heads"] * config["head_dim"]
+    cost = figures.ModelCost(non_embedding_parameters(run.model), config["num_hidden_layers"], width)
+    tokenizer = AutoTokenizer.from_pretrained(run.model)
+    before = matmul(run, config)
+    records, versions, not_run = compare(run, tokenizer)
+    after = matmul(run, config) if records else before
+    peaks = {precision: max(before[precision], after[precision]) for precision in before}
+    return {
+        "setup": {
+            "model": MODEL,
+            "non_embedding_parameters": cost.parameters,
+            "cpu": processor(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "threads": run.options.threads,
+            "repeats": run.options.repeats,
+            "seconds": run.options.seconds,
+            "versions": versions,
+        },
+        "matmul_gflops": {"before": before, "after": after},
+        "results": figures.rows(records, run.options.engines, cost, peaks),
+        "not_run": not_run,
+        "curves": curves(run, tokenizer) if run.options.curves else [],
+        "training": training(run, tokenizer) if run.options.training else None,
+    }
+
+
+def matmul(run: Run, config: dict[str, Any]) -> dict[str, float]:
+    """G operations per second by precision."""
+    sizes = {"hidden": config["hidden_size"], "intermediate": config["intermediate_size"]}
+    records, _ = run.child(sys.executable, "matmul", "matmul", {**sizes, "repeats": 20})
+    return {precision: rate / 1e9 for record in records for precision, rate in record.items()}
+
+
+def training(run: Run, tokenizer: Any) -> dict[str, Any] | None:
+    asked = case(run, "training", workload.build(tokenizer, HEADLINE, 1))
+    records, _ = run.child(sys.executable, "training", "training", {"model": run.model, "requests": asked["requests"]})
+    return records[0] if records else None
+
+
+def processor() -> str:
+    """The processor's name as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
