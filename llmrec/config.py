@@ -174,7 +174,9 @@ class Score(Section):
     users_share: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of users, chosen by stable hash")
     exclude_seen: bool = True
     blocked_items: str = Field("", description="Parquet file with an item id column, never recommended; empty for none")
-    batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="tokens in one forward pass")
+    batch_tokens: Annotated[int, Field(ge=64)] = Field(
+        2048, description="tokens in one forward pass; some thousand keep a CPU's caches warm, a GPU wants far more"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the layers' products; auto: bfloat16 where it is fast"
     )

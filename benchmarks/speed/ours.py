@@ -15,7 +15,7 @@ from llmrec.ranker.precision import Precision
 from llmrec.ranker.ragged import Ragged
 
 PACKAGES = ("llmrec", "torch", "transformers")
-BATCH_TOKENS = 4096  # the default of `score.batch_tokens`
+BATCH_TOKENS = 2048  # the default of `score.batch_tokens`
 
 
 def load(

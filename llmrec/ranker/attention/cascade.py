@@ -120,17 +120,21 @@ def _branch_attention(
     """query: [1, H, n, D]; key, value: [1, H_kv, n, D]; trunk_*: [1, H_kv, P, D]. Returns [1, H, n, D]."""
     _, heads, n, size = query.shape
     kv_heads, p = trunk_key.shape[1], trunk_key.shape[2]
+    count, longest = branches.grid.shape
+    grid = branches.grid.flatten()
     q = query.reshape(kv_heads, heads // kv_heads, n, size)
-    to_trunk = q @ trunk_key.reshape(kv_heads, 1, p, size).transpose(-1, -2)
-    k_own, v_own = (t.reshape(kv_heads, 1, n, size)[:, :, branches.grid] for t in (key, value))
-    to_own = (q[:, :, branches.grid] @ k_own.transpose(-1, -2)).flatten(2, 3)[:, :, branches.place]
+    to_trunk = q @ trunk_key[0, :, None].transpose(-1, -2)
+    k_own, v_own = (t[0].index_select(1, grid).view(kv_heads, 1, count, longest, size) for t in (key, value))
+    q_own = q.index_select(2, grid).unflatten(2, (count, longest))
+    to_own = (q_own @ k_own.transpose(-1, -2)).flatten(2, 3).index_select(2, branches.place)
     lowest = torch.finfo(to_own.dtype).min
     to_own = to_own.masked_fill(~branches.own, lowest)
     if branches.trunk is not None:
         to_trunk = to_trunk.masked_fill(~branches.trunk, lowest)
     weights = (torch.cat([to_trunk, to_own], dim=-1).float() * scale).softmax(-1)
     weights = drop(weights, dropout).to(value.dtype)
-    from_trunk = weights[..., :p] @ trunk_value.reshape(kv_heads, 1, p, size)
+    from_trunk = weights[..., :p] @ trunk_value[0, :, None]
     # A token's weights go to its place in the grid; places that no token fills repeat token 0 and are never read.
-    from_own = (weights[..., p:][:, :, branches.grid] @ v_own).flatten(2, 3)[:, :, branches.place]
+    own_weights = weights[..., p:].index_select(2, grid).unflatten(2, (count, longest))
+    from_own = (own_weights @ v_own).flatten(2, 3).index_select(2, branches.place)
     return (from_trunk + from_own).reshape(1, heads, n, size)
