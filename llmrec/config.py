@@ -70,7 +70,10 @@ class Prompt(Section):
 class Model(Section):
     """The backbone and its head."""
 
-    base: str = Field("smollm2-135m-instruct", description="an asset's name, a directory, an s3:// prefix or a hub id")
+    base: str = Field(
+        "smollm2-135m-instruct",
+        description="decoder or encoder: an asset's name, a directory, an s3:// prefix or a hub id",
+    )
     layers: Count | None = Field(None, description="keep the first n layers; null for all")
     items: Literal["text", "token"] = Field(
         "token",
@@ -79,7 +82,7 @@ class Model(Section):
     head: Literal["linear", "yes_no", "dot"] = Field(
         "dot",
         description="linear: the candidate is read as a branch; yes_no: likewise, by the untouched model's yes and no; "
-        "dot: the user's state against the item's vector (items=token only)",
+        "dot: the user's state against the item's vector (items=token only); an encoder takes linear only",
     )
     labels: tuple[str, str] = Field((" yes", " no"), description="head=yes_no: one token each")
     attention: Literal["auto", "dense", "cascade", "flex"] = Field(
@@ -100,7 +103,9 @@ class Train(Section):
     epochs: Count = 8
     max_steps: Count | None = Field(None, description="stop after this many optimizer steps; null for whole epochs")
     users_per_step: Count = Field(16, description="users per worker and optimizer step")
-    decisions_per_user: Count = Field(60, description="history events trained as decisions in one pass")
+    decisions_per_user: Count = Field(
+        60, description="history events trained as decisions in one pass; an encoder trains one"
+    )
     negatives: Count = Field(
         7, description="head=linear: candidates beside the true one; head=dot: the whole catalogue"
     )

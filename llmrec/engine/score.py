@@ -32,7 +32,7 @@ from llmrec.ranker import attention, health, precision
 from llmrec.ranker.model import Ranker, model_version, score_requests
 from llmrec.ranker.packing import Request
 from llmrec.ranker.probe import Probe, check_labels, check_parity, top_kept
-from llmrec.ranker.prompts import scoring_request
+from llmrec.ranker.prompts import fitting, scoring_request
 from llmrec.ranker.ragged import Ragged
 from llmrec.schema import BUCKET, ITEM, ITEMS, USER
 from llmrec.tables import buckets, rankings, requests
@@ -311,7 +311,7 @@ class Scorer:
         self.job = job
         self.team = Team(partial(Replica, job), job.score.tensor_parallel, bool(job.score.gpus_per_actor))
         self.prompts: Prompts = self.team.own.prompts
-        self.head = self.team.own.ranker.card.head
+        self.card = self.team.own.ranker.card
         self.ready = False
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -326,23 +326,25 @@ class Scorer:
         flat = torch.cat(scores).numpy() if scores else np.empty(0, np.float32)
         health.check(health.measure(flat, work.candidates.offsets), self.job.score)
         work.counts["cut"] = int(self.prompts.catalogue.cut[work.candidates.values].sum())
-        if self.head == "dot":
+        if self.card.head == "dot":
             work.counts["tokens"] = sum(len(r.trunk) for r in asked)
             work.counts["naive_tokens"] = sum(len(r.trunk) * len(r.branches) for r in asked)
         else:
-            work.counts["tokens"] = sum(r.tokens for r in asked)
-            work.counts["naive_tokens"] = sum(r.tokens + len(r.trunk) * (len(r.branches) - 1) for r in asked)
+            alone = sum(r.tokens + len(r.trunk) * (len(r.branches) - 1) for r in asked)
+            work.counts["tokens"] = alone if self.card.packing == "pairs" else sum(r.tokens for r in asked)
+            work.counts["naive_tokens"] = alone
         return _as_row(bucket, work, flat, time.monotonic() - started, probe)
 
     def _requests(self, work: requests.Work) -> list[Request]:
         prompts = self.prompts
-        return [
+        made = (
             scoring_request(
                 prompts.prefix(user), prompts.catalogue, work.histories[i][-prompts.max_history :].astype(np.int64),
                 work.candidates[i].astype(np.int64),
             )
             for i, user in enumerate(work.users.to_pylist())
-        ]  # fmt: skip
+        )  # fmt: skip
+        return [fitting(request, prompts.positions) for request in made]
 
 
 def _stage(batch: pa.Table, job: Job) -> pa.Table:

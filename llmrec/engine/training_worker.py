@@ -6,6 +6,7 @@ Ranks see equally many users per step and equally many forward passes per step, 
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,13 +25,15 @@ from llmrec import assets, config, storage
 from llmrec.engine.counts import known_histories
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
-from llmrec.ranker.examples import Example, Recaller, sample
+from llmrec.ranker.examples import Example, Recaller, sample, sample_last
 from llmrec.ranker.losses import catalogue_softmax, listwise_softmax
-from llmrec.ranker.model import Ranker, score_requests
+from llmrec.ranker.model import Ranker, layers_of, score_requests
 from llmrec.ranker.packing import Request, pack, plan
 from llmrec.ranker.prompts import (
     Catalogue,
+    branch_training_request,
     catalogue_training_request,
+    fitting,
     scoring_request,
     tokenise_catalogue,
     training_request,
@@ -72,12 +75,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The catalogue and how trunks open."""
+    """The catalogue and how trunks open. positions: how many a request may take, None for any number."""
 
     catalogue: Catalogue
     plain: np.ndarray
     of_user: Any
     max_history: int
+    positions: int | None
 
     def prefix(self, user: Any) -> np.ndarray:
         return self.of_user.get(user, self.plain)
@@ -116,11 +120,13 @@ def run_worker(settings: dict[str, Any]) -> None:
 
     losses: list[float] = []
     negatives_from = None if task.model.head == "dot" else recaller
+    causal = ranker.causal
+    draw: Any = sample if causal else sample_last
     for histories in _steps(task, prompts, rng, progress.step):
-        examples = [sample(h, train, task.prompt.max_history, negatives_from, rng) for _, h in histories]
-        requests = [_request(prompts, user, e) for (user, _), e in zip(histories, examples, strict=True)]
+        examples = [draw(h, train, task.prompt.max_history, negatives_from, rng) for _, h in histories]
+        requests = [_request(prompts, user, e, causal) for (user, _), e in zip(histories, examples, strict=True)]
         decisions = _sum(float(sum(len(e.decisions) for e in examples)), device, world)
-        loss = _step(model, requests, examples, decisions, train.batch_tokens, dtype, device, world)
+        loss = _step(model, causal, requests, examples, decisions, train.batch_tokens, dtype, device, world)
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
         optimizer.step()
         schedule.step()
@@ -163,7 +169,7 @@ def load_prompts(ranker: Ranker, layout: Layout) -> Prompts:
     catalogue = ranker.bind(tokenise_catalogue(buckets.read_parquet(layout.items), ITEM, prompt, ranker.tokenizer))
     users = buckets.read_parquet(layout.users) if prompt.user and storage.exists(layout.users) else None
     plain, of_user = trunk_prefixes(users, USER, prompt, ranker.tokenizer)
-    return Prompts(catalogue, plain, of_user, prompt.max_history)
+    return Prompts(catalogue, plain, of_user, prompt.max_history, ranker.positions)
 
 
 def validation_requests(
@@ -185,7 +191,8 @@ def validation_requests(
         if len(place):
             prefix = prompts.prefix(histories[USER][i].as_py())
             newest = history[-prompts.max_history :]
-            found.append((scoring_request(prefix, prompts.catalogue, newest, candidates), int(place[0])))
+            request = scoring_request(prefix, prompts.catalogue, newest, candidates)
+            found.append((fitting(request, prompts.positions), int(place[0])))
     return found
 
 
@@ -210,6 +217,7 @@ def _steps(task: Task, prompts: Prompts, rng: np.random.Generator, done: int) ->
 
 def _step(
     model: Any,
+    causal: bool,
     requests: list[Request],
     examples: list[Example],
     decisions: float,
@@ -228,7 +236,7 @@ def _step(
         group = groups[min(index, len(groups) - 1)]
         with _synchronising(model, index == passes - 1):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                scores = model(pack([requests[i] for i in group]).to(device))
+                scores = model(pack([requests[i] for i in group], causal).to(device))
             loss = _loss(scores.float(), [examples[i] for i in group]) * (weight / decisions)
             # Gradients are averaged over ranks; the loss is a sum over them.
             (loss * world).backward()
@@ -236,8 +244,11 @@ def _step(
     return total
 
 
-def _request(prompts: Prompts, user: Any, example: Example) -> Request:
+def _request(prompts: Prompts, user: Any, example: Example, causal: bool) -> Request:
     prefix, catalogue = prompts.prefix(user), prompts.catalogue
+    if not causal:
+        request = branch_training_request(prefix, catalogue, example.history, example.negatives)
+        return fitting(request, prompts.positions)
     if example.negatives.shape[1] == 0:
         return catalogue_training_request(prefix, catalogue, example.history, example.decisions)
     return training_request(prefix, catalogue, example.history, example.decisions, example.negatives)
@@ -273,7 +284,7 @@ def _validate(
     gain = 0.0
     for s, (_, place) in zip(scores, requests, strict=True):
         above = int((s > s[place]).sum()) + int((s[:place] == s[place]).sum())
-        gain += 1 / np.log2(above + 2) if above < 10 else 0.0
+        gain += 1 / math.log2(above + 2) if above < 10 else 0.0
     users = _sum(float(len(requests)), device, world)
     return _sum(gain, device, world) / users if users else None
 
@@ -311,7 +322,7 @@ def _whole(model: Any) -> Iterator[None]:
 
 def _layers(ranker: Ranker) -> Any:
     backbone: Any = ranker.backbone
-    return getattr(backbone, "get_base_model", lambda: backbone)().layers
+    return layers_of(getattr(backbone, "get_base_model", lambda: backbone)())
 
 
 @contextlib.contextmanager

@@ -49,8 +49,8 @@ def sample(
     """A random window of at most `max_history` events, some of them decisions, each with its own negatives.
 
     Without a recaller there are no negatives: the decisions are against the whole catalogue. A negative is drawn, with
-    probability `hard_share`, from what recall would have brought at that point, else
-    uniformly from the catalogue. history: int64[>= 1].
+    probability `hard_share`, from what recall would have brought at that point, else uniformly from the catalogue.
+    history: int64[>= 1].
     """
     end = len(history)
     if end > max_history:
@@ -61,8 +61,26 @@ def sample(
     if recaller is None:
         none = np.empty((count, 0), np.int64)
         return Example(window, decisions, none, none.astype(bool))
+    return _against_negatives(window, decisions, train, recaller, rng)
+
+
+def sample_last(
+    history: np.ndarray, train: Train, max_history: int, recaller: Recaller, rng: np.random.Generator
+) -> Example:
+    """One decision, for an encoder, whose history's tokens see each other: a random event after its newest
+    `max_history` predecessors. It is the last event of the example. history: int64[>= 1].
+    """
+    event = int(rng.integers(len(history)))
+    window = history[max(0, event - max_history) : event + 1]
+    return _against_negatives(window, np.asarray([len(window) - 1]), train, recaller, rng)
+
+
+def _against_negatives(
+    window: np.ndarray, decisions: np.ndarray, train: Train, recaller: Recaller, rng: np.random.Generator
+) -> Example:
+    """These decisions of a window, each with its own negatives."""
     n_items = recaller.similar.shape[0]
-    negatives = rng.integers(0, n_items, size=(count, train.negatives))
+    negatives = rng.integers(0, n_items, size=(len(decisions), train.negatives))
     hard = rng.random(negatives.shape) < train.hard_share
     for row, event in enumerate(decisions):
         wanted = int(hard[row].sum())

@@ -1,4 +1,4 @@
-"""The last layer of a decoder, computed only where it is read."""
+"""The last layer of a backbone, computed only where it is read."""
 
 from __future__ import annotations
 

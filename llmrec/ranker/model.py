@@ -1,4 +1,4 @@
-"""The ranker: a Hugging Face causal LM as backbone, a head that reads scores, and how both are saved and loaded."""
+"""The ranker: a Hugging Face model as backbone, a head that reads scores, and how both are saved and loaded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from llmrec.ranker.attention import BACKENDS, PREFIX
 from llmrec.ranker.heads import HEADS, DotHead, Head, YesNoHead
 from llmrec.ranker.item_vectors import ItemVectors
 from llmrec.ranker.last_layer import compute_only_reads
-from llmrec.ranker.packing import Batch, Request, pack, plan, split, trunk_only
+from llmrec.ranker.packing import Batch, Request, pack, pairs, plan, split, trunk_only
 from llmrec.ranker.precision import Precision, lower
 from llmrec.ranker.prompts import Catalogue
 
@@ -39,7 +39,11 @@ HEAD_FILE, RANKER_FILE = "head.safetensors", "ranker.json"
 
 
 class RankerCard(BaseModel):
-    """What `ranker.json` holds: all that is needed to score as in training."""
+    """What `ranker.json` holds: all that is needed to score as in training.
+
+    packing: "branches" is the mask that training uses; "pairs", for an encoder that training has not touched, scores
+    every pair as a plain sequence, since its trunk has learned to see the item.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,10 +55,15 @@ class RankerCard(BaseModel):
     labels: tuple[str, str]
     prompt: Prompt
     trained: bool
+    packing: Literal["branches", "pairs"] = "branches"
 
 
 class Ranker(nn.Module):
-    """A decoder without its vocabulary head, a score head over read positions, and items as vectors if it has them."""
+    """A backbone without its vocabulary head, a score head over read positions, and items as vectors if it has them.
+
+    causal: whether the backbone is a decoder; batches for it are packed so. positions: how many positions a request may
+    take (an encoder's learned table), None if any.
+    """
 
     def __init__(
         self, backbone: PreTrainedModel, head: Head, tokenizer: PreTrainedTokenizerBase, card: RankerCard,
@@ -65,7 +74,9 @@ class Ranker(nn.Module):
         self.dropout = nn.Dropout(0.0)
         self.tokenizer, self.card = tokenizer, card
         self.vocabulary: int = backbone.config.vocab_size
-        self.only_reads = compute_only_reads(backbone.layers[-1])
+        self.causal = is_causal(backbone)
+        self.first_position, self.positions = _position_table(backbone)
+        self.only_reads = compute_only_reads(layers_of(backbone)[-1])
         self.attend_by("cascade")
 
     def attend_by(self, attention: str) -> None:
@@ -80,10 +91,11 @@ class Ranker(nn.Module):
         """
         if isinstance(self.head, YesNoHead):
             self.head.vocabulary = None
-        lower(self.backbone.layers, precision)
+        layers = layers_of(self.backbone)
+        lower(layers, precision)
         if compiled:
             # The last layer has fewer rows behind its attention than before; it stays as it is.
-            for layer in self.backbone.layers[:-1]:
+            for layer in layers[:-1]:
                 layer.compile(dynamic=True)
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -101,7 +113,7 @@ class Ranker(nn.Module):
         """Last hidden states at the read positions: [B, hidden]."""
         hidden = self.backbone(
             inputs_embeds=self.dropout(self.embed(batch.token))[None],
-            position_ids=batch.position[None],
+            position_ids=batch.position[None] + self.first_position,
             packed=BACKENDS[self.attention].layout(batch),
             read=batch.read,
             use_cache=False,
@@ -138,20 +150,23 @@ class Ranker(nn.Module):
         torch.distributed's default group.
 
         Raises:
-            UserError: the model cannot be loaded or packed, or a yes-no label is not one token.
+            UserError: the model cannot be loaded or packed, is an encoder and the head needs a decoder, or a yes-no
+                label is not one token.
         """
         head: Head
         if model.head == "yes_no":
             lm, tokenizer = _load(AutoModelForCausalLM, directory, parts)
             backbone = _cut_layers(lm.base_model, model.layers)
+            _check_head(backbone, model)
             head = YesNoHead(_whole(lm.get_output_embeddings().weight), _label_ids(tokenizer, model.labels))
         else:
             backbone, tokenizer = _load(AutoModel, directory, parts)
             backbone = _cut_layers(backbone, model.layers)
+            _check_head(backbone, model)
             head = HEADS[model.head](backbone.config.hidden_size)
         card = RankerCard(
-            base=model.base, layers=len(backbone.layers), items=model.items, head=model.head, labels=model.labels,
-            prompt=prompt, trained=False,
+            base=model.base, layers=len(layers_of(backbone)), items=model.items, head=model.head, labels=model.labels,
+            prompt=prompt, trained=False, packing="branches" if is_causal(backbone) else "pairs",
         )  # fmt: skip
         return Ranker(backbone, head, tokenizer, card)
 
@@ -198,23 +213,21 @@ def score_requests(ranker: Ranker, requests: Sequence[Request], batch_tokens: in
     Requests larger than the budget are split, their trunk computed once per piece, and merged again.
     """
     dot = isinstance(ranker.head, DotHead)
-    pieces = [
-        (i, piece) for i, r in enumerate(requests) for piece in ([trunk_only(r)] if dot else split(r, batch_tokens))
-    ]
+    pieces = [(i, piece) for i, r in enumerate(requests) for piece in _pieces(ranker, r, batch_tokens)]
     scores: list[torch.Tensor] = [torch.empty(0)] * len(pieces)
     device = next(ranker.parameters()).device
     ranker.eval()
     with torch.inference_mode():
         for group in plan([piece.tokens for _, piece in pieces], batch_tokens):
-            batch = pack([pieces[j][1] for j in group]).to(device)
+            batch = pack([pieces[j][1] for j in group], ranker.causal).to(device)
             states = ranker.states(batch)
-            branches = [len(requests[pieces[j][0]].branches if dot else pieces[j][1].branches) for j in group]
+            counts = [len(requests[pieces[j][0]].branches) if dot else pieces[j][1].reads for j in group]
             if dot:
                 candidates = np.concatenate([requests[pieces[j][0]].branches.values for j in group])
-                flat = _dot_scores(ranker, states, candidates, branches)
+                flat = _dot_scores(ranker, states, candidates, counts)
             else:
                 flat = ranker.head(states)
-            for j, part in zip(group, flat.float().cpu().split(branches), strict=True):
+            for j, part in zip(group, flat.float().cpu().split(counts), strict=True):
                 scores[j] = part
     merged: list[list[torch.Tensor]] = [[] for _ in requests]
     for (i, _), part in zip(pieces, scores, strict=True):
@@ -223,9 +236,10 @@ def score_requests(ranker: Ranker, requests: Sequence[Request], batch_tokens: in
 
 
 def score_pair_by_pair(ranker: Ranker, request: Request) -> torch.Tensor:
-    """The slow way: every candidate as an ordinary sequence of its own, transformers' own attention, float32.
+    """The slow way: every candidate in a sequence of its own, transformers' own attention, float32.
 
-    Returns float32[N]. The reference that packed scores are held against.
+    Returns float32[N]. The reference that packed scores are held against. The sequence is an ordinary one, but for an
+    encoder that was trained on branches: there the trunk's tokens do not see the candidate.
     """
     states = last_states(ranker, request)
     if not len(states):
@@ -240,6 +254,7 @@ def last_states(ranker: Ranker, request: Request) -> torch.Tensor:
     """[N, hidden]: the state that each candidate is scored by, computed without packing, one pair after another."""
     device = next(ranker.parameters()).device
     dot = isinstance(ranker.head, DotHead)
+    blind = not ranker.causal and ranker.card.packing == "branches"
     ranker.eval()
     ranker.backbone.set_attn_implementation("eager")
     states = [torch.empty(0, ranker.backbone.config.hidden_size, device=device)]
@@ -249,10 +264,42 @@ def last_states(ranker: Ranker, request: Request) -> torch.Tensor:
                 seen = request.trunk[: int(request.attach[i]) + 1]
                 tokens = seen if dot else np.concatenate([seen, request.branches[i]])
                 inputs = ranker.embed(torch.from_numpy(tokens.astype(np.int64)).to(device))[None]
-                states.append(ranker.backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state[0, -1:])
+                hidden = ranker.backbone(
+                    inputs_embeds=inputs, attention_mask=_blind_trunk(len(seen), inputs) if blind else None,
+                    use_cache=False,
+                ).last_hidden_state  # fmt: skip
+                states.append(hidden[0, -1:])
     finally:
         ranker.attend_by(ranker.attention)
     return torch.cat(states)
+
+
+def layers_of(backbone: Any) -> Any:
+    """The nn.ModuleList of a backbone's layers, whatever the model calls it; None if it has none that is known."""
+    return getattr(backbone, "layers", getattr(getattr(backbone, "encoder", None), "layer", None))
+
+
+def is_causal(backbone: Any) -> bool:
+    """Whether a backbone's tokens see only what is before them, as its own attention says."""
+    return all(getattr(module, "is_causal", True) for module in layers_of(backbone).modules())
+
+
+def _pieces(ranker: Ranker, request: Request, batch_tokens: int) -> list[Request]:
+    """What is packed of a request; its reads, one piece after another, are its scores."""
+    if isinstance(ranker.head, DotHead):
+        return [trunk_only(request)]
+    return pairs(request) if ranker.card.packing == "pairs" else split(request, batch_tokens)
+
+
+def _blind_trunk(trunk: int, inputs: torch.Tensor) -> torch.Tensor:
+    """float[1, 1, L, L], added to the attention's weights: the first `trunk` of L tokens do not see the others.
+
+    inputs: [1, L, hidden], for its length, dtype and device.
+    """
+    length = inputs.shape[1]
+    mask = inputs.new_zeros(1, 1, length, length)
+    mask[..., :trunk, trunk:] = torch.finfo(mask.dtype).min
+    return mask
 
 
 def _dot_scores(ranker: Ranker, states: torch.Tensor, candidates: np.ndarray, counts: list[int]) -> torch.Tensor:
@@ -283,6 +330,8 @@ def _load(kind: Any, directory: str, parts: int) -> tuple[Any, PreTrainedTokeniz
             raise UserError(
                 f"{directory}: uses sliding-window attention, which cannot be packed; choose another backbone"
             )
+        if hasattr(config, "attention_probs_dropout_prob"):
+            config.attention_probs_dropout_prob = 0.0  # FlexAttention has none, and all backends train alike
         split = {}
         if parts > 1:
             heads = {config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)}
@@ -292,12 +341,18 @@ def _load(kind: Any, directory: str, parts: int) -> tuple[Any, PreTrainedTokeniz
                     f"{' and '.join(str(n) for n in sorted(heads))}"
                 )
             split["distributed_config"] = DistributedConfig(tp_size=parts, tp_plan="auto")
-        model = kind.from_pretrained(directory, dtype=torch.float32, **split)
+        model = kind.from_pretrained(directory, config=config, dtype=torch.float32, **split)
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model '{directory}' cannot be loaded: {str(error).splitlines()[0]}") from None
-    if not hasattr(model.base_model, "layers"):
-        raise UserError(f"model '{directory}' ({type(model).__name__}) is no decoder: it has no list of layers")
+    backbone = model.base_model
+    if layers_of(backbone) is None or not backbone._supports_attention_backend:
+        raise UserError(
+            f"model '{directory}' ({type(model).__name__}) cannot be packed: it has no list of layers, or attention of "
+            "its own; choose a decoder or an encoder like BERT or RoBERTa"
+        )
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None  # a weight that no score depends on has no gradient, which DDP does not bear
     return model, tokenizer
 
 
@@ -308,13 +363,30 @@ def _whole(weight: torch.Tensor) -> torch.Tensor:
 
 def _cut_layers(backbone: Any, layers: int | None) -> Any:
     if layers is not None:
-        if layers > len(backbone.layers):
-            raise UserError(f"model.layers = {layers}: this backbone has only {len(backbone.layers)}")
-        backbone.layers = backbone.layers[:layers]
+        if layers > len(layers_of(backbone)):
+            raise UserError(f"model.layers = {layers}: this backbone has only {len(layers_of(backbone))}")
+        del layers_of(backbone)[layers:]
         backbone.config.num_hidden_layers = layers
         if getattr(backbone.config, "layer_types", None):
             backbone.config.layer_types = backbone.config.layer_types[:layers]
     return backbone
+
+
+def _check_head(backbone: Any, model: Model) -> None:
+    if model.head != "linear" and not is_causal(backbone):
+        raise UserError(
+            f"model.head = {model.head} needs a decoder, and {model.base} is an encoder; set model.head = linear"
+        )
+
+
+def _position_table(backbone: Any) -> tuple[int, int | None]:
+    """The first position of a learned table, and how many it has from there on; (0, None) for one without a table."""
+    embeddings = getattr(backbone, "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    if table is None:
+        return 0, None
+    first = getattr(embeddings, "padding_idx", -1) + 1  # RoBERTa counts from behind its padding token's id
+    return first, table.num_embeddings - first
 
 
 def _label_ids(tokenizer: PreTrainedTokenizerBase, labels: tuple[str, str]) -> tuple[int, int]:

@@ -47,6 +47,17 @@ class Request:
     def tokens(self) -> int:
         return len(self.trunk) + len(self.branches.values)
 
+    @property
+    def reads(self) -> int:
+        """How many rows a batch reads of it."""
+        return len(self.trunk_read) + len(self.branches)
+
+    @property
+    def positions(self) -> int:
+        """How many positions it takes: those of its trunk, or up to the end of the branch that reaches farthest."""
+        ends = self.attach + 1 + self.branches.lengths
+        return max(len(self.trunk), int(ends.max(initial=0)))
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -129,6 +140,20 @@ def trunk_only(request: Request) -> Request:
     none = np.empty(0, np.int32)
     last = np.asarray([len(request.trunk) - 1], np.int32)
     return Request(request.trunk, request.branches.take(none.astype(np.int64)), none, last)
+
+
+def pairs(request: Request) -> list[Request]:
+    """N requests without branches, one for each branch: what it sees of the trunk and itself as one plain sequence.
+
+    Each is read at its last token. What an encoder that was not trained on branches needs.
+    """
+    none = np.empty(0, np.int32)
+    no_branches = request.branches.take(none.astype(np.int64))
+    found = []
+    for i, attach in enumerate(request.attach):
+        sequence = np.concatenate([request.trunk[: attach + 1], request.branches[i]])
+        found.append(Request(sequence, no_branches, none, np.asarray([len(sequence) - 1], np.int32)))
+    return found
 
 
 def first_branches(request: Request, count: int) -> Request:

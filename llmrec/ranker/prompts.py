@@ -85,7 +85,7 @@ def tokenise_catalogue(
     """Tokenise every item once.
 
     Raises:
-        UserError: an item's id is null or its text is empty.
+        UserError: an item's id is null or its text is empty, also to the tokenizer.
     """
     if items[item_column].null_count:
         raise UserError(f"items: {items[item_column].null_count} rows have no {item_column}; run jobs/prepare.py")
@@ -99,6 +99,9 @@ def tokenise_catalogue(
     text_tokens = [t[: prompt.max_item_tokens] for t in text_tokens]
     end, before, after = _tokenise(tokenizer, [prompt.after_item, prompt.before_candidate, prompt.after_candidate])
     event = Ragged.of([t + end for t in text_tokens])
+    if (event.lengths == 0).any():  # BERT's tokenizers drop control characters
+        i = int(np.argmin(event.lengths))
+        raise UserError(f"item {items[item_column][i].as_py()!r}: its text {texts[i]!r} has no token")
     bare = not (prompt.before_candidate or prompt.after_candidate)
     candidate = event if bare else Ragged.of([before + t + after for t in text_tokens])
     return Catalogue(items[item_column].combine_chunks(), event, candidate, cut)
@@ -107,11 +110,17 @@ def tokenise_catalogue(
 def trunk_prefixes(
     users: pa.Table | None, user_column: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, Mapping[Any, np.ndarray]]:
-    """Tokens that open a trunk: those of a user without attributes, and those of each user who has them."""
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    """Tokens that open a trunk: those of a user without attributes, and those of each user who has them.
+
+    The first is the tokenizer's BOS token, or else its CLS token, if it has one.
+    """
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    start = [] if first is None else [first]
     plain = np.asarray(start + _tokenise(tokenizer, [prompt.before_history])[0], np.int32)
     if not len(plain):
-        raise UserError("prompt.before_history is empty and the tokenizer has no BOS token; a trunk needs one token")
+        raise UserError(
+            "prompt.before_history is empty and the tokenizer has no BOS or CLS token; a trunk needs one token"
+        )
     if users is None or not prompt.user:
         return plain, {}
     texts = [text + prompt.before_history for text in fill(prompt.user, users, "user")]
@@ -157,6 +166,31 @@ def catalogue_training_request(
     none = np.empty(0, np.int64)
     read = (ends[decisions] - 1).astype(np.int32)
     return Request(trunk(prefix, events), catalogue.candidate.take(none), none.astype(np.int32), read)
+
+
+def branch_training_request(
+    prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, negatives: np.ndarray
+) -> Request:
+    """One pass that trains one decision, the history's last event, by branches alone.
+
+    For an encoder: its trunk's tokens see each other, so that none of them may be an answer. history: int64[m >= 1]
+    rows; negatives: int64[1, n] rows. The batch reads first the true item, then the n negatives, each as it is scored.
+    """
+    return scoring_request(prefix, catalogue, history[:-1], np.concatenate([history[-1:], negatives[0]]))
+
+
+def fitting(request: Request, positions: int | None) -> Request:
+    """The request, if it takes no more than `positions` positions (None: any number).
+
+    Raises:
+        UserError: it takes more.
+    """
+    if positions is not None and request.positions > positions:
+        raise UserError(
+            f"a user's history and a candidate take {request.positions} positions, and this model has {positions}; "
+            "lower prompt.max_history or prompt.max_item_tokens"
+        )
+    return request
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

@@ -68,7 +68,7 @@ def test_a_fault_in_packing_is_caught(
     ranker.attend_by(backend)
     assert probe.check_parity(ranker, REQUESTS, 100) < 1e-5
     right = model.pack
-    monkeypatch.setattr(model, "pack", lambda requests: fault(right(requests)))
+    monkeypatch.setattr(model, "pack", lambda *given: fault(right(*given)))
     with pytest.raises(UserError, match=r"parity probe: packed scores differ .* by \d.*refusing to score"):
         probe.check_parity(ranker, REQUESTS, 100)
 
@@ -80,7 +80,7 @@ def test_a_fault_in_item_tokens_is_caught(tiny: Tiny, monkeypatch: pytest.Monkey
     asked = [scoring_request(np.asarray([0, 70], np.int32), bound, np.asarray([1, 0]), np.arange(3))]
     assert probe.check_parity(ranker, asked, 100) < 1e-5
     right = model.pack
-    monkeypatch.setattr(model, "pack", lambda requests: read_early(right(requests)))
+    monkeypatch.setattr(model, "pack", lambda *given: read_early(right(*given)))
     with pytest.raises(UserError, match="parity probe"):
         probe.check_parity(ranker, asked, 100)
 

@@ -106,7 +106,7 @@ def test_prefixes_start_with_bos_and_the_users_own_text() -> None:
 def test_a_trunk_needs_a_token() -> None:
     bare = tokenizer()
     bare.bos_token = None
-    with pytest.raises(UserError, match="no BOS token"):
+    with pytest.raises(UserError, match="no BOS or CLS token"):
         trunk_prefixes(None, "user_id", Prompt(before_history=""), bare)
 
 

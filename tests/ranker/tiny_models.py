@@ -17,6 +17,11 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    EuroBertConfig,
+    EuroBertModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -24,6 +29,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaModel,
 )
 
 from llmrec.config import Model, Prompt
@@ -33,12 +40,20 @@ from llmrec.ranker.prompts import Catalogue
 from llmrec.ranker.ragged import Ragged
 
 HIDDEN = 32
+POSITIONS = 40
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     # SmolLM2: a Llama with tied embeddings.
     "smollm2": (LlamaConfig, LlamaForCausalLM, {"num_attention_heads": 8, "tie_word_embeddings": True}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"use_sliding_window": False}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16, "tie_word_embeddings": True}),
+}
+ENCODERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "bert": (BertConfig, BertModel, {"max_position_embeddings": POSITIONS}),
+    # Its positions are counted from behind the padding token's id, 1.
+    "roberta": (RobertaConfig, RobertaModel, {"max_position_embeddings": POSITIONS + 2, "pad_token_id": 1}),
+    # Bidirectional, but built like a decoder: rotary positions, norms before.
+    "eurobert": (EuroBertConfig, EuroBertModel, {"pad_token_id": 0}),
 }
 DEVICES = ["cpu", "cuda"]
 
@@ -53,10 +68,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>")
 
 
+def wordpieces() -> BertTokenizer:
+    """Letters, each also as the rest of a word, BERT's special tokens, and as many tokens in all as `tokenizer`."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + c for c in letters)]
+    words += [f"w{i}" for i in range(262 - len(words))]
+    return BertTokenizer(vocab={w: i for i, w in enumerate(words)})
+
+
 def save_tiny(kind: str, directory: Path) -> str:
     """A model whose weights are large enough for every wrong mask or position to show."""
-    config_class, model_class, extra = KINDS[kind]
-    words = tokenizer()
+    config_class, model_class, extra = (KINDS | ENCODERS)[kind]
+    words = tokenizer() if kind in KINDS else wordpieces()
     torch.manual_seed(0)
     model = model_class(
         config_class(
@@ -69,7 +92,7 @@ def save_tiny(kind: str, directory: Path) -> str:
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight"):
+            if name.lower().endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0, 0.3)
