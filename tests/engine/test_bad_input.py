@@ -150,6 +150,7 @@ class TestWholeJobOnLocalPaths:
             tmp_path_factory.mktemp("local"), log(), tiny_model,
             model={"items": "text", "head": "linear"}, data={"split": "time"},
             train={"tune": "lora", "strategy": "fsdp2", "negatives": 3, "decisions_per_user": 3},
+            score={"precision": "float32"},
         )  # fmt: skip
         for stage in stages.ORDER:
             stages.run(stage, wanted, quietly)
@@ -230,20 +231,13 @@ class TestWholeJobOnLocalPaths:
             scorer(row)
 
     def test_an_actor_of_two_processes_ranks_as_one_process_does(self, ran: config.Config, tmp_path: Path) -> None:
-        tables = []
-        for processes in (1, 2):
-            chosen = {
-                "tensor_parallel": processes, "max_actors": 1, "precision": "float32",
-                "output": str(tmp_path / str(processes)),
-            }  # fmt: skip
-            scored = ran.score.model_copy(update=chosen)
-            assert stages.run("score", ran.model_copy(update={"score": scored}), quietly)["probe_difference"] < 1e-4
-            key = [("user_id", "ascending"), ("rank", "ascending")]
-            tables.append(rankings.read(scored.output).sort_by(key))
-        one, two = tables
-        assert one.num_rows and two.select(["user_id", "rank", "item_id"]).equals(
-            one.select(["user_id", "rank", "item_id"])
-        )
+        chosen = {"tensor_parallel": 2, "max_actors": 1, "output": str(tmp_path / "split")}
+        scored = ran.score.model_copy(update=chosen)
+        assert stages.run("score", ran.model_copy(update={"score": scored}), quietly)["probe_difference"] < 1e-4
+        key = [("user_id", "ascending"), ("rank", "ascending")]
+        one, two = (rankings.read(uri).sort_by(key) for uri in (Layout.of(ran).rankings, scored.output))
+        columns = ["user_id", "rank", "item_id"]
+        assert one.num_rows and two.select(columns).equals(one.select(columns))
         np.testing.assert_allclose(two["score"].to_numpy(), one["score"].to_numpy(), rtol=1e-4, atol=1e-6)
 
     def test_a_stage_needs_the_one_before(self, tmp_path: Path, tiny_model: Path) -> None:
