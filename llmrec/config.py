@@ -186,7 +186,7 @@ class Score(Section):
         "auto", description="of the layers' products; auto: bfloat16 where it is fast"
     )
     compile: bool = Field(
-        False, description="fuse what lies between the products by torch.compile; costs each actor about half a minute"
+        False, description="fuse what lies between the products by torch.compile; each actor compiles before it starts"
     )
     min_actors: Count = 1
     max_actors: Count = 2

@@ -36,10 +36,9 @@ def measure(scores: np.ndarray, offsets: np.ndarray) -> Health:
     tied[:-1] |= same
     several = lengths >= 3
     filled = lengths > 0
+    starts = offsets[:-1][filled]
     spread = np.full(len(lengths), np.inf)
-    spread[filled] = np.maximum.reduceat(scores, offsets[:-1][filled]) - np.minimum.reduceat(
-        scores, offsets[:-1][filled]
-    )
+    spread[filled] = np.maximum.reduceat(scores, starts) - np.minimum.reduceat(scores, starts)
     constant = float((spread[several] == 0).mean()) if several.any() else 0.0
     return Health(float((~np.isfinite(scores)).mean()), constant, float(tied.mean()))
 

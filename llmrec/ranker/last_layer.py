@@ -13,8 +13,8 @@ PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 def compute_only_reads(layer: nn.Module) -> bool:
     """Let a layer that is called with the keyword `read` (int64[B]) return only those rows: [1, T, h] -> [1, B, h].
 
-    Keys and values need every row, so the attention still gets all of them; its output projection's rows and the
-    residual are cut to the ones read, and the MLP, most of a layer, runs on these alone. Works by hooks on any
+    Keys and values need every row, so the attention still gets all of them; what it returns and the residual are cut
+    to the rows read, and the MLP, most of a layer, runs on these alone. Works by hooks on any
     pre-norm layer (Llama, Qwen, Mistral, Gemma ...), without code of the model's. Returns False, and changes nothing,
     if the layer is of another form: then the caller has to pick the rows from all.
     """
