@@ -31,7 +31,7 @@ from llmrec.layout import Layout
 from llmrec.ranker import attention, health, precision
 from llmrec.ranker.model import Ranker, model_version, score_requests
 from llmrec.ranker.packing import Request
-from llmrec.ranker.probe import Probe, check_labels, check_parity, top_kept
+from llmrec.ranker.probe import Probe, check_labels, check_parity, slow_scores, top_kept
 from llmrec.ranker.prompts import fitting, scoring_request
 from llmrec.ranker.ragged import Ragged
 from llmrec.schema import BUCKET, ITEM, ITEMS, USER
@@ -292,12 +292,17 @@ class Replica:
             UserError: packed scores are not those of the pairs alone, or the prompt leads to neither label.
         """
         budget = self.job.score.batch_tokens
-        difference = check_parity(self.ranker, few, budget)
+        slow = slow_scores(self.ranker, few)
         check_labels(self.ranker, few)
-        changes = self.precision != "float32" or self.job.score.compile
-        exact = score_requests(self.ranker, few, budget) if changes else []
-        self.ranker.only_score(self.precision, self.job.score.compile)
-        kept = top_kept(exact, score_requests(self.ranker, few, budget)) if changes else np.ones(len(few))
+        if self.precision == "float32":
+            self.ranker.only_score(self.precision, self.job.score.compile)
+            kept = np.ones(len(few))
+            difference = check_parity(slow, self.ranker, few, budget)
+        else:
+            difference = check_parity(slow, self.ranker, few, budget)
+            exact = score_requests(self.ranker, few, budget)
+            self.ranker.only_score(self.precision, self.job.score.compile)
+            kept = top_kept(exact, score_requests(self.ranker, few, budget))
         return Probe(difference, float(kept.mean()) if len(kept) else 1.0, len(few)) if few else None
 
     def score(self, asked: list[Request]) -> list[torch.Tensor]:

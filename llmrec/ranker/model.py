@@ -33,6 +33,7 @@ from llmrec.ranker.item_vectors import ItemVectors
 from llmrec.ranker.last_layer import compute_only_reads
 from llmrec.ranker.packing import Batch, Request, pack, pairs, plan, split, trunk_only
 from llmrec.ranker.precision import Precision, lower
+from llmrec.ranker.prepack import prepack
 from llmrec.ranker.prompts import Catalogue
 
 HEAD_FILE, RANKER_FILE = "head.safetensors", "ranker.json"
@@ -85,14 +86,16 @@ class Ranker(nn.Module):
         self.attention = attention
 
     def only_score(self, precision: Precision, compiled: bool = False) -> None:
-        """Make ready to score and no more: lower the layers' products to a precision, and fuse what is between them.
+        """Make ready to score and no more: lower the layers' products to a precision, store their weights as a CPU
+        reads them best, and, compiled, fuse what is between them.
 
-        In place; the ranker can no longer be trained or saved.
+        In place; the ranker can no longer be trained, saved or moved to another device.
         """
         if isinstance(self.head, YesNoHead):
             self.head.vocabulary = None
         layers = layers_of(self.backbone)
         lower(layers, precision)
+        prepack(layers)
         if compiled:
             # The last layer has fewer rows behind its attention than before; it stays as it is.
             for layer in layers[:-1]:

@@ -31,16 +31,22 @@ class Probe:
     users: int
 
 
-def check_parity(ranker: Ranker, requests: Sequence[Request], batch_tokens: int) -> float:
-    """The largest relative difference between packed float32 scores and pair-by-pair ones, of a few candidates each.
+def slow_scores(ranker: Ranker, requests: Sequence[Request]) -> list[torch.Tensor]:
+    """float32 scores of each request's first few candidates, pair by pair; before `only_score` changes the ranker."""
+    return [score_pair_by_pair(ranker, first_branches(r, CANDIDATES)) for r in requests]
+
+
+def check_parity(
+    slow_scores: Sequence[torch.Tensor], ranker: Ranker, requests: Sequence[Request], batch_tokens: int
+) -> float:
+    """The largest relative difference between packed float32 scores and `slow_scores` of the same requests.
 
     Raises:
         UserError: it is more than rounding.
     """
     few = [first_branches(r, CANDIDATES) for r in requests]
     largest = 0.0
-    for request, fast in zip(few, score_requests(ranker, few, batch_tokens), strict=True):
-        slow = score_pair_by_pair(ranker, request)
+    for slow, fast in zip(slow_scores, score_requests(ranker, few, batch_tokens), strict=True):
         if len(slow):
             difference = float((fast - slow).abs().max()) / float(slow.abs().max().clamp(min=1.0))
             largest = max(largest, difference) if np.isfinite(difference) else np.inf

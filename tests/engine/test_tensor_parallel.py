@@ -16,7 +16,7 @@ from llmrec.engine.tensor_parallel import Team
 from llmrec.errors import UserError
 from llmrec.ranker.model import Ranker, score_requests
 from llmrec.ranker.packing import Request
-from llmrec.ranker.probe import check_parity
+from llmrec.ranker.probe import check_parity, slow_scores
 from llmrec.ranker.ragged import Ragged
 
 MODEL = Model(items="text", head="yes_no", labels=("yes", "no"))
@@ -37,7 +37,7 @@ class Part:
         return score_requests(self.ranker, requests, 100)
 
     def parity(self) -> float:
-        return check_parity(self.ranker, REQUESTS, 100)
+        return check_parity(slow_scores(self.ranker, REQUESTS), self.ranker, REQUESTS, 100)
 
     def fail(self) -> None:
         raise UserError("as asked")

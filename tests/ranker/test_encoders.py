@@ -151,11 +151,11 @@ def test_the_probe_passes_and_catches_a_mask_of_the_other_kind(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, packing: str
 ) -> None:
     ranker = encoder(tiny("bert"), packing)
-    assert probe.check_parity(ranker, [REQUEST], 100) < 1e-5
+    assert probe.check_parity(probe.slow_scores(ranker, [REQUEST]), ranker, [REQUEST], 100) < 1e-5
     right = model.pack
     monkeypatch.setattr(model, "pack", lambda requests, causal: right(requests, causal=True))
     with pytest.raises(UserError, match="parity probe"):
-        probe.check_parity(ranker, [REQUEST], 100)
+        probe.check_parity(probe.slow_scores(ranker, [REQUEST]), ranker, [REQUEST], 100)
 
 
 def test_a_batch_of_pairs_keeps_to_the_budget(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

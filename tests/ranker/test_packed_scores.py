@@ -105,6 +105,28 @@ def test_linear_head_over_text_items(tiny: Tiny, backend: str, kind: str, device
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_ranker_made_ready_to_score_gives_the_same_scores(tiny: Tiny, kind: str, device: str) -> None:
+    device_or_skip(device)
+
+    def ready() -> Ranker:
+        ranker = make_ranker(tiny(kind), "text", "linear").to(device)
+        ranker.only_score("float32")
+        return ranker
+
+    ranker, plain = once((tiny(kind), "ready", device), ready), plain_model(tiny(kind), False, device)
+
+    @few_examples
+    @given(st.lists(requests(WORDS), max_size=5), st.integers(1, 40))
+    def check(batch: list[Request], budget: int) -> None:
+        with torch.no_grad():
+            wanted = [[s @ ranker.head.weight for s in plain.branch_ends(r)] for r in batch]
+        assert_all(score_requests(ranker, batch, budget), wanted)
+
+    check()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_yes_no_head_is_the_untouched_models_yes_minus_no(tiny: Tiny, kind: str, device: str) -> None:
     device_or_skip(device)
     ranker, plain = text_ranker(tiny(kind), "yes_no", device), plain_model(tiny(kind), True, device)

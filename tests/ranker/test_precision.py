@@ -1,4 +1,4 @@
-"""Lowered products against the products they stand for, computed in float64."""
+"""Lowered and packed products against the products they stand for, computed in float64."""
 
 from __future__ import annotations
 
@@ -12,34 +12,104 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import make_ranker
+from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from llmrec.ranker.model import score_requests
 from llmrec.ranker.packing import Request
-from llmrec.ranker.precision import choose, lower
+from llmrec.ranker.precision import Precision, choose, lower
+from llmrec.ranker.prepack import PackedGatedMLP, PackedLinear, prepack
 from llmrec.ranker.ragged import Ragged
 
 REQUEST = Request.to_score(np.asarray([0, 40, 41], np.int32), Ragged.of([[65, 66], [67], [68, 69, 70]]))
 
 
+SIZES = given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(0, 1000))
+# How far each of float32's and bfloat16's roundings may be off, relative to what is rounded.
+UNIT = {"float32": 2**-24, "bfloat16": 2**-8}
+
+
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_lowered_product_is_within_its_rounding_of_the_exact_one(bias: bool) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("precision", UNIT)
+def test_a_product_is_within_its_rounding_of_the_exact_one(precision: Precision, packed: bool, bias: bool) -> None:
+    unit = UNIT[precision]
+
     @settings(max_examples=30, deadline=None)
-    @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.integers(0, 1000))
+    @SIZES
     def check(inputs: int, outputs: int, rows: int, seed: int) -> None:
         torch.manual_seed(seed)
-        exact = torch.nn.Linear(inputs, outputs, bias=bias)
+        layer = nn.Sequential(nn.Linear(inputs, outputs, bias=bias))
         x = torch.randn(1, rows, inputs) * 10 ** torch.rand(1, rows, 1)
-        wanted = copy.deepcopy(exact).double()(x.double()).detach()
-        weight, shift = (p.detach().double().abs() if p is not None else 0 for p in (exact.weight, exact.bias))
-        lower(exact, "bfloat16")
-        found = exact(x).detach().double()
-        # Both factors and the sum keep 8 bits: each is off by at most 2**-8 of itself.
+        wanted = copy.deepcopy(layer).double()(x.double()).detach()
+        weight, shift = (p.detach().double().abs() if p is not None else 0 for p in (layer[0].weight, layer[0].bias))
+        lower(layer, precision)
+        if packed:
+            prepack(layer)
+        found = layer(x).detach().double()
+        # Both factors and the sum are each off by at most a unit of themselves.
         size = x.double().abs() @ weight.T + shift
-        off = (2 * 2**-8 + 2**-16) * size + 2**-8 * (1 + 2**-7) * wanted.abs() + 1e-5 * size
+        off = (2 * unit + unit**2) * size + unit * (1 + 2 * unit) * wanted.abs() + 1e-5 * size
+        assert isinstance(layer[0], PackedLinear) == packed
         assert found.shape == wanted.shape
         assert bool(((found - wanted).abs() <= off).all())
 
     check()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("precision", UNIT)
+def test_a_packed_mlp_is_within_its_roundings_of_transformers_own(precision: Precision, bias: bool) -> None:
+    @settings(max_examples=30, deadline=None)
+    @SIZES
+    def check(hidden: int, inner: int, rows: int, seed: int) -> None:
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            hidden_size=hidden, num_attention_heads=1, head_dim=2, intermediate_size=inner, mlp_bias=bias
+        )
+        mlp = nn.Sequential(LlamaMLP(config))
+        x = torch.randn(1, rows, hidden)
+        exact = copy.deepcopy(mlp).double()
+        wanted = exact(x.double()).detach()
+        lower(mlp, precision)
+        prepack(mlp)
+        found = mlp(x).detach().double()
+        assert isinstance(mlp[0], PackedGatedMLP)
+        # Errors add up over the products within; all their terms taken as positive bound them.
+        parts = exact[0]
+        inside = [_of_sizes(part, x.double().abs()) for part in (parts.gate_proj, parts.up_proj)]
+        size = _of_sizes(parts.down_proj, inside[0] * inside[1])
+        assert bool(((found - wanted).abs() <= (16 * UNIT[precision] + 1e-5) * (size + 1e-3)).all())
+
+    check()
+
+
+def _of_sizes(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    shift = 0 if linear.bias is None else linear.bias.detach().abs()
+    return x @ linear.weight.detach().abs().T + shift
+
+
+@pytest.mark.parametrize("odd", ["activation", "part"])
+def test_an_mlp_of_another_form_keeps_it(odd: str) -> None:
+    torch.manual_seed(0)
+    mlp = LlamaMLP(
+        LlamaConfig(
+            hidden_size=8,
+            num_attention_heads=1,
+            head_dim=2,
+            intermediate_size=12,
+            hidden_act="gelu" if odd == "activation" else "silu",
+        )
+    )
+    if odd == "part":
+        mlp.norm = nn.LayerNorm(12)
+        mlp.forward = lambda x: mlp.down_proj(mlp.norm(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)))  # type: ignore
+    layer, x = nn.Sequential(mlp), torch.randn(3, 8)
+    wanted = layer(x).detach()
+    prepack(layer)
+    assert isinstance(mlp.gate_proj, PackedLinear)
+    torch.testing.assert_close(layer(x), wanted)
 
 
 def test_scores_are_float32_and_near_the_exact_ones(tiny: Callable[[str], str]) -> None:

@@ -66,11 +66,11 @@ def test_a_fault_in_packing_is_caught(
 ) -> None:
     ranker = make_ranker(tiny("llama"), "text", "linear")
     ranker.attend_by(backend)
-    assert probe.check_parity(ranker, REQUESTS, 100) < 1e-5
+    assert probe.check_parity(probe.slow_scores(ranker, REQUESTS), ranker, REQUESTS, 100) < 1e-5
     right = model.pack
     monkeypatch.setattr(model, "pack", lambda *given: fault(right(*given)))
     with pytest.raises(UserError, match=r"parity probe: packed scores differ .* by \d.*refusing to score"):
-        probe.check_parity(ranker, REQUESTS, 100)
+        probe.check_parity(probe.slow_scores(ranker, REQUESTS), ranker, REQUESTS, 100)
 
 
 def test_a_fault_in_item_tokens_is_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,11 +78,11 @@ def test_a_fault_in_item_tokens_is_caught(tiny: Tiny, monkeypatch: pytest.Monkey
     bound = ranker.bind(make_catalogue([[40, 41], [42], [43, 44, 45]]))
     shake_items(ranker)
     asked = [scoring_request(np.asarray([0, 70], np.int32), bound, np.asarray([1, 0]), np.arange(3))]
-    assert probe.check_parity(ranker, asked, 100) < 1e-5
+    assert probe.check_parity(probe.slow_scores(ranker, asked), ranker, asked, 100) < 1e-5
     right = model.pack
     monkeypatch.setattr(model, "pack", lambda *given: read_early(right(*given)))
     with pytest.raises(UserError, match="parity probe"):
-        probe.check_parity(ranker, asked, 100)
+        probe.check_parity(probe.slow_scores(ranker, asked), ranker, asked, 100)
 
 
 def test_weights_that_are_not_finite_are_caught(tiny: Tiny) -> None:
@@ -90,7 +90,7 @@ def test_weights_that_are_not_finite_are_caught(tiny: Tiny) -> None:
     with torch.no_grad():
         ranker.backbone.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(UserError, match="by inf, more than"):
-        probe.check_parity(ranker, REQUESTS, 100)
+        probe.check_parity(probe.slow_scores(ranker, REQUESTS), ranker, REQUESTS, 100)
 
 
 @pytest.fixture(scope="module")

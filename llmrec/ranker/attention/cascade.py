@@ -21,14 +21,28 @@ from llmrec.ranker.packing import Batch
 class Branches:
     """How n branch tokens of a request form N branches of at most L tokens.
 
-    grid: int64[N, L], the token at each place, 0 where a branch is shorter; place: int64[n], its inverse into N * L;
-    own: bool[n, L], which places of its own branch a token sees; trunk: bool[n, P], or None if all see the whole trunk.
+    shape: N, L. token: int64[N * L], the token at each place, 0 where a branch is shorter, and place: int64[n], its
+    inverse; both None if every branch has L tokens, for then the tokens lie in their places.
+    hidden: bool[n, L], the places of its own branch that a token does not see; hidden_trunk: bool[n, P], or None if
+    all see the whole trunk.
     """
 
-    grid: torch.Tensor
-    place: torch.Tensor
-    own: torch.Tensor
-    trunk: torch.Tensor | None
+    shape: tuple[int, int]
+    token: torch.Tensor | None
+    place: torch.Tensor | None
+    hidden: torch.Tensor
+    hidden_trunk: torch.Tensor | None
+
+    def spread(self, tokens: torch.Tensor, dim: int) -> torch.Tensor:
+        """[..., n, ...] -> [..., N, L, ...]; places that no token fills repeat token 0."""
+        if self.token is not None:
+            tokens = tokens.index_select(dim, self.token)
+        return tokens.unflatten(dim, self.shape)
+
+    def gather(self, blocks: torch.Tensor, dim: int) -> torch.Tensor:
+        """[..., N, L, ...] -> [..., n, ...]."""
+        tokens = blocks.flatten(dim, dim + 1)
+        return tokens if self.place is None else tokens.index_select(dim, self.place)
 
 
 @dataclass(frozen=True)
@@ -57,15 +71,16 @@ def _branches(batch: Batch, middle: int, end: int, trunk_length: int) -> Branche
     attach = batch.attach[middle:end]
     offset = batch.position[middle:end] - attach - 1
     count, longest = int(branch.max()) + 1, int(offset.max()) + 1
-    place = branch * longest + offset
-    grid = torch.zeros(count * longest, dtype=torch.int64, device=place.device)
-    grid[place] = torch.arange(len(place), device=place.device)
+    token = place = hidden_trunk = None
+    if end - middle < count * longest:
+        place = branch * longest + offset
+        token = torch.zeros(count * longest, dtype=torch.int64, device=place.device)
+        token[place] = torch.arange(len(place), device=place.device)
     last = offset if batch.causal else torch.bincount(branch, minlength=count)[branch] - 1
-    own = torch.arange(longest, device=place.device)[None, :] <= last[:, None]
-    trunk = None
+    hidden = torch.arange(longest, device=last.device)[None, :] > last[:, None]
     if int(attach.min()) < trunk_length - 1:
-        trunk = torch.arange(trunk_length, device=place.device)[None, :] <= attach[:, None]
-    return Branches(grid.view(count, longest), place, own, trunk)
+        hidden_trunk = torch.arange(trunk_length, device=attach.device)[None, :] > attach[:, None]
+    return Branches((count, longest), token, place, hidden, hidden_trunk)
 
 
 # Its loop depends on the batch; a compiled layer calls it as it is.
@@ -85,26 +100,23 @@ def attend(
 
     query: [1, H, T, D]; key, value: [1, H_kv, T, D]. Returns [1, T, H, D].
     """
-    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Scaled before it is rounded, so that the softmax needs no pass in float32 of its own.
+    query, key = (query * scale).to(value.dtype), key.to(value.dtype)
     grouped = query.shape[1] != key.shape[1]
     parts = []
     for request in packed:
-        trunk = slice(request.start, request.middle)
+        trunk, own = slice(request.start, request.middle), slice(request.middle, request.end)
         q, k, v = query[:, :, trunk], key[:, :, trunk], value[:, :, trunk]
-        parts.append(
-            scaled_dot_product_attention(
-                q, k, v, is_causal=request.causal, dropout_p=dropout, scale=scale, enable_gqa=grouped
-            )
+        found = scaled_dot_product_attention(
+            q, k, v, is_causal=request.causal, dropout_p=dropout, scale=1.0, enable_gqa=grouped
         )
+        parts.append(found[0].transpose(0, 1))
         if request.branches is not None:
-            own = slice(request.middle, request.end)
-            parts.append(
-                _branch_attention(
-                    query[:, :, own], key[:, :, own], value[:, :, own], k, v, request.branches, scale, dropout
-                )
-            )
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+            q_own, k_own, v_own = query[0, :, own], key[0, :, own], value[0, :, own]
+            found = _branch_attention(q_own, k_own, v_own, k[0], v[0], request.branches, dropout)
+            parts.append(found.transpose(0, 1))
+    return torch.cat(parts)[None], None
 
 
 def _branch_attention(
@@ -114,27 +126,20 @@ def _branch_attention(
     trunk_key: torch.Tensor,
     trunk_value: torch.Tensor,
     branches: Branches,
-    scale: float,
     dropout: float,
 ) -> torch.Tensor:
-    """query: [1, H, n, D]; key, value: [1, H_kv, n, D]; trunk_*: [1, H_kv, P, D]. Returns [1, H, n, D]."""
-    _, heads, n, size = query.shape
-    kv_heads, p = trunk_key.shape[1], trunk_key.shape[2]
-    count, longest = branches.grid.shape
-    grid = branches.grid.flatten()
+    """query: [H, n, D], scaled; key, value: [H_kv, n, D]; trunk_*: [H_kv, P, D]. Returns [H, n, D]."""
+    heads, n, size = query.shape
+    kv_heads, p = trunk_key.shape[:2]
     q = query.reshape(kv_heads, heads // kv_heads, n, size)
-    to_trunk = q @ trunk_key[0, :, None].transpose(-1, -2)
-    k_own, v_own = (t[0].index_select(1, grid).view(kv_heads, 1, count, longest, size) for t in (key, value))
-    q_own = q.index_select(2, grid).unflatten(2, (count, longest))
-    to_own = (q_own @ k_own.transpose(-1, -2)).flatten(2, 3).index_select(2, branches.place)
-    lowest = torch.finfo(to_own.dtype).min
-    to_own = to_own.masked_fill(~branches.own, lowest)
-    if branches.trunk is not None:
-        to_trunk = to_trunk.masked_fill(~branches.trunk, lowest)
-    weights = (torch.cat([to_trunk, to_own], dim=-1).float() * scale).softmax(-1)
-    weights = drop(weights, dropout).to(value.dtype)
-    from_trunk = weights[..., :p] @ trunk_value[0, :, None]
-    # A token's weights go to its place in the grid; places that no token fills repeat token 0 and are never read.
-    own_weights = weights[..., p:].index_select(2, grid).unflatten(2, (count, longest))
-    from_own = (own_weights @ v_own).flatten(2, 3).index_select(2, branches.place)
-    return (from_trunk + from_own).reshape(1, heads, n, size)
+    k_own, v_own = (branches.spread(t, 1)[:, None] for t in (key, value))
+    to_own = branches.gather(branches.spread(q, 2) @ k_own.transpose(-1, -2), 2)
+    to_trunk = (q.flatten(1, 2) @ trunk_key.transpose(-1, -2)).view(*q.shape[:3], p)
+    lowest = torch.finfo(query.dtype).min
+    to_own = to_own.masked_fill(branches.hidden, lowest)
+    if branches.hidden_trunk is not None:
+        to_trunk = to_trunk.masked_fill(branches.hidden_trunk, lowest)
+    weights = drop(torch.cat([to_trunk, to_own], dim=-1).softmax(-1), dropout)
+    from_trunk = weights[..., :p] @ trunk_value[:, None]
+    from_own = branches.gather(branches.spread(weights[..., p:], 2) @ v_own, 2)
+    return (from_trunk + from_own).view(heads, n, size)
