@@ -54,10 +54,9 @@ def measure(run: Run) -> dict[str, Any]:
     width = config["num_attention_heads"] * config["head_dim"]
     cost = figures.ModelCost(non_embedding_parameters(run.model), config["num_hidden_layers"], width)
     tokenizer = AutoTokenizer.from_pretrained(run.model)
-    before = matmul(run, config)
-    records, versions, not_run = compare(run, tokenizer)
-    after = matmul(run, config) if records else before
-    peaks = {precision: max(before[precision], after[precision]) for precision in before}
+    rates = [matmul(run, config)]
+    records, versions, not_run = compare(run, tokenizer, after_round=lambda: rates.append(matmul(run, config)))
+    peaks = {precision: max(rate[precision] for rate in rates) for precision in rates[0]}
     return {
         "setup": {
             "model": MODEL,
@@ -66,11 +65,12 @@ def measure(run: Run) -> dict[str, Any]:
             "platform": platform.platform(),
             "python": platform.python_version(),
             "threads": run.options.threads,
+            "rounds": run.options.rounds,
             "repeats": run.options.repeats,
             "seconds": run.options.seconds,
             "versions": versions,
         },
-        "matmul_gflops": {"before": before, "after": after},
+        "matmul_gflops": rates,
         "results": figures.rows(records, run.options.engines, cost, peaks),
         "not_run": not_run,
         "curves": curves(run, tokenizer) if run.options.curves else [],

@@ -31,7 +31,8 @@ def options(about: str) -> argparse.Namespace:
         help="instead of --shapes; may be repeated")
     add("--engines", default=families, help="comma-separated families, or single engines such as llmrec-bfloat16")
     add("--users", type=int, default=4, help="users per shape; slow engines are timed on fewer")
-    add("--repeats", type=int, default=3, help="passes at most; the fastest counts")
+    add("--rounds", type=int, default=1, help="turns of every engine; the fastest counts")
+    add("--repeats", type=int, default=3, help="passes in a turn at most; the fastest counts")
     add("--seconds", type=float, default=30.0,
         help="about the longest pass: decides on how many users a slow engine is timed, at least one")
     add("--threads", type=int, default=os.cpu_count(), help="threads of every engine")

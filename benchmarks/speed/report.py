@@ -53,9 +53,9 @@ def show(console: Console, report: dict[str, Any]) -> None:
     """Print everything that a report holds."""
     setup = report["setup"]
     console.print(f"{setup['model']}, {setup['cpu']}, {setup['threads']} threads")
-    for precision, before in report["matmul_gflops"]["before"].items():
-        after = report["matmul_gflops"]["after"][precision]
-        console.print(f"matrix multiply, {precision}: {before:.0f} G operations/s before, {after:.0f} after")
+    for precision in report["matmul_gflops"][0]:
+        rates = ", ".join(f"{rate[precision]:.0f}" for rate in report["matmul_gflops"])
+        console.print(f"matrix multiply, {precision}: {rates} G operations/s before the first and after every round")
     for shape in dict.fromkeys(row["shape"] for row in report["results"]):
         rows = [row for row in report["results"] if row["shape"] == shape]
         trunk, item, candidates = shape.split("x")
