@@ -195,6 +195,14 @@ class Score(Section):
     tensor_parallel: Count = Field(
         1, description="processes of one machine (and GPUs, if it has them) that share an actor's model"
     )
+    reuse: str = Field(
+        "", description="a complete run whose rows are copied for users of whom nothing changed since; 'shown': the "
+        "run that the rankings table shows; empty: every user is scored"
+    )  # fmt: skip
+    canary_from: Count = Field(
+        100, description="a run of so many buckets scores one first, and goes on only if its scores are sound"
+    )
+    price_per_hour: Annotated[float, Field(ge=0)] = Field(0, description="of one actor, for the costs in the summary")
     max_bad_share: Share = Field(0.1, description="more bad candidates than this stop the job before it publishes")
     probe_users: Annotated[int, Field(ge=0)] = Field(
         2, description="users of whom a few pairs are scored one by one too, by each actor before it starts; 0 for none"
@@ -231,9 +239,7 @@ class Cluster(Section):
     nodes: Annotated[int, Field(ge=2)] = Field(2, description="worker nodes of the local mini cluster")
     cpus_per_node: Count = Field(2, description="logical CPUs of each node of the local mini cluster")
     object_store_mb: Annotated[int, Field(ge=80)] = Field(256, description="object store memory of each of those nodes")
-    no_progress_seconds: Count = Field(
-        300, description="a Ray Data plan that moves nothing this long ends with an error"
-    )
+    no_progress_seconds: Count = Field(120, description="a job in which nothing moves this long ends with an error")
 
 
 class Config(BaseSettings):

@@ -25,6 +25,8 @@ STORE_VARIABLES = (
     "AWS_EC2_METADATA_DISABLED", "AWS_PROFILE",
 )  # fmt: skip
 CONNECT_SECONDS, READ_SECONDS = 3, 10
+# With waits that double up to 20 s: a store that is away for less than about a minute is waited for.
+ATTEMPTS = 12
 
 
 def is_s3(uri: str) -> bool:
@@ -65,7 +67,10 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if not is_s3(uri):
         return pafs.LocalFileSystem(), uri
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
-    options: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, "request_timeout": 60}
+    options: dict[str, Any] = {
+        "connect_timeout": CONNECT_SECONDS, "request_timeout": 60,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    }  # fmt: skip
     if endpoint.netloc:
         options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")

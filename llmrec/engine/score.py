@@ -1,252 +1,229 @@
-"""score: from candidates to staged rankings, bucket by bucket, and their publication.
+"""score: from candidates to staged rankings, bucket by bucket.
 
 Three steps stream through Ray Data, a bucket a row: tasks read and judge (`_read`), a pool of model actors scores
-(`Scorer`), tasks rank and stage (`_stage`). A bucket leaves one deterministic file and, last, one ledger entry; a job
-that is run again does only the buckets without one.
+(`scorer.PoolActor`), tasks rank and stage (`_stage`). A bucket leaves one deterministic file and, last, one ledger
+entry; a job that is run again does only the buckets without one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import torch
 
-from llmrec import assets, config, schema, storage
-from llmrec.engine.tensor_parallel import Team
-from llmrec.engine.training_worker import Prompts, load_prompts
-from llmrec.engine.units import reporting
+from llmrec import config, schema, storage
+from llmrec.engine import ledger, watch, work_rows
+from llmrec.engine.ledger import Entry
+from llmrec.engine.run import Job, resolve
+from llmrec.engine.scorer import ModelScorer, PoolActor, Scorer, marks_file, quarantine_file
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker import attention, health, precision
-from llmrec.ranker.model import Ranker, model_version, score_requests
-from llmrec.ranker.packing import Request
-from llmrec.ranker.probe import Probe, check_labels, check_parity, slow_scores, top_kept
-from llmrec.ranker.prompts import fitting, scoring_request
-from llmrec.ranker.ragged import Ragged
-from llmrec.schema import BUCKET, ITEM, ITEMS, USER
+from llmrec.ranker.probe import Probe
+from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, USER
 from llmrec.tables import buckets, rankings, requests
-from llmrec.tables.rankings import Published, StagedFile
 
-LEDGER, RUN = "ledger", "run.json"
 READ_CPUS = 0.5
-PAIRS = ("pairs_in", "to_score", "seen", "blocked", "over_limit", "quarantined")
+SECONDS_BETWEEN_LINES = 5.0
+SHOWN_USERS, SHOWN_ITEMS = 2, 3
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What score did. pairs_in = to_score + seen + blocked + over_limit + quarantined, summed over buckets.
+    """What score did. pairs: `in` is the sum of the others, in every bucket of the ledger and here; below_top_k: ranked
+    behind the last place kept; over_limit: beyond score.max_candidates.
 
-    pairs_cut: scored pairs whose item's text was cut to prompt.max_item_tokens; tokens: what the model computed;
-    prefix_reuse: how many times more it would be, pair by pair. The rates are of all
-    actors while they score; starting, reading and writing count in `seconds` alone. probe_difference: packed against
-    pair by pair, float32; top10_kept: share of the probed users' float32 top 10 that score.precision keeps.
+    users_copied: whose rows come from the run `reused`; pairs_scored: those of the others. texts_cut: scored pairs
+    whose item's text was cut to prompt.max_item_tokens; tokens: what the model computed; prefix_reuse: how many times
+    more it would be, pair by pair. buckets: how many users are hashed into; staged: those with candidates; resumed:
+    staged before this job began; retried: on which a process died. The rates are of all actors while they score;
+    starting, reading and writing count in `seconds` alone. probe_difference: packed against pair by pair, float32;
+    top10_kept: share of the probed users' float32 top 10 that score.precision keeps. cost: at score.price_per_hour, of
+    this job's actors from their start to its end.
     """
 
     run_id: str
     model: str
     model_version: str
+    rule: str
     output: str
+    ledger: str
+    quarantine: str
     users: int
     rows: int
     pairs: dict[str, int]
-    pairs_cut: int
+    users_copied: int
+    reused: str | None
+    pairs_scored: int
+    texts_cut: int
     buckets: int
-    buckets_resumed: int
+    staged: int
+    resumed: int
+    retried: int
     tokens: int
     prefix_reuse: float
     pairs_per_second: float
     tokens_per_second: float
     seconds: float
+    cost: float
+    cost_per_million_pairs: float | None
     probe_difference: float | None
     top10_kept: float | None
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every task and actor of a run needs."""
-
-    score: config.Score
-    model: config.Model
-    prompt: config.Prompt
-    layout: Layout
-    output: str
-    run_id: str
-    model_uri: str
-    model_version: str
-
-
-def score(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> Scored:
+def score(
+    settings: config.Config, layout: Layout, say: Callable[[str], None], scorer: type[Scorer] = ModelScorer
+) -> Scored:
     """Score every candidate, stage the rankings and complete the ledger of the run; resumes a run that was cut off.
 
     Raises:
-        UserError: inputs are missing or of the wrong shape, the parity probe fails, or too many rows are bad.
+        UserError: inputs are missing or of the wrong shape, the parity probe fails, too many rows are bad, or nothing
+            moves for cluster.no_progress_seconds.
     """
-    import ray
-
     started = time.monotonic()
-    job, units = _plan(settings, layout)
-    staged = ledger(layout, job.run_id)
-    missing = [u for u in units if u[BUCKET] not in staged]
+    job, units = resolve(settings, layout)
+    before = ledger.read(layout, job.run_id)
+    missing = [u for u in units if u[BUCKET] not in before]
     say(
         f"run {job.run_id}: {len(missing)} of {len(units)} buckets to score"
         + (f", {len(units) - len(missing)} done before" if len(missing) < len(units) else "")
     )
-    fresh: list[dict[str, Any]] = []
-    # The pool grows by one actor a tick; it starts as large as there is work for.
-    actors = max(settings.score.min_actors, min(settings.score.max_actors, len(missing)))
-    if missing:
-        pool = ray.data.ActorPoolStrategy(
-            min_size=settings.score.min_actors, max_size=settings.score.max_actors, initial_size=actors
+    if settings.score.reuse:
+        say(
+            f"copying users of whom nothing changed since run {job.earlier.run_id}"
+            if job.earlier
+            else f"score.reuse = {settings.score.reuse}: no run with this model and these settings; scoring every user"
         )
-        done = (
-            ray.data.from_items(missing, override_num_blocks=min(len(missing), 10_000))
-            # Other resources than the actors', or Ray would fuse reading into them.
-            .map_batches(_read, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow", num_cpus=READ_CPUS)
-            .map_batches(
-                Scorer, batch_size=1, compute=pool, fn_constructor_args=(job,), batch_format="pyarrow",
-                num_cpus=settings.score.cpus_per_actor, num_gpus=settings.score.gpus_per_actor,
-            )
-            .map_batches(_stage, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow", num_cpus=READ_CPUS)
-        )  # fmt: skip
-        fresh = reporting(done.iter_rows(), len(missing), say, f"score {job.run_id}")
-    entries = ledger(layout, job.run_id)
+    actors = max(settings.score.min_actors, min(settings.score.max_actors, len(missing)))
+    status = _Status(say, len(missing), settings.score.price_per_hour * actors)
+    limit = settings.cluster.no_progress_seconds
+    fresh: list[Entry] = []
+    if not before and len(missing) >= settings.score.canary_from:
+        say("scoring one bucket first")
+        fresh += _run(job, missing[:1], 1, scorer, limit, status)
+        _show(job, fresh[0], say)
+        missing = missing[1:]
+    if missing:
+        fresh += _run(job, missing, actors, scorer, limit, status)
+    entries = ledger.read(layout, job.run_id)
     assert set(entries) == {u[BUCKET] for u in units}, "a bucket left no ledger entry"
-    totals = Counter[str]()
-    for entry in entries.values():
-        totals.update(entry["counts"])
+    totals = ledger.total(entries)
     _check_bad_share(totals, settings.score)
-    seconds = time.monotonic() - started
-    scoring = sum(json.loads(row["entry"])["seconds"] for row in fresh)
+    summary = _summary(job, entries, fresh, actors, totals, time.monotonic() - started)
+    storage.write_json(storage.join(layout.run(job.run_id), ledger.RUN), asdict(summary))
+    return summary
+
+
+def _run(
+    job: Job, units: Sequence[dict[str, Any]], actors: int, scorer: type[Scorer], limit: float, status: _Status
+) -> list[Entry]:
+    """Score some buckets; their entries."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    # A bucket may take as long as it needs; what does not move at all is found by the pulse.
+    context.execution_no_progress_timeout_s = -1
+    pulse = watch.start_pulse()
+    # The pool grows by one actor a tick; it starts as large as there is work for.
+    pool = ray.data.ActorPoolStrategy(
+        min_size=min(job.score.min_actors, actors), max_size=max(job.score.max_actors, actors), initial_size=actors
+    )
+    done = (
+        ray.data.from_items(list(units), override_num_blocks=min(len(units), 10_000))
+        # Other resources than the actors', or Ray would fuse reading into them.
+        .map_batches(_read, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow", num_cpus=READ_CPUS)
+        .map_batches(
+            PoolActor, batch_size=1, compute=pool, fn_constructor_args=(job, scorer, pulse), batch_format="pyarrow",
+            num_cpus=job.score.cpus_per_actor, num_gpus=job.score.gpus_per_actor,
+        )
+        .map_batches(_stage, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow", num_cpus=READ_CPUS)
+    )  # fmt: skip
+    found = []
+    for row in watch.watched(done.iter_rows(), pulse, limit, status.tick):
+        found.append(ledger.entry(json.loads(row["entry"])))
+        status.done(found[-1])
+    return found
+
+
+class _Status:
+    """One line every few seconds: how far, how fast, how long still, what was set aside, what it costs."""
+
+    def __init__(self, say: Callable[[str], None], total: int, price_per_hour: float) -> None:
+        self.say, self.total, self.price = say, total, price_per_hour
+        self.started = self.last = time.monotonic()
+        self.buckets = self.aside = 0
+
+    def done(self, entry: Entry) -> None:
+        self.buckets += 1
+        self.aside += entry.counts["quarantined"]
+
+    def tick(self, _: int, pairs: int) -> None:
+        now = time.monotonic()
+        if now - self.last < SECONDS_BETWEEN_LINES:
+            return
+        self.last, seconds = now, now - self.started
+        line = f"{self.buckets} of {self.total} buckets, {pairs:,} pairs, {pairs / seconds:,.0f} pairs/s"
+        if self.buckets:
+            line += f", about {_clock(seconds / self.buckets * (self.total - self.buckets))} left"
+        line += f", {self.aside:,} set aside" if self.aside else ""
+        self.say(line + (f", cost {self.price * seconds / 3600:.2f}" if self.price else ""))
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _summary(
+    job: Job, entries: dict[int, Entry], fresh: Sequence[Entry], actors: int, totals: Counter[str], seconds: float
+) -> Scored:
+    scoring = sum(entry.seconds for entry in fresh)
     here = Counter[str]()
-    for row in fresh:
-        here.update(json.loads(row["entry"])["counts"])
-    probes = [Probe(**e["probe"]) for e in entries.values() if e["probe"] is not None]
-    summary = Scored(
+    for entry in fresh:
+        here.update(entry.counts)
+    probes = [e.probe for e in entries.values() if e.probe is not None]
+    cost = job.score.price_per_hour * actors * seconds / 3600 if fresh else 0.0
+    return Scored(
         run_id=job.run_id,
         model=job.model_uri,
         model_version=job.model_version,
+        rule=job.rule,
         output=job.output,
-        users=sum(e["users"] for e in entries.values()),
-        rows=sum(e["rows"] for e in entries.values()),
-        pairs={name: totals[name] for name in PAIRS},
-        buckets=len(units),
-        buckets_resumed=len(units) - len(missing),
-        pairs_cut=totals["cut"],
+        ledger=ledger.write_table(job.layout, job.run_id, entries),
+        quarantine=job.layout.quarantine(f"score/{job.run_id}"),
+        users=sum(e.users for e in entries.values()),
+        rows=sum(e.rows for e in entries.values()),
+        pairs={"in": totals["pairs_in"]} | {name: totals[name] for name in ledger.ENDS},
+        users_copied=totals["users_copied"],
+        reused=job.earlier.run_id if job.earlier else None,
+        pairs_scored=totals["scored"],
+        texts_cut=totals["texts_cut"],
+        buckets=job.buckets,
+        staged=len(entries),
+        resumed=len(entries) - len(fresh),
+        retried=sum(e.attempt > 1 for e in entries.values()),
         tokens=totals["tokens"],
         prefix_reuse=round(totals["naive_tokens"] / max(totals["tokens"], 1), 1),
-        pairs_per_second=here["to_score"] / scoring * actors if scoring else 0.0,
+        pairs_per_second=here["scored"] / scoring * actors if scoring else 0.0,
         tokens_per_second=here["tokens"] / scoring * actors if scoring else 0.0,
         seconds=seconds,
+        cost=cost,
+        cost_per_million_pairs=cost / here["scored"] * 1e6 if cost and here["scored"] else None,
         probe_difference=max((p.difference for p in probes), default=None),
         top10_kept=float(np.average([p.top_kept for p in probes], weights=[p.users for p in probes]))
         if probes
         else None,
     )
-    storage.write_json(storage.join(layout.run(job.run_id), RUN), asdict(summary))
-    return summary
-
-
-def publish(layout: Layout, run_id: str) -> Published:
-    """Make a staged run visible, after checking that every file is there with the rows that the ledger says.
-
-    Raises:
-        UserError: the run is unknown or incomplete, or another publisher was first.
-    """
-    import pyarrow.parquet as pq
-
-    where = storage.join(layout.run(run_id), RUN)
-    if not storage.exists(where):
-        raise UserError(f"run '{run_id}' is not complete under {layout.root}; run jobs/score.py with its configuration")
-    run = storage.read_json(where)
-    entries = ledger(layout, run_id)
-    if len(entries) != run["buckets"]:
-        raise UserError(
-            f"run '{run_id}': {len(entries)} of {run['buckets']} buckets are staged; run jobs/score.py again"
-        )
-    files, found_schema = [], None
-    fs, _ = storage.filesystem(run["output"])
-    for bucket, entry in sorted(entries.items()):
-        uri = storage.join(run["output"], entry["path"])
-        try:
-            footer = pq.read_metadata(uri.removeprefix("s3://"), filesystem=fs)
-        except (OSError, pa.ArrowInvalid):
-            raise UserError(
-                f"run '{run_id}': staged file {uri} is gone or damaged; delete {where} and score again"
-            ) from None
-        if footer.num_rows != entry["rows"]:
-            raise UserError(f"run '{run_id}': {uri} has {footer.num_rows} rows, the ledger says {entry['rows']}")
-        found_schema = footer.schema.to_arrow_schema()
-        if entry["rows"]:
-            files.append(StagedFile(bucket, entry["path"], entry["size"], entry["rows"]))
-    if not files or found_schema is None:
-        raise UserError(f"run '{run_id}' ranked no user; nothing to publish")
-    return rankings.publish(run["output"], files, run["buckets"], found_schema, run_id)
-
-
-def ledger(layout: Layout, run_id: str) -> dict[int, dict[str, Any]]:
-    """Finished buckets of a run and what each counted."""
-    files = storage.list_files(storage.join(layout.run(run_id), LEDGER), ".json")
-    entries = (storage.read_json(uri) for uri, _ in files)
-    return {entry[BUCKET]: entry for entry in entries}
-
-
-def _plan(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str, Any]]]:
-    """Resolve the inputs, name the run by their content, list its buckets."""
-    wanted = settings.score
-    candidates = storage.absolute(wanted.candidates) if wanted.candidates else layout.candidates()
-    output = storage.absolute(wanted.output) if wanted.output else layout.rankings
-    histories = buckets.bucket_files(layout.histories)
-    listed = buckets.bucket_files(candidates)
-    if extra := set(listed) - set(histories):
-        raise UserError(
-            f"{candidates}: bucket {min(extra)} has no counterpart in {layout.histories}; bucket both into "
-            f"{len(histories)} (data.buckets)"
-        )
-    if wanted.model == "base":
-        model_uri = settings.model.base
-        found = assets.resolve_model(model_uri)
-        version = model_version(found) if Path(found).is_dir() else model_uri  # a hub id stands for itself
-    else:
-        model_uri = storage.absolute(wanted.model) if wanted.model else layout.ranker
-        version = model_version(storage.local_directory(model_uri, assets.cache_directory() / "models"))
-    inputs = [
-        storage.manifest(uri)
-        for uri in (candidates, layout.histories, layout.items, layout.users)
-        if storage.exists(uri)
-    ]
-    ignored = {
-        "min_actors",
-        "max_actors",
-        "cpus_per_actor",
-        "gpus_per_actor",
-        "publish",
-        "probe_users",
-        "compile",
-        "tensor_parallel",
-    }
-    identity = [
-        wanted.model_dump(exclude=ignored), version, inputs,
-        [settings.model.model_dump(), settings.prompt.model_dump()] if wanted.model == "base" else None,
-    ]  # fmt: skip
-    run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    job = Job(wanted, settings.model, settings.prompt, layout, output, run_id, model_uri, version)
-    units = [{BUCKET: b, "histories": histories[b], "candidates": uri} for b, uri in listed.items()]
-    return job, units
 
 
 def _read(batch: pa.Table, job: Job) -> pa.Table:
-    """Join and judge one bucket; what is set aside is written here, the rest travels on as one Arrow stream."""
+    """Join and judge one bucket; what is set aside is written here, the rest travels on."""
     (unit,) = batch.to_pylist()
     found = buckets.read_parquet(unit["candidates"])
     candidates = requests.candidates_in_long_form(found, unit["candidates"])
@@ -259,160 +236,62 @@ def _read(batch: pa.Table, job: Job) -> pa.Table:
         requests.Rules(ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates),
         unit["candidates"],
     )
-    aside = buckets.bucket_file(job.layout.quarantine(f"score/{job.run_id}"), unit[BUCKET])
+    strays = np.flatnonzero(buckets.bucket_of(work.users, job.buckets) != unit[BUCKET])
+    if len(strays):
+        raise UserError(
+            f"{unit['candidates']}: user {work.users[int(strays[0])].as_py()!r} does not belong into bucket "
+            f"{unit[BUCKET]} of {job.buckets}; bucket the candidates by jobs/bucket.py"
+        )
     if work.quarantine.num_rows:
-        buckets.write_parquet(work.quarantine, aside)
-    return _as_row(unit[BUCKET], work, np.empty(0, np.float32), 0.0, None)
-
-
-class Replica:
-    """A model that scores: held against the slow way first, then brought to the job's precision."""
-
-    def __init__(self, job: Job, rank: int = 0) -> None:
-        self.job = job
-        device = torch.device("cuda", rank) if job.score.gpus_per_actor else torch.device("cpu")
-        if device.type == "cpu":
-            torch.set_num_threads(max(1, round(job.score.cpus_per_actor / job.score.tensor_parallel)))
-        parts = job.score.tensor_parallel
-        if job.model_uri == job.model.base:
-            directory = assets.resolve_model(job.model.base)
-            self.ranker = Ranker.from_base(job.model, job.prompt, directory, parts)
-        else:
-            saved = storage.local_directory(job.model_uri, assets.cache_directory() / "models")
-            self.ranker = Ranker.from_pretrained(saved, parts)
-        self.ranker.to(device)
-        self.ranker.attend_by(attention.choose(job.model.attention, device))
-        self.prompts: Prompts = load_prompts(self.ranker, job.layout)
-        self.precision = precision.choose(job.score.precision, device)
-
-    def make_ready(self, few: list[Request]) -> Probe | None:
-        """Held against the slow way on a few requests, if there are any, and brought to the job's precision.
-
-        Raises:
-            UserError: packed scores are not those of the pairs alone, or the prompt leads to neither label.
-        """
-        budget = self.job.score.batch_tokens
-        slow = slow_scores(self.ranker, few)
-        check_labels(self.ranker, few)
-        if self.precision == "float32":
-            self.ranker.only_score(self.precision, self.job.score.compile)
-            kept = np.ones(len(few))
-            difference = check_parity(slow, self.ranker, few, budget)
-        else:
-            difference = check_parity(slow, self.ranker, few, budget)
-            exact = score_requests(self.ranker, few, budget)
-            self.ranker.only_score(self.precision, self.job.score.compile)
-            kept = top_kept(exact, score_requests(self.ranker, few, budget))
-        return Probe(difference, float(kept.mean()) if len(kept) else 1.0, len(few)) if few else None
-
-    def score(self, asked: list[Request]) -> list[torch.Tensor]:
-        return score_requests(self.ranker, asked, self.job.score.batch_tokens)
-
-
-class Scorer:
-    """The actor: from a bucket's work to its scores. The model, the catalogue's tokens and the trunk prefixes are
-    loaded once."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.team = Team(partial(Replica, job), job.score.tensor_parallel, bool(job.score.gpus_per_actor))
-        self.prompts: Prompts = self.team.own.prompts
-        self.card = self.team.own.ranker.card
-        self.ready = False
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        started = time.monotonic()
-        bucket, work, _, _, _ = _from_row(batch)
-        asked = self._requests(work)
-        probe = None
-        if asked and not self.ready:
-            probe = self.team.call("make_ready", asked[: self.job.score.probe_users])
-            self.ready = True
-        scores = self.team.call("score", asked)
-        flat = torch.cat(scores).numpy() if scores else np.empty(0, np.float32)
-        health.check(health.measure(flat, work.candidates.offsets), self.job.score)
-        work.counts["cut"] = int(self.prompts.catalogue.cut[work.candidates.values].sum())
-        if self.card.head == "dot":
-            work.counts["tokens"] = sum(len(r.trunk) for r in asked)
-            work.counts["naive_tokens"] = sum(len(r.trunk) * len(r.branches) for r in asked)
-        else:
-            alone = sum(r.tokens + len(r.trunk) * (len(r.branches) - 1) for r in asked)
-            work.counts["tokens"] = alone if self.card.packing == "pairs" else sum(r.tokens for r in asked)
-            work.counts["naive_tokens"] = alone
-        return _as_row(bucket, work, flat, time.monotonic() - started, probe)
-
-    def _requests(self, work: requests.Work) -> list[Request]:
-        prompts = self.prompts
-        made = (
-            scoring_request(
-                prompts.prefix(user), prompts.catalogue, work.histories[i][-prompts.max_history :].astype(np.int64),
-                work.candidates[i].astype(np.int64),
-            )
-            for i, user in enumerate(work.users.to_pylist())
-        )  # fmt: skip
-        return [fitting(request, prompts.positions) for request in made]
+        buckets.write_parquet(work.quarantine, quarantine_file(job, unit[BUCKET], "reading"))
+    return work_rows.to_row(work_rows.Bucket(unit[BUCKET], unit["candidates"], work))
 
 
 def _stage(batch: pa.Table, job: Job) -> pa.Table:
     """Rank one bucket, write its file, then its ledger entry: an entry means that the file is whole."""
-    bucket, work, scores, seconds, probe = _from_row(batch)
-    table = requests.rank(
-        work, scores, job.score.top_k, buckets.catalogue_ids(job.layout.items), job.model_version, job.run_id
-    )
-    path = rankings.staged_path(job.run_id, bucket)
+    bucket = work_rows.from_row(batch)
+    ids = buckets.catalogue_ids(job.layout.items)
+    table = requests.rank(bucket.work, bucket.scores, job.score.top_k, ids, job.model_version, job.run_id)
+    users = len(bucket.work.users)
+    if bucket.copied is not None and len(bucket.copied):
+        table = pa.concat_tables([table, _copied(job, bucket.number, bucket.copied)])
+        table = table.sort_by([(USER, "ascending"), (RANK, "ascending")]).combine_chunks()
+        users += len(bucket.copied)
+    path = rankings.staged_path(job.run_id, bucket.number)
     size = buckets.write_parquet(table, storage.join(job.output, path))
-    entry = {
-        BUCKET: bucket, "path": path, "size": size, "rows": table.num_rows, "users": len(work.users),
-        "counts": work.counts, "seconds": round(seconds, 3), "probe": probe and asdict(probe),
-    }  # fmt: skip
-    storage.write_json(storage.join(job.layout.run(job.run_id), LEDGER, f"bucket-{bucket:05d}.json"), entry)
-    return pa.table({"entry": [json.dumps(entry)]})
+    if bucket.marks is not None:
+        buckets.write_parquet(bucket.marks, marks_file(job, job.run_id, bucket.number))
+    counts = dict(bucket.work.counts)
+    counts |= {"ranked": table.num_rows, "below_top_k": counts.pop("to_score") - table.num_rows}
+    entry = Entry(
+        bucket.number, path, size, table.num_rows, users, counts, bucket.facts["seconds"], bucket.facts["attempt"],
+        bucket.facts["probe"] and Probe(**bucket.facts["probe"]),
+    )  # fmt: skip
+    ledger.write(job.layout, job.run_id, entry)
+    return pa.table({"entry": [json.dumps(asdict(entry))]})
 
 
-def _as_row(bucket: int, work: requests.Work, scores: np.ndarray, seconds: float, probe: Probe | None) -> pa.Table:
-    """A bucket's work as one row, so that no block boundary can ever cut it."""
-    sink = pa.BufferOutputStream()
-    users = pa.table({USER: work.users})
-    pairs = pa.table({
-        "candidate": pa.array(work.candidates.values), "recall": pa.array(work.recall_scores), "source": work.sources,
-    })  # fmt: skip
-    events = pa.table({"event": pa.array(work.histories.values)})
-    lengths = pa.table({"h": pa.array(work.histories.offsets), "c": pa.array(work.candidates.offsets)})
-    sizes = []
-    for table in (users, pairs, events, lengths, pa.table({"score": pa.array(scores)})):
-        before = sink.tell()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        sizes.append(sink.tell() - before)
-    header = json.dumps({"counts": work.counts, "seconds": seconds, "probe": probe and asdict(probe), "sizes": sizes})
-    return pa.table({
-        BUCKET: pa.array([bucket], pa.int32()), "header": [header],
-        "body": pa.array([sink.getvalue().to_pybytes()], pa.large_binary()),
-    })  # fmt: skip
+def _copied(job: Job, bucket: int, users: pa.Array) -> pa.Table:
+    """The earlier run's rows of these users, as rows of this run."""
+    assert job.earlier is not None
+    entry = ledger.find(job.layout, job.earlier.run_id, bucket)
+    assert entry is not None
+    rows = buckets.read_parquet(storage.join(job.earlier.output, entry.path))
+    rows = rows.filter(pa.compute.is_in(rows[USER], users))
+    place = rows.schema.get_field_index(RUN_ID)
+    return rows.set_column(place, rows.schema.field(RUN_ID), pa.array([job.run_id] * rows.num_rows, pa.string()))
 
 
-def _from_row(row: pa.Table) -> tuple[int, requests.Work, np.ndarray, float, Probe | None]:
-    header = json.loads(row["header"][0].as_py())
-    body, tables, start = row["body"][0].as_buffer(), [], 0
-    for size in header["sizes"]:
-        tables.append(pa.ipc.open_stream(body.slice(start, size)).read_all().combine_chunks())
-        start += size
-    users, pairs, events, lengths, scores = tables
-    work = requests.Work(
-        users=_array(users[USER]),
-        histories=Ragged(events["event"].to_numpy(), lengths["h"].to_numpy()),
-        candidates=Ragged(pairs["candidate"].to_numpy(), lengths["c"].to_numpy()),
-        recall_scores=pairs["recall"].to_numpy(),
-        sources=_array(pairs["source"]),
-        counts=header["counts"],
-        quarantine=schema.QUARANTINE.empty_table(),
+def _show(job: Job, entry: Entry, say: Callable[[str], None]) -> None:
+    """What the first bucket gave."""
+    rows = buckets.read_parquet(storage.join(job.output, entry.path))
+    say(
+        f"bucket {entry.bucket}: {entry.users:,} users, {entry.counts['scored']:,} pairs in {entry.seconds:.1f} s, "
+        f"{entry.counts['quarantined']:,} set aside"
     )
-    probe = header["probe"] and Probe(**header["probe"])
-    return row[BUCKET][0].as_py(), work, scores["score"].to_numpy(), header["seconds"], probe
-
-
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    for user in rows[USER].unique().to_pylist()[:SHOWN_USERS]:
+        best = rows.filter(pa.compute.equal(rows[USER], user)).slice(0, SHOWN_ITEMS).to_pylist()
+        say(f"  user {user}: " + ", ".join(f"{r[ITEM]} ({r[schema.SCORE]:.3f})" for r in best) + " ...")
 
 
 def _blocked(job: Job, ids: pa.Array) -> np.ndarray:

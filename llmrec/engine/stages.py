@@ -11,7 +11,7 @@ from typing import Any
 
 from llmrec import storage
 from llmrec.config import Config
-from llmrec.engine import evaluate, prepare, recall, score, train
+from llmrec.engine import evaluate, prepare, publish, recall, score, train
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 
@@ -76,7 +76,7 @@ def _publish(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 
 def _published(layout: Layout, run_id: str) -> dict[str, Any]:
-    done = score.publish(layout, run_id)
+    done = publish.publish(layout, run_id)
     return {"table": done.table, "version": done.version, "run_id": done.run_id, "rows": done.rows, "new": done.new}
 
 

@@ -115,7 +115,7 @@ def _report(main: config.Config, summaries: dict[str, Any]) -> None:
 
 
 def _throughput(name: str, summary: dict[str, Any]) -> list[Any]:
-    pairs = summary["pairs"]["to_score"]
+    pairs = summary["pairs_scored"]
     if not summary["pairs_per_second"]:
         return [name, summary["seconds"], f"{pairs:,} pairs", "all buckets were staged before"]
     return [

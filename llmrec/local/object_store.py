@@ -65,11 +65,16 @@ def object_store(directory: Path, bucket: str) -> Iterator[ObjectStore]:
         stop(store.pid)
 
 
-def start(directory: Path, bucket: str) -> ObjectStore:
-    """Start a server over `directory` and wait until it lets us write. Its credentials are made up once for it."""
+def start(directory: Path, bucket: str, port: int | None = None) -> ObjectStore:
+    """Start a server over `directory` and wait until it lets us write. Its credentials are made up once for it.
+
+    port: where it is to answer; None: at a free one.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     access, secret = _credentials(directory)
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    if port is not None:
+        ports["s3.port"] = port
     log = directory / "weed.log"
     command = [
         _binary(), "mini", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",

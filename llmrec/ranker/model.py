@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -210,10 +210,13 @@ class Ranker(nn.Module):
         (directory / "README.md").write_text(model_card)
 
 
-def score_requests(ranker: Ranker, requests: Sequence[Request], batch_tokens: int) -> list[torch.Tensor]:
+def score_requests(
+    ranker: Ranker, requests: Sequence[Request], batch_tokens: int, progress: Callable[[int], None] | None = None
+) -> list[torch.Tensor]:
     """Score requests packed by token budget: float32[N] on the CPU for each, in the requests' order.
 
-    Requests larger than the budget are split, their trunk computed once per piece, and merged again.
+    Requests larger than the budget are split, their trunk computed once per piece, and merged again. progress: told
+    after each batch how many candidates it scored.
     """
     dot = isinstance(ranker.head, DotHead)
     pieces = [(i, piece) for i, r in enumerate(requests) for piece in _pieces(ranker, r, batch_tokens)]
@@ -232,6 +235,8 @@ def score_requests(ranker: Ranker, requests: Sequence[Request], batch_tokens: in
                 flat = ranker.head(states)
             for j, part in zip(group, flat.float().cpu().split(counts), strict=True):
                 scores[j] = part
+            if progress is not None:
+                progress(sum(counts))
     merged: list[list[torch.Tensor]] = [[] for _ in requests]
     for (i, _), part in zip(pieces, scores, strict=True):
         merged[i].append(part)

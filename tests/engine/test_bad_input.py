@@ -214,21 +214,22 @@ class TestWholeJobOnLocalPaths:
         assert "no bucketed table there" in failure("score", ran.model_copy(update={"score": scored}))
 
     def test_a_model_that_scores_wrongly_is_refused(self, ran: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-        from llmrec.engine import score
+        from llmrec.engine import run, score, work_rows
+        from llmrec.engine.scorer import ModelScorer
+        from llmrec.engine.watch import Beating
         from llmrec.ranker import probe
 
-        layout = Layout.of(ran)
-        job, units = score._plan(ran, layout)
-        scorer = score.Scorer(job)
+        job, units = run.resolve(ran, Layout.of(ran))
+        scorer = ModelScorer(job, Beating(None))
         import torch
 
         with torch.no_grad():
             scorer.team.own.ranker.head.weight.normal_()
         right = probe.score_requests
         monkeypatch.setattr(probe, "score_requests", lambda *a: [s + 0.1 * torch.rand(len(s)) for s in right(*a)])
-        row = score._read(pa.Table.from_pylist(units[:1]), job)
+        work = work_rows.from_row(score._read(pa.Table.from_pylist(units[:1]), job)).work
         with pytest.raises(UserError, match="parity probe"):
-            scorer(row)
+            scorer.score(work, range(len(work.users)))
 
     def test_an_actor_of_two_processes_ranks_as_one_process_does(self, ran: config.Config, tmp_path: Path) -> None:
         chosen = {"tensor_parallel": 2, "max_actors": 1, "output": str(tmp_path / "split")}

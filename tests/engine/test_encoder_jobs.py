@@ -13,8 +13,10 @@ import torch
 from scipy import sparse
 
 from llmrec import config, schema
-from llmrec.engine import score
+from llmrec.engine import run, score, work_rows
 from llmrec.engine import training_worker as worker
+from llmrec.engine.scorer import ModelScorer
+from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.examples import Recaller, sample_last
@@ -63,11 +65,12 @@ def prepared(tmp_path: Path, tiny_encoder: Path) -> config.Config:
 
 def scored(settings: config.Config) -> tuple[dict[str, int], Any]:
     """What an actor counts in the bucket, and its probe."""
-    job, units = score._plan(settings, Layout.of(settings))
-    row = score.Scorer(job)(score._read(pa.Table.from_pylist(units), job))
-    _, work, scores, _, probe = score._from_row(row)
+    job, units = run.resolve(settings, Layout.of(settings))
+    work = work_rows.from_row(score._read(pa.Table.from_pylist(units), job)).work
+    scorer = ModelScorer(job, Beating(None))
+    scores = np.concatenate(scorer.score(work, range(USERS)))
     assert len(scores) == USERS * CANDIDATES and len(set(scores.tolist())) > USERS
-    return work.counts, probe
+    return dict(zip(("tokens", "naive_tokens"), scorer.tokens(work), strict=True)), scorer.probe
 
 
 def test_steps_learn_and_what_they_save_scores_by_branches(prepared: config.Config) -> None:

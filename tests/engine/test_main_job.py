@@ -94,8 +94,8 @@ def test_published_table_holds_what_it_must(done: dict[str, Any], layout: Layout
         assert scores == sorted(scores, reverse=True)
         assert set(items) <= set(proposed)
         assert not set(items) & set(expected[user][:-1])
-    assert done["score"]["pairs"]["pairs_in"] == sum(done["score"]["pairs"][k] for k in (
-        "to_score", "seen", "blocked", "over_limit", "quarantined"
+    assert done["score"]["pairs"]["in"] == sum(done["score"]["pairs"][k] for k in (
+        "ranked", "below_top_k", "seen", "blocked", "over_limit", "quarantined"
     ))  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def test_a_run_cut_off_finishes_only_what_is_missing(done: dict[str, Any], layou
     storage.delete(lost)
     storage.delete(lost_file)
     again = stages.run("score", config.build(SETTINGS), quietly)
-    assert (again["buckets"], again["buckets_resumed"]) == (4, 3)
+    assert (again["staged"], again["resumed"]) == (4, 3)
     assert storage.read_bytes(lost_file) == before
     assert again["published"]["new"] is False
 

@@ -1,0 +1,50 @@
+"""publish: a complete run becomes what the rankings table shows, in one atomic commit."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from llmrec import storage
+from llmrec.engine import ledger
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.tables import rankings
+from llmrec.tables.rankings import Published, StagedFile
+
+
+def publish(layout: Layout, run_id: str) -> Published:
+    """Make a staged run visible, after checking that every file is there with the rows that the ledger says.
+
+    Raises:
+        UserError: the run is unknown or incomplete, or another publisher was first.
+    """
+    import pyarrow.parquet as pq
+
+    where = storage.join(layout.run(run_id), ledger.RUN)
+    if not storage.exists(where):
+        raise UserError(f"run '{run_id}' is not complete under {layout.root}; run jobs/score.py with its configuration")
+    run = storage.read_json(where)
+    entries = ledger.read(layout, run_id)
+    if len(entries) != run["staged"]:
+        raise UserError(
+            f"run '{run_id}': {len(entries)} of {run['staged']} buckets are staged; run jobs/score.py again"
+        )
+    totals = ledger.total(entries)
+    files, found_schema = [], None
+    fs, _ = storage.filesystem(run["output"])
+    for bucket, entry in sorted(entries.items()):
+        uri = storage.join(run["output"], entry.path)
+        try:
+            footer = pq.read_metadata(uri.removeprefix("s3://"), filesystem=fs)
+        except (OSError, pa.ArrowInvalid):
+            raise UserError(
+                f"run '{run_id}': staged file {uri} is gone or damaged; delete {where} and score again"
+            ) from None
+        if footer.num_rows != entry.rows:
+            raise UserError(f"run '{run_id}': {uri} has {footer.num_rows} rows, the ledger says {entry.rows}")
+        found_schema = footer.schema.to_arrow_schema()
+        if entry.rows:
+            files.append(StagedFile(bucket, entry.path, entry.size, entry.rows))
+    if not files or found_schema is None or totals["ranked"] == 0:
+        raise UserError(f"run '{run_id}' ranked no user; nothing to publish")
+    return rankings.publish(run["output"], files, run["buckets"], found_schema, run_id)

@@ -1,0 +1,114 @@
+"""A scoring run: what it is to do, and the name that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmrec import assets, config, storage
+from llmrec.engine import ledger
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.ranker.model import model_version
+from llmrec.schema import BUCKET
+from llmrec.tables import buckets, rankings
+
+# Settings that change what a run costs, never what it gives.
+OF_COST = frozenset({
+    "min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "publish", "probe_users", "compile",
+    "tensor_parallel", "canary_from", "price_per_hour",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A complete run whose rows may be copied. output: the rankings that its files are relative to."""
+
+    run_id: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task and actor of a run needs. buckets: how many users are hashed into; rule: what, besides the input,
+    a user's rows depend on."""
+
+    score: config.Score
+    model: config.Model
+    prompt: config.Prompt
+    layout: Layout
+    output: str
+    run_id: str
+    model_uri: str
+    model_version: str
+    buckets: int
+    rule: str
+    earlier: Earlier | None
+
+
+def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str, Any]]]:
+    """The job, named by a hash of its settings, model and inputs, and its units: `bucket`, `histories`, `candidates`.
+
+    Raises:
+        UserError: an input is missing, or the tables do not go together.
+    """
+    wanted = settings.score
+    candidates = storage.absolute(wanted.candidates) if wanted.candidates else layout.candidates()
+    output = storage.absolute(wanted.output) if wanted.output else layout.rankings
+    histories = buckets.bucket_files(layout.histories)
+    listed = buckets.bucket_files(candidates)
+    if extra := set(listed) - set(histories):
+        raise UserError(
+            f"{candidates}: bucket {min(extra)} has no counterpart in {layout.histories}; bucket both into "
+            f"{len(histories)} (data.buckets)"
+        )
+    if wanted.model == "base":
+        model_uri = settings.model.base
+        found = assets.resolve_model(model_uri)
+        version = model_version(found) if Path(found).is_dir() else model_uri  # a hub id stands for itself
+    else:
+        model_uri = storage.absolute(wanted.model) if wanted.model else layout.ranker
+        version = model_version(storage.local_directory(model_uri, assets.cache_directory() / "models"))
+    inputs = [
+        storage.manifest(uri)
+        for uri in (candidates, layout.histories, layout.items, layout.users)
+        if storage.exists(uri)
+    ]
+    untrained = [settings.model.model_dump(), settings.prompt.model_dump()] if wanted.model == "base" else None
+    where = {"candidates", "output", "reuse"}
+    rule = _hash([wanted.model_dump(mode="json", exclude=set(OF_COST | where)), version, untrained])
+    earlier = _earlier(wanted, layout, output, rule, len(histories))
+    reuse = None if earlier is None else earlier.run_id
+    run_id = _hash([rule, candidates, output, inputs, reuse])
+    job = Job(
+        wanted, settings.model, settings.prompt, layout, output, run_id, model_uri, version, len(histories), rule,
+        earlier,
+    )  # fmt: skip
+    units = [{BUCKET: b, "histories": histories[b], "candidates": uri} for b, uri in sorted(listed.items())]
+    return job, units
+
+
+def _earlier(wanted: config.Score, layout: Layout, output: str, rule: str, count: int) -> Earlier | None:
+    """The run that `score.reuse` names, if its rows can stand in this one."""
+    if not wanted.reuse:
+        return None
+    run_id = wanted.reuse
+    if run_id == "shown":
+        table = rankings.opened(output)
+        if table is None:
+            return None  # the first run of a daily job has none before it
+        run_id = rankings.shown(table)["run_id"]
+    where = storage.join(layout.run(run_id), ledger.RUN)
+    if not storage.exists(where):
+        raise UserError(f"score.reuse = {wanted.reuse}: no complete run '{run_id}' under {layout.root}")
+    run = storage.read_json(where)
+    if run["rule"] != rule or run["buckets"] != count:
+        return None
+    return Earlier(run_id, run["output"])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

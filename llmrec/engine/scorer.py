@@ -1,0 +1,222 @@
+"""The pool's actors: a model that is loaded once and scores bucket after bucket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from llmrec import assets, storage
+from llmrec.engine import attempts, ledger, work_rows
+from llmrec.engine.run import Job
+from llmrec.engine.tensor_parallel import Team
+from llmrec.engine.training_worker import Prompts, load_prompts
+from llmrec.engine.watch import Beating
+from llmrec.ranker import attention, health, precision
+from llmrec.ranker.model import Ranker, score_requests
+from llmrec.ranker.packing import Request
+from llmrec.ranker.probe import Probe, check_labels, check_parity, slow_scores, top_kept
+from llmrec.ranker.prompts import fitting, scoring_request
+from llmrec.tables import buckets, fingerprints, requests, subsets
+
+ATTEMPTS, MARKS = "attempts", "users"
+# Where most users are copied, a few odd ones are no share of anything.
+JUDGED_USERS = 20
+
+
+class Scorer(Protocol):
+    """What scores, made once in each actor. It tells `beating` of every few pairs that it has scored."""
+
+    probe: Probe | None
+
+    def __init__(self, job: Job, beating: Beating) -> None: ...
+
+    def score(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
+        """float32[candidates] of each of these users, by their numbers in the work."""
+
+    def tokens(self, work: requests.Work) -> tuple[int, int]:
+        """Tokens to compute for the work, and those that it would take pair by pair."""
+
+    def texts_cut(self, work: requests.Work) -> int:
+        """How many candidates are not scored by their whole text."""
+
+    def fingerprints(self, work: requests.Work) -> np.ndarray:
+        """uint64[users], equal in two runs if a user's scores are."""
+
+
+class Replica:
+    """A model that scores: held against the slow way first, then brought to the job's precision."""
+
+    def __init__(self, job: Job, rank: int = 0) -> None:
+        self.job = job
+        device = torch.device("cuda", rank) if job.score.gpus_per_actor else torch.device("cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, round(job.score.cpus_per_actor / job.score.tensor_parallel)))
+        parts = job.score.tensor_parallel
+        if job.model_uri == job.model.base:
+            directory = assets.resolve_model(job.model.base)
+            self.ranker = Ranker.from_base(job.model, job.prompt, directory, parts)
+        else:
+            saved = storage.local_directory(job.model_uri, assets.cache_directory() / "models")
+            self.ranker = Ranker.from_pretrained(saved, parts)
+        self.ranker.to(device)
+        self.ranker.attend_by(attention.choose(job.model.attention, device))
+        self.prompts: Prompts = load_prompts(self.ranker, job.layout)
+        self.precision = precision.choose(job.score.precision, device)
+        self.progress: Callable[[int], None] | None = None
+
+    def make_ready(self, few: list[Request]) -> Probe | None:
+        """Held against the slow way on a few requests, if there are any, and brought to the job's precision.
+
+        Raises:
+            UserError: packed scores are not those of the pairs alone, or the prompt leads to neither label.
+        """
+        budget = self.job.score.batch_tokens
+        slow = slow_scores(self.ranker, few)
+        check_labels(self.ranker, few)
+        if self.precision == "float32":
+            self.ranker.only_score(self.precision, self.job.score.compile)
+            kept = np.ones(len(few))
+            difference = check_parity(slow, self.ranker, few, budget)
+        else:
+            difference = check_parity(slow, self.ranker, few, budget)
+            exact = score_requests(self.ranker, few, budget)
+            self.ranker.only_score(self.precision, self.job.score.compile)
+            kept = top_kept(exact, score_requests(self.ranker, few, budget))
+        return Probe(difference, float(kept.mean()) if len(kept) else 1.0, len(few)) if few else None
+
+    def score(self, asked: list[Request]) -> list[torch.Tensor]:
+        return score_requests(self.ranker, asked, self.job.score.batch_tokens, self.progress)
+
+
+class ModelScorer:
+    """The ranker. The model, the catalogue's tokens and the trunk prefixes are loaded once."""
+
+    def __init__(self, job: Job, beating: Beating) -> None:
+        self.job, self.beating = job, beating
+        self.team = Team(partial(Replica, job), job.score.tensor_parallel, bool(job.score.gpus_per_actor))
+        replica: Replica = self.team.own
+        replica.progress = beating
+        self.prompts, self.card = replica.prompts, replica.ranker.card
+        self.items = replica.ranker.items
+        self.probe: Probe | None = None
+        self.ready = False
+        self.item_marks: np.ndarray | None = None
+
+    def score(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
+        asked = [self._request(work, user) for user in users]
+        if asked and not self.ready:
+            with self.beating.meanwhile():
+                self.probe = self.team.call("make_ready", asked[: self.job.score.probe_users])
+            self.ready = True
+        return [scores.numpy() for scores in self.team.call("score", asked)]
+
+    def tokens(self, work: requests.Work) -> tuple[int, int]:
+        event, candidate = self.prompts.catalogue.event.lengths, self.prompts.catalogue.candidate.lengths
+        trunk = np.asarray([
+            len(self.prompts.prefix(user)) + int(event[self._history(work, i)].sum())
+            for i, user in enumerate(work.users.to_pylist())
+        ], np.int64)  # fmt: skip
+        dot = self.card.head == "dot"
+        branches = 0 if dot else int(candidate[work.candidates.values].sum())
+        alone = int((trunk * work.candidates.lengths).sum()) + branches
+        return (alone if self.card.packing == "pairs" else int(trunk.sum()) + branches), alone
+
+    def fingerprints(self, work: requests.Work) -> np.ndarray:
+        if self.item_marks is None:
+            catalogue, vectors = self.prompts.catalogue, None
+            if self.items is not None:
+                with torch.inference_mode():
+                    vectors = torch.cat([self.items()[0], self.items()[1][:, None]], dim=1).float().cpu().numpy()
+            self.item_marks = fingerprints.of_items(catalogue.ids, catalogue.event, catalogue.candidate, vectors)
+        return fingerprints.of_users(work, self.item_marks, self.prompts.prefix, self.prompts.max_history)
+
+    def texts_cut(self, work: requests.Work) -> int:
+        return int(self.prompts.catalogue.cut[work.candidates.values].sum())
+
+    def _history(self, work: requests.Work, user: int) -> np.ndarray:
+        return work.histories[user][-self.prompts.max_history :].astype(np.int64)
+
+    def _request(self, work: requests.Work, user: int) -> Request:
+        prefix = self.prompts.prefix(work.users[user].as_py())
+        candidates = work.candidates[user].astype(np.int64)
+        request = scoring_request(prefix, self.prompts.catalogue, self._history(work, user), candidates)
+        return fitting(request, self.prompts.positions)
+
+
+class PoolActor:
+    """A member of the actor pool: from a bucket's work to its scores."""
+
+    def __init__(self, job: Job, scorer: type[Scorer], pulse: Any) -> None:
+        from ray.util import metrics
+
+        self.job, self.beating = job, Beating(pulse)
+        with self.beating.meanwhile():
+            self.scorer = scorer(job, self.beating)
+            self.ids = buckets.catalogue_ids(job.layout.items)
+        tags = ("run",)
+        self.pairs = metrics.Counter("llmrec_pairs_scored", "Candidates scored.", tag_keys=tags)
+        self.aside = metrics.Counter("llmrec_pairs_quarantined", "Candidates set aside.", tag_keys=tags)
+        self.buckets = metrics.Counter("llmrec_buckets_scored", "Buckets scored.", tag_keys=tags)
+        self.copied = metrics.Counter("llmrec_users_copied", "Users copied from an earlier run.", tag_keys=tags)
+        for metric in (self.pairs, self.aside, self.buckets, self.copied):
+            metric.set_default_tags({"run": job.run_id})
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        started = time.monotonic()
+        bucket = work_rows.from_row(batch)
+        work, marks = bucket.work, self.scorer.fingerprints(bucket.work)
+        same = self._unchanged(bucket.number, work, marks)
+        copied = work.users.filter(pa.array(same))
+        work = subsets.only(work, np.flatnonzero(~same))
+        journal_uri = attempts_file(self.job, bucket.number)
+        found, journal = attempts.score_all(len(work.users), partial(self.scorer.score, work), journal_uri)
+        left = subsets.set_aside(work, journal.aside, self.ids, bucket.source)
+        if left.quarantine.num_rows:
+            buckets.write_parquet(left.quarantine, quarantine_file(self.job, bucket.number, "scoring"))
+        flat = np.concatenate([np.empty(0, np.float32), *(scores for scores in found if scores is not None)])
+        if not len(copied) or len(left.users) >= JUDGED_USERS:
+            health.check(health.measure(flat, left.candidates.offsets), self.job.score)
+        tokens, alone = self.scorer.tokens(left)
+        counts = dict(left.counts) | {"tokens": tokens, "naive_tokens": alone, "scored": len(flat)}
+        counts |= {"users_copied": len(copied), "texts_cut": self.scorer.texts_cut(left)}
+        self.buckets.inc()
+        for metric, n in ((self.pairs, len(flat)), (self.aside, left.quarantine.num_rows), (self.copied, len(copied))):
+            if n:  # a counter refuses 0
+                metric.inc(n)
+        facts = {
+            "attempt": journal.attempt, "seconds": round(time.monotonic() - started, 3),
+            "probe": self.scorer.probe and asdict(self.scorer.probe),
+        }  # fmt: skip
+        gone = np.zeros(len(same), bool)
+        gone[np.flatnonzero(~same)[sorted(journal.aside)]] = True
+        kept = fingerprints.table(bucket.work.users.filter(pa.array(~gone)), marks[~gone])
+        return work_rows.to_row(
+            replace(bucket, work=replace(left, counts=counts), scores=flat, copied=copied, marks=kept, facts=facts)
+        )
+
+    def _unchanged(self, number: int, work: requests.Work, marks: np.ndarray) -> np.ndarray:
+        """bool[users]: whose rows the earlier run already has."""
+        earlier = self.job.earlier
+        if earlier is None or ledger.find(self.job.layout, earlier.run_id, number) is None:
+            return np.zeros(len(work.users), bool)
+        before = buckets.read_parquet(marks_file(self.job, earlier.run_id, number))
+        return fingerprints.unchanged(work.users, marks, before)
+
+
+def attempts_file(job: Job, bucket: int) -> str:
+    return storage.join(job.layout.run(job.run_id), ATTEMPTS, f"bucket-{bucket:05d}.json")
+
+
+def marks_file(job: Job, run_id: str, bucket: int) -> str:
+    return buckets.bucket_file(storage.join(job.layout.run(run_id), MARKS), bucket)
+
+
+def quarantine_file(job: Job, bucket: int, step: str) -> str:
+    return storage.join(job.layout.quarantine(f"score/{job.run_id}"), f"bucket-{bucket:05d}-{step}.parquet")

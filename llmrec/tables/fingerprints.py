@@ -1,0 +1,68 @@
+"""Whether a user would be ranked as before: a hash over all that his scores and his rows depend on, but the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import xxhash
+
+from llmrec.ranker.ragged import Ragged
+from llmrec.schema import USER
+from llmrec.tables.requests import Work
+
+FINGERPRINT = "fingerprint"
+
+
+def of_items(ids: pa.Array, event: Ragged, candidate: Ragged, vectors: np.ndarray | None = None) -> np.ndarray:
+    """uint64[n]: of each item's id and of what the model sees of it, its tokens or its vector.
+
+    ids: arrow[n]; event, candidate: n token sequences; vectors: float32[n, any], with which the tokens, mere rows of
+    the catalogue then, do not count.
+    """
+    found = np.empty(len(ids), np.uint64)
+    for i, item in enumerate(ids.to_pylist()):
+        hashed = xxhash.xxh3_64(str(item).encode())
+        for part in (event[i], candidate[i]) if vectors is None else (vectors[i],):
+            hashed.update(b"|" + np.ascontiguousarray(part).tobytes())
+        found[i] = hashed.intdigest()
+    return found
+
+
+def of_users(work: Work, items: np.ndarray, prefix: Callable[[Any], np.ndarray], max_history: int) -> np.ndarray:
+    """uint64[users]: of a user's prefix, of the newest `max_history` items of his history, and of his candidates.
+
+    items: uint64[n] from `of_items`; prefix: from a user's id to the tokens that open his trunk.
+    """
+    sources = work.sources if pa.types.is_dictionary(work.sources.type) else work.sources.dictionary_encode()
+    names = [xxhash.xxh3_64_intdigest(str(s).encode()) for s in sources.dictionary.to_pylist()] + [0]
+    source = np.asarray(names, np.uint64)[sources.indices.fill_null(len(names) - 1).to_numpy()]
+    candidate = items[work.candidates.values]
+    found = np.empty(len(work.users), np.uint64)
+    for i, user in enumerate(work.users.to_pylist()):
+        pairs = slice(work.candidates.offsets[i], work.candidates.offsets[i + 1])
+        hashed = xxhash.xxh3_64()
+        for part in (
+            prefix(user), items[work.histories[i][-max_history:]], candidate[pairs], work.recall_scores[pairs],
+            source[pairs],
+        ):  # fmt: skip
+            hashed.update(len(part).to_bytes(8, "little"))
+            hashed.update(np.ascontiguousarray(part).tobytes())
+        found[i] = hashed.intdigest()
+    return found
+
+
+def table(users: pa.Array, fingerprints: np.ndarray) -> pa.Table:
+    return pa.table({USER: users, FINGERPRINT: pa.array(fingerprints, pa.uint64())})
+
+
+def unchanged(users: pa.Array, fingerprints: np.ndarray, before: pa.Table) -> np.ndarray:
+    """bool[users]: who has the same fingerprint in an earlier run's `table`."""
+    place = pa.compute.index_in(users, before[USER].combine_chunks()).fill_null(-1).to_numpy().astype(np.int64)
+    if before.num_rows == 0:
+        return np.zeros(len(users), bool)
+    same = before[FINGERPRINT].to_numpy()[np.maximum(place, 0)] == fingerprints
+    return (place >= 0) & same
