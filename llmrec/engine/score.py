@@ -163,7 +163,7 @@ class _Status:
         self.buckets += 1
         self.aside += entry.counts["quarantined"]
 
-    def tick(self, _: int, pairs: int) -> None:
+    def tick(self, pairs: int) -> None:
         now = time.monotonic()
         if now - self.last < SECONDS_BETWEEN_LINES:
             return

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import queue
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -73,58 +74,64 @@ class Beating:
 
 
 def watched(
-    rows: Iterator[dict[str, Any]], pulse: Any, limit: float, tick: Callable[[int, int], None]
+    rows: Iterator[dict[str, Any]], pulse: Any, limit: float, tick: Callable[[int], None]
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a Ray Data run, as they come.
+    """The rows of a Ray Data run, as they come. To be called in the main thread, the only one that can be interrupted.
 
-    tick: called about once a second with the rows so far and the pairs scored so far; limit: seconds without a row or
-    a sign of life after which it is an error.
+    tick: called about once a second, from another thread, with the pairs scored so far; limit: seconds without a row
+    or a sign of life after which it is an error.
 
     Raises:
         UserError: nothing moves; says how many nodes and CPUs are left.
     """
+    watch = _Watch(pulse, limit, tick)
+    thread = threading.Thread(target=watch.run, daemon=True)
+    thread.start()
+    try:
+        for row in rows:
+            watch.moved = time.monotonic()
+            yield row
+    except KeyboardInterrupt:
+        if watch.found is None:
+            raise
+        raise UserError(watch.found) from None
+    finally:
+        watch.over.set()
+        thread.join()
+
+
+class _Watch:
+    """Looks at a run from a thread; interrupts the main thread, as Ctrl-C does, once `found` says what is wrong."""
+
+    def __init__(self, pulse: Any, limit: float, tick: Callable[[int], None]) -> None:
+        self.pulse, self.limit, self.tick = pulse, limit, tick
+        self.moved = time.monotonic()
+        self.found: str | None = None
+        self.over = threading.Event()
+        self.nodes = _alive()
+
+    def run(self) -> None:
+        import ray
+
+        pairs = 0
+        while not self.over.wait(1.0):
+            with contextlib.suppress(ray.exceptions.RayError):
+                silent, pairs = ray.get(self.pulse.look.remote(), timeout=5)
+                self.moved = max(self.moved, time.monotonic() - silent)
+            self.tick(pairs)
+            if time.monotonic() - self.moved > self.limit and not self.over.is_set():
+                free, every = (get().get("CPU", 0.0) for get in (ray.available_resources, ray.cluster_resources))
+                self.found = (
+                    f"nothing has moved for {self.limit:.0f} s (cluster.no_progress_seconds): {_alive()} of "
+                    f"{self.nodes} nodes are alive, {free:g} of {every:g} CPUs are free; actors that hold every CPU, "
+                    "as after the loss of a node, leave no room to read for them: add a node or lower "
+                    "score.max_actors, and run the same command again, which does only what is missing"
+                )
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+
+def _alive() -> int:
     import ray
 
-    arrived: queue.Queue[tuple[str, Any]] = queue.Queue()
-
-    def pull() -> None:
-        try:
-            for row in rows:
-                arrived.put(("row", row))
-            arrived.put(("end", None))
-        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-            arrived.put(("error", error))
-
-    nodes = len(_alive())
-    threading.Thread(target=pull, daemon=True).start()
-    moved, done, pairs = time.monotonic(), 0, 0
-    while True:
-        try:
-            kind, found = arrived.get(timeout=1.0)
-        except queue.Empty:
-            kind, found = "none", None
-        if kind == "end":
-            return
-        if kind == "error":
-            raise found
-        if kind == "row":
-            moved, done = time.monotonic(), done + 1
-            yield found
-        with contextlib.suppress(ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
-            silent, pairs = ray.get(pulse.look.remote(), timeout=5)
-            moved = max(moved, time.monotonic() - silent)
-        tick(done, pairs)
-        if time.monotonic() - moved > limit:
-            free, all_cpus = (get().get("CPU", 0.0) for get in (ray.available_resources, ray.cluster_resources))
-            raise UserError(
-                f"nothing has moved for {limit:.0f} s (cluster.no_progress_seconds): {len(_alive())} of {nodes} nodes "
-                f"are alive, {free:g} of {all_cpus:g} CPUs are free; a lost node leaves actors that hold every CPU and "
-                "no room to read for them: add a node or lower score.max_actors, and run the same command again, which "
-                "does only what is missing"
-            )
-
-
-def _alive() -> list[Any]:
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]
+    return sum(node["Alive"] for node in ray.nodes())

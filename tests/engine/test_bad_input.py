@@ -231,6 +231,42 @@ class TestWholeJobOnLocalPaths:
         with pytest.raises(UserError, match="parity probe"):
             scorer.score(work, range(len(work.users)))
 
+    def test_only_users_of_whom_something_changed_are_scored_again(self, ran: config.Config, tmp_path: Path) -> None:
+        layout = Layout.of(ran)
+        first = storage.read_json(layout.summary("score"))["summary"]
+        changed: set[str] = set()
+        for bucket, uri in buckets.bucket_files(layout.candidates()).items():
+            table = buckets.read_parquet(uri)
+            rows = table.to_pylist()
+            for row in rows[:2]:
+                changed.add(row["user_id"])
+                row["item_ids"] = row["item_ids"][:1] + row["item_ids"][2:]
+                row["recall_scores"], row["sources"] = row["recall_scores"][1:], row["sources"][1:]
+            changed_table = pa.Table.from_pylist(rows, schema=table.schema)
+            buckets.write_parquet(changed_table, buckets.bucket_file(str(tmp_path / "candidates"), bucket))
+
+        def scored(**more: str) -> tuple[dict[str, Any], pa.Table]:
+            wanted = {"candidates": str(tmp_path / "candidates"), "output": str(tmp_path / f"out{len(more)}"), **more}
+            summary = stages.run(
+                "score", ran.model_copy(update={"score": ran.score.model_copy(update=wanted)}), quietly
+            )
+            return summary, rankings.read(wanted["output"])
+
+        afresh, whole = scored()
+        summary, table = scored(reuse=first["run_id"])
+        assert summary["reused"] == first["run_id"] != summary["run_id"]
+        assert summary["users_copied"] == first["users"] - len(changed) and summary["users"] == afresh["users"]
+        assert summary["pairs"] == afresh["pairs"]
+        assert summary["tokens"] < afresh["tokens"] / 2
+        columns = [c for c in whole.column_names if c not in ("score", "run_id")]
+        assert table.select(columns).equals(whole.select(columns))
+        np.testing.assert_allclose(table["score"].to_numpy(), whole["score"].to_numpy(), rtol=1e-4, atol=1e-5)
+        assert set(table["run_id"].to_pylist()) == {summary["run_id"]}
+        # Other rules, other rows: nothing may be copied.
+        assert scored(reuse=first["run_id"], batch_tokens=128, output=str(tmp_path / "x"))[0]["users_copied"] == 0
+        told = failure("score", ran.model_copy(update={"score": ran.score.model_copy(update={"reuse": "nothing"})}))
+        assert told.startswith("score.reuse = nothing: no complete run 'nothing'")
+
     def test_an_actor_of_two_processes_ranks_as_one_process_does(self, ran: config.Config, tmp_path: Path) -> None:
         chosen = {"tensor_parallel": 2, "max_actors": 1, "output": str(tmp_path / "split")}
         scored = ran.score.model_copy(update=chosen)

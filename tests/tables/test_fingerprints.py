@@ -1,0 +1,90 @@
+"""A user's fingerprint changes with whatever his ranking depends on, and with nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llmrec.ranker.ragged import Ragged
+from llmrec.tables import fingerprints, subsets
+from llmrec.tables.requests import Work
+
+IDS = pa.array([10, 20, 30, 40])
+EVENT = Ragged.of([[1, 2], [3], [4, 5, 6], [7]])
+PREFIX = {1: np.asarray([0], np.int32), 2: np.asarray([0, 9], np.int32)}
+
+
+def work(**changes: object) -> Work:
+    made = Work(
+        users=pa.array([1, 2]),
+        histories=Ragged.of([[0, 1, 2], [1]]),
+        candidates=Ragged.of([[2, 3], [0]]),
+        recall_scores=np.asarray([0.5, np.nan, 1.0], np.float32),
+        sources=pa.array(["a", "", "b"]),
+        counts={"to_score": 3, "quarantined": 0},
+        quarantine=pa.table({}),
+    )
+    return replace(made, **changes)
+
+
+def of(made: Work, event: Ragged = EVENT, history: int = 2, **vectors: np.ndarray) -> list[int]:
+    items = fingerprints.of_items(IDS, event, event, **vectors)
+    return fingerprints.of_users(made, items, PREFIX.__getitem__, history).tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"histories": Ragged.of([[3, 1, 2], [1]])}, [False, False]),  # older than the prompt reaches
+        ({"histories": Ragged.of([[0, 2, 1], [1]])}, [True, False]),
+        ({"histories": Ragged.of([[0, 1, 2], []])}, [False, True]),
+        ({"candidates": Ragged.of([[3, 2], [0]])}, [True, False]),
+        ({"candidates": Ragged.of([[2, 3], [1]])}, [False, True]),
+        ({"recall_scores": np.asarray([0.5, np.nan, 1.5], np.float32)}, [False, True]),
+        ({"sources": pa.array(["a", "", "b"]).dictionary_encode()}, [False, False]),
+        ({"sources": pa.array(["a", "b", "b"])}, [True, False]),
+        ({"users": pa.array([2, 1])}, [True, True]),
+    ],
+)
+def test_of_users(changes: dict[str, object], changed: list[bool]) -> None:
+    before, after = of(work()), of(work(**changes))
+    assert [a != b for a, b in zip(after, before, strict=True)] == changed
+
+
+def test_an_items_text_counts_and_its_row_does_not() -> None:
+    before = of(work())
+    longer = Ragged.of([[1, 2], [3], [4, 5], [7]])
+    assert [a != b for a, b in zip(of(work(), longer), before, strict=True)] == [True, False]
+    # One more item moves all rows, and nobody's ranking.
+    ids, event = pa.array([5, 10, 20, 30, 40]), Ragged.of([[8], [1, 2], [3], [4, 5, 6], [7]])
+    moved = work(histories=Ragged.of([[1, 2, 3], [2]]), candidates=Ragged.of([[3, 4], [1]]))
+    items = fingerprints.of_items(ids, event, event)
+    assert fingerprints.of_users(moved, items, PREFIX.__getitem__, 2).tolist() == before
+
+
+def test_an_items_vector_counts_instead_of_its_token() -> None:
+    vectors = np.eye(4, dtype=np.float32)
+    before = of(work(), vectors=vectors)
+    assert of(work(), Ragged.of([[100], [101], [102], [103]]), vectors=vectors) == before
+    vectors[0, 1] = 1e-7
+    assert [a != b for a, b in zip(of(work(), vectors=vectors), before, strict=True)] == [False, True]
+
+
+def test_unchanged_is_by_user() -> None:
+    before = fingerprints.table(pa.array([2, 1, 7]), np.asarray([5, 6, 8], np.uint64))
+    found = fingerprints.unchanged(pa.array([1, 2, 3]), np.asarray([6, 4, 8], np.uint64), before)
+    assert found.tolist() == [True, False, False]
+    assert not fingerprints.unchanged(pa.array([1]), np.asarray([6], np.uint64), before.slice(0, 0)).any()
+
+
+def test_users_set_aside_leave_a_row_for_each_candidate() -> None:
+    left = subsets.set_aside(work(), {0: ("scoring_killed", "why")}, IDS, "file")
+    assert left.users.to_pylist() == [2] and left.candidates.values.tolist() == [0]
+    assert left.counts == {"to_score": 1, "quarantined": 2}
+    assert left.quarantine.to_pylist() == [
+        {"key": "1", "reason_code": "scoring_killed", "detail": f"item={i}: why", "source_file": "file"}
+        for i in (30, 40)
+    ]
