@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,6 +81,105 @@ def show(
         })  # fmt: skip
     else:
         terminal.print_user(found, history, ranking)
+
+
+@app.command()
+def runs(config_file: ConfigFile = None, root: Root = None, as_json: AsJson = False) -> None:
+    """List the published runs of the rankings table, and the staged ones that it never showed."""
+    loaded = _load(config_file, root)
+    layout, table = _table(loaded)
+    from llmrec.tables import rankings
+    from llmrec.tables import runs as staged_runs
+
+    published = rankings.runs(table) if rankings.log(table) else []
+    staged = staged_runs.unpublished(layout, table, loaded.score.candidates or layout.candidates())
+    if not published and not staged:
+        raise UserError(f"{table}: no run is published or staged there; run jobs/score.py first")
+    if as_json:
+        _print_json(
+            {"table": table, "published": [asdict(r) for r in published], "staged": [asdict(r) for r in staged]}
+        )
+    else:
+        from llmrec.report.runs import print_runs
+
+        print_runs(table, [asdict(r) for r in published], [asdict(r) for r in staged])
+
+
+@app.command()
+def diff(
+    run_a: Annotated[str, typer.Argument(help="A run's id, or a path (with a slash) or s3:// URI of a table.")],
+    run_b: Annotated[str, typer.Argument(help="The run to compare with it, likewise.")],
+    config_file: ConfigFile = None,
+    root: Root = None,
+    cutoffs: Annotated[
+        list[int] | None, typer.Option("--at", help="Compare the first so many items; give it again for more.")
+    ] = None,
+    p: Annotated[float, typer.Option("--p", help="Rank-biased overlap: how likely a reader goes on a rank.")] = 0.9,
+    by: Annotated[str | None, typer.Option(help="A column of the items table whose values gained or lost.")] = None,
+    discounted: Annotated[
+        bool, typer.Option("--discounted", help="A place counts 1 / log2(rank + 1), else 1.")
+    ] = False,
+    users: Annotated[int, typer.Option(min=0, help="How many users that moved most to show.")] = 3,
+    items: Annotated[int, typer.Option(min=0, help="How many items that gained or lost most to show.")] = 10,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Say what changes from one run to another: lists, items, categories, coverage."""
+    loaded = _load(config_file, root)
+    from llmrec.engine import diff as stage
+    from llmrec.report.comparison import print_diff
+
+    def table() -> str:
+        return loaded.score.output or Layout.of(loaded).rankings
+
+    a, b = (stage.run_of(which, table) for which in (run_a, run_b))
+    found = stage.diff(
+        a, b, Layout.of(loaded).items if loaded.root else None, progress_line("diff"), cutoffs or (1, 5, 10), p, by,
+        discounted, users, items,
+    )  # fmt: skip
+    print_diff(found)
+    if json_file:
+        storage.write_json(json_file, found)
+
+
+@app.command()
+def prune(
+    config_file: ConfigFile = None,
+    root: Root = None,
+    keep: Annotated[int, typer.Option(help="Published runs to keep, the newest.")] = 5,
+    days: Annotated[float, typer.Option(help="Keep every other run with a file younger than this.")] = 7,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the staged files and folders of old runs; those that the table shows or a job may be at stay."""
+    layout, table = _table(_load(config_file, root))
+    from llmrec.tables import runs as staged_runs
+
+    done = asdict(staged_runs.prune(layout, table, keep, days, dry_run))
+    if as_json:
+        _print_json(done)
+    else:
+        from llmrec.report.runs import print_pruned
+
+        print_pruned(done)
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Argument(help="Local path or s3:// prefix to write to.")],
+    run_id: Annotated[str | None, typer.Option("--run", help="An earlier run than the one shown.")] = None,
+    config_file: ConfigFile = None,
+    root: Root = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run's export.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a published run as plain Parquet with a manifest that is written last."""
+    _, table = _table(_load(config_file, root))
+    storage.check(target)
+    from llmrec.tables import rankings
+    from llmrec.tables.export import export as write
+
+    done = asdict(write(rankings.snapshot(table, run_id), target, overwrite))
+    _print_json(done) if as_json else terminal.print_summary("export", done)
 
 
 @app.command()
@@ -193,6 +293,15 @@ def _load(config_file: str | None, root: str | None) -> config.Config:
     if found := service.state():
         service.apply(found)
     return config.load(config_file, ["--root", root] if root else [])
+
+
+def _table(loaded: config.Config) -> tuple[Layout, str]:
+    """Where the tables lie, and which of them the rankings table is."""
+    layout = Layout.of(loaded)
+    table = storage.absolute(loaded.score.output or layout.rankings)
+    for uri in (layout.root, table):
+        storage.check(uri)
+    return layout, table
 
 
 def _print_service(found: dict[str, Any], as_json: bool) -> None:

@@ -67,8 +67,19 @@ class Layout:
     def rankings(self) -> str:
         return self._at("rankings")
 
+    @property
+    def runs(self) -> str:
+        return self._at("runs")
+
     def run(self, run_id: str) -> str:
         return self._at("runs", run_id)
+
+    def ledger(self, run_id: str) -> str:
+        return self._at("runs", run_id, "ledger")
+
+    def run_summary(self, run_id: str) -> str:
+        """Written when every bucket of the run is staged."""
+        return self._at("runs", run_id, "run.json")
 
     @property
     def evaluation(self) -> str:

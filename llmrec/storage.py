@@ -11,7 +11,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
@@ -27,6 +27,14 @@ STORE_VARIABLES = (
 CONNECT_SECONDS, READ_SECONDS = 3, 10
 # With waits that double up to 20 s: a store that is away for less than about a minute is waited for.
 ATTEMPTS = 12
+
+
+class Listed(NamedTuple):
+    """A file that a listing found. modified: seconds since 1970, by the store's clock."""
+
+    uri: str
+    size: int
+    modified: float
 
 
 def is_s3(uri: str) -> bool:
@@ -159,13 +167,21 @@ def exists(uri: str) -> bool:
 
 def list_files(uri: str, suffix: str = "") -> list[tuple[str, int]]:
     """(URI, bytes) of every file under a prefix, or of the file itself, sorted by name; empty if there is none."""
+    return [(f.uri, f.size) for f in list_details(uri, suffix)]
+
+
+def list_details(uri: str, suffix: str = "") -> list[Listed]:
+    """`list_files` with the time of each file's last change."""
     fs, path = filesystem(uri)
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.File:
-        return [(absolute(uri), info.size)]
+        return [Listed(absolute(uri), info.size, info.mtime_ns / 1e9)]
     found = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     prefix = "s3://" if is_s3(uri) else ""
-    return sorted((prefix + f.path, f.size) for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix))
+    return sorted(
+        Listed(prefix + f.path, f.size, f.mtime_ns / 1e9)
+        for f in found if f.type == pafs.FileType.File and f.path.endswith(suffix)
+    )  # fmt: skip
 
 
 def manifest(uri: str) -> list[tuple[str, int, str]]:
