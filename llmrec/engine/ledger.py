@@ -14,7 +14,7 @@ from llmrec.layout import Layout
 from llmrec.ranker.probe import Probe
 from llmrec.tables import buckets
 
-FOLDER, TABLE, RUN = "ledger", "ledger.parquet", "run.json"
+TABLE = "ledger.parquet"
 # Where a candidate can end. pairs_in is their sum, for every bucket and for the run.
 ENDS = ("ranked", "below_top_k", "over_limit", "seen", "blocked", "quarantined")
 
@@ -43,7 +43,7 @@ def write(layout: Layout, run_id: str, entry: Entry) -> None:
 
 def read(layout: Layout, run_id: str) -> dict[int, Entry]:
     """The entries of a run by bucket."""
-    files = storage.list_files(storage.join(layout.run(run_id), FOLDER), ".json")
+    files = storage.list_files(layout.ledger(run_id), ".json")
     return {found.bucket: found for found in (entry(storage.read_json(uri)) for uri, _ in files)}
 
 
@@ -89,7 +89,7 @@ def write_table(layout: Layout, run_id: str, entries: Mapping[int, Entry]) -> st
 
 
 def _file(layout: Layout, run_id: str, bucket: int) -> str:
-    return storage.join(layout.run(run_id), FOLDER, f"bucket-{bucket:05d}.json")
+    return storage.join(layout.ledger(run_id), f"bucket-{bucket:05d}.json")
 
 
 def entry(found: dict[str, Any]) -> Entry:

@@ -20,7 +20,7 @@ def publish(layout: Layout, run_id: str) -> Published:
     """
     import pyarrow.parquet as pq
 
-    where = storage.join(layout.run(run_id), ledger.RUN)
+    where = layout.run_summary(run_id)
     if not storage.exists(where):
         raise UserError(f"run '{run_id}' is not complete under {layout.root}; run jobs/score.py with its configuration")
     run = storage.read_json(where)

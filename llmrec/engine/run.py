@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from llmrec import assets, config, storage
-from llmrec.engine import ledger
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.model import model_version
@@ -101,7 +100,7 @@ def _earlier(wanted: config.Score, layout: Layout, output: str, rule: str, count
         if table is None:
             return None  # the first run of a daily job has none before it
         run_id = rankings.shown(table)["run_id"]
-    where = storage.join(layout.run(run_id), ledger.RUN)
+    where = layout.run_summary(run_id)
     if not storage.exists(where):
         raise UserError(f"score.reuse = {wanted.reuse}: no complete run '{run_id}' under {layout.root}")
     run = storage.read_json(where)

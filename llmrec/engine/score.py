@@ -29,6 +29,7 @@ from llmrec.ranker.probe import Probe
 from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, USER
 from llmrec.tables import buckets, rankings, requests
 
+PLAN = "plan.json"
 READ_CPUS = 0.5
 SECONDS_BETWEEN_LINES = 5.0
 SHOWN_USERS, SHOWN_ITEMS = 2, 3
@@ -94,6 +95,11 @@ def score(
         f"run {job.run_id}: {len(missing)} of {len(units)} buckets to score"
         + (f", {len(units) - len(missing)} done before" if len(missing) < len(units) else "")
     )
+    # From here on the run is known to be under way, and prune leaves it alone.
+    storage.write_json(
+        storage.join(layout.run(job.run_id), PLAN),
+        {"output": job.output, "units": units, "model": job.model_uri, "score": settings.score.model_dump(mode="json")},
+    )
     if settings.score.reuse:
         say(
             f"copying users of whom nothing changed since run {job.earlier.run_id}"
@@ -116,7 +122,7 @@ def score(
     totals = ledger.total(entries)
     _check_bad_share(totals, settings.score)
     summary = _summary(job, entries, fresh, actors, totals, time.monotonic() - started)
-    storage.write_json(storage.join(layout.run(job.run_id), ledger.RUN), asdict(summary))
+    storage.write_json(layout.run_summary(job.run_id), asdict(summary))
     return summary
 
 

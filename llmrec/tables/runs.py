@@ -101,7 +101,7 @@ def unpublished(layout: Layout, table: str, candidates: str) -> list[StagedRun]:
         summary, ledger = layout.run_summary(run.run_id), layout.ledger(run.run_id) + "/"
         complete = any(f.uri == summary for f in run.folder)
         finished = sum(f.uri.startswith(ledger) and f.uri.endswith(".json") for f in run.folder)
-        buckets = storage.read_json(summary)["buckets"] if complete else expected
+        buckets = storage.read_json(summary)["staged"] if complete else expected
         share = finished / buckets if buckets else None
         newest = datetime.fromtimestamp(run.newest, UTC)
         found.append(StagedRun(run.run_id, finished, buckets, share, complete, newest, run.size))
