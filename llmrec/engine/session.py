@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,12 +77,15 @@ def start_driver(**options: Any) -> None:
     """
     import ray
 
+    on_terminate = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
         if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
             os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
             stack.callback(os.environ.pop, "RAY_BACKEND_LOG_LEVEL")
             stack.enter_context(_without_stderr())
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    if callable(on_terminate):
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own in its place
     quiet()
 
 

@@ -92,7 +92,7 @@ class Job:
     def staged(self) -> int:
         return len(storage.list_files(storage.join(self.layout.run(self.run_id), "ledger"), ".json"))
 
-    def wait_for(self, condition: Callable[[], bool], driver: subprocess.Popen[str], seconds: float = 90) -> None:
+    def wait_for(self, condition: Callable[[], bool], driver: subprocess.Popen[str], seconds: float = 200) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert driver.poll() is None, driver.communicate()
