@@ -168,6 +168,21 @@ class Recall(Section):
         return self
 
 
+class Bucket(Section):
+    """Candidates of your own that are not bucketed yet."""
+
+    input: str = Field("", description="Parquet file or directory of candidates, in any order")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")] = Field(
+        "brought", description="where they go: ROOT/tables/candidates/NAME"
+    )
+
+    @model_validator(mode="after")
+    def _not_a_table_of_recall(self) -> Bucket:
+        if self.name == "merged" or self.name in Recall.model_fields:
+            raise ValueError(f"name = {self.name} is where recall writes; choose another")
+        return self
+
+
 class Score(Section):
     """The scoring job: from candidates to staged rankings."""
 
@@ -255,6 +270,7 @@ class Config(BaseSettings):
     model: Model = Model()
     train: Train = Train()
     recall: Recall = Recall()
+    bucket: Bucket = Bucket()
     score: Score = Score()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()

@@ -52,6 +52,10 @@ class Layout:
     def candidates(self, source: str = "merged") -> str:
         return self._at("tables", "candidates", source)
 
+    def scratch(self, stage: str) -> str:
+        """What a stage leaves only while it runs."""
+        return self._at("scratch", stage)
+
     def quarantine(self, stage: str) -> str:
         return self._at("quarantine", stage)
 

@@ -96,6 +96,9 @@ def test_the_command_line_sets_every_kind_of_value() -> None:
         ("score: {min_actors: 5}", ["score: max_actors = 2 is less than min_actors = 5"]),
         ("recall: {popularity: {top: 0}}", ["merge names 'popularity', which recall.popularity.top = 0 turns off"]),
         ("recall: {merge: []}", ["merge must name at least one source"]),
+        ("bucket: {name: item_item}", ["bucket: name = item_item is where recall writes"]),
+        ("bucket: {name: merged}", ["bucket: name = merged is where recall writes"]),
+        ("bucket: {name: ../x}", ["bucket.name = '../x'", "match pattern"]),
         ("recall: {merge: [magic]}", ["recall.merge.0 = 'magic'", "'item_item'"]),
     ],
 )

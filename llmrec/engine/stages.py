@@ -11,7 +11,7 @@ from typing import Any
 
 from llmrec import storage
 from llmrec.config import Config
-from llmrec.engine import evaluate, prepare, publish, recall, score, train
+from llmrec.engine import bucket, evaluate, prepare, publish, recall, score, train
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 
@@ -60,6 +60,10 @@ def _recall(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     return asdict(recall.recall(config.recall, layout, say))
 
 
+def _bucket(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    return asdict(bucket.bucket(config.bucket, layout, say))
+
+
 def _score(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     done = asdict(score.score(config, layout, say))
     if not config.score.publish:
@@ -90,14 +94,15 @@ _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
     "prepare": _prepare,
     "train": _train,
     "recall": _recall,
+    "bucket": _bucket,
     "score": _score,
     "publish": _publish,
     "evaluate": _evaluate,
 }
 
 _NEEDS: dict[str, tuple[str, ...]] = {
-    "prepare": (), "train": ("prepare",), "recall": ("prepare",), "score": ("prepare",), "publish": ("score",),
-    "evaluate": ("prepare", "recall"),
+    "prepare": (), "train": ("prepare",), "recall": ("prepare",), "bucket": ("prepare",), "score": ("prepare",),
+    "publish": ("score",), "evaluate": ("prepare", "recall"),
 }  # fmt: skip
 
 

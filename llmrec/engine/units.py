@@ -23,13 +23,13 @@ def each(
 
 
 def reporting(
-    rows: Iterator[dict[str, Any]], total: int, say: Callable[[str], None], what: str
+    rows: Iterator[dict[str, Any]], total: int, say: Callable[[str], None], what: str, units: str = "buckets"
 ) -> list[dict[str, Any]]:
-    """Collect rows, with a line every few seconds on how many of `total` units are done."""
+    """Collect rows, with a line every few seconds on how many of `total` are done; `units`: what a row stands for."""
     found, last = [], time.monotonic()
     for row in rows:
         found.append(row)
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            say(f"{what}: {len(found)} of {total} buckets")
+            say(f"{what}: {len(found)} of {total} {units}")
     return found

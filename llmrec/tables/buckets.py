@@ -6,9 +6,10 @@ The bucket is the unit of parallelism, retry, resume and audit. A bucketed table
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ import xxhash
 from llmrec import storage
 from llmrec.errors import UserError
 from llmrec.schema import ITEM, USER
+
+UNFINISHED = "_UNFINISHED"
 
 
 def user_hash(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -46,12 +49,12 @@ def bucket_files(table: str) -> dict[int, str]:
     """Bucket number -> URI of the files that are there.
 
     Raises:
-        UserError: the directory holds none.
+        UserError: the directory holds none, or a job that was `rewriting` it has not come to its end.
     """
-    found = {}
-    for uri, _ in storage.list_files(table, ".parquet"):
-        if match := re.search(r"/bucket-(\d{5})\.parquet$", uri):
-            found[int(match[1])] = uri
+    files = [uri for uri, _ in storage.list_files(table)]
+    if any(uri.endswith(f"/{UNFINISHED}") for uri in files):
+        raise UserError(f"{table}: half-written; the job that writes it still runs, or was cut off: run it again")
+    found = {int(match[1]): uri for uri in files if (match := re.search(r"/bucket-(\d{5})\.parquet$", uri))}
     if not found:
         raise UserError(
             f"{table}: no bucketed table there (bucket-00000.parquet ...); run the job that writes it first"
@@ -106,6 +109,23 @@ def delete_others(table: str, keep: Iterable[int]) -> None:
     for bucket, uri in files.items():
         if bucket not in kept:
             storage.delete(uri)
+
+
+@contextlib.contextmanager
+def rewriting(table: str) -> Iterator[None]:
+    """Replace a bucketed table: write a mark, delete the old files, let new ones be written inside, delete the mark.
+
+    While the mark lies there, `bucket_files` refuses the table, so that half of it is never taken for the whole. It
+    comes before the first deletion and goes after the last write; a job that fails or is killed leaves it until it has
+    been run again. Every old file is gone before a new one comes, since old and new together would look like one table.
+    """
+    mark = storage.join(table, UNFINISHED)
+    storage.write_bytes(mark, b"This table is being written, or the job that wrote it was cut off.\n")
+    for uri, _ in storage.list_files(table):
+        if uri != mark:
+            storage.delete(uri)
+    yield
+    storage.delete(mark)
 
 
 def catalogue_ids(items: str) -> pa.Array:

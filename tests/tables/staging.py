@@ -57,4 +57,4 @@ def write_ledger(layout: Layout, table: str, run_id: str, files: list[StagedFile
         entry = {"bucket": file.bucket, "path": file.path, "size": file.size, "rows": file.rows}
         storage.write_json(storage.join(layout.ledger(run_id), f"bucket-{file.bucket:05d}.json"), entry)
     if complete:
-        storage.write_json(layout.run_summary(run_id), {"run_id": run_id, "output": table, "buckets": len(files)})
+        storage.write_json(layout.run_summary(run_id), {"run_id": run_id, "output": table, "staged": len(files)})

@@ -107,6 +107,22 @@ def test_bucket_files_are_found_by_number_and_leftovers_deleted(tmp_path: Path) 
         buckets.bucket_files(str(tmp_path / "missing"))
 
 
+def test_a_table_is_refused_from_the_first_deletion_to_the_last_write(tmp_path: Path) -> None:
+    table, row = str(tmp_path / "t"), pa.table({"x": [1]})
+    with buckets.rewriting(table):
+        buckets.write_parquet(row, buckets.bucket_file(table, 5))
+    assert list(buckets.bucket_files(table)) == [5]
+    with pytest.raises(KeyboardInterrupt), buckets.rewriting(table):
+        assert [p.name for p in (tmp_path / "t").iterdir()] == [buckets.UNFINISHED]
+        buckets.write_parquet(row, buckets.bucket_file(table, 0))
+        raise KeyboardInterrupt
+    with pytest.raises(UserError, match="half-written"):
+        buckets.bucket_files(table)
+    with buckets.rewriting(table):
+        buckets.write_parquet(row, buckets.bucket_file(table, 1))
+    assert list(buckets.bucket_files(table)) == [1]
+
+
 def test_sorted_by_user() -> None:
     table = pa.table({"user_id": [3, 1, 2], "x": ["c", "a", "b"]})
     assert buckets.sorted_by_user(table).to_pydict() == {"user_id": [1, 2, 3], "x": ["a", "b", "c"]}
