@@ -22,6 +22,7 @@ from benchmarks.speed import figures, report, workload
 from benchmarks.speed.command_line import HEADLINE, options
 from benchmarks.speed.comparison import compare
 from benchmarks.speed.curves import curves
+from benchmarks.speed.processes import processor
 from benchmarks.speed.run import Run, case
 from benchmarks.speed.weights import non_embedding_parameters
 from llmrec import assets
@@ -89,14 +90,6 @@ def training(run: Run, tokenizer: Any) -> dict[str, Any] | None:
     asked = case(run, "training", workload.build(tokenizer, HEADLINE, 1))
     records, _ = run.child(sys.executable, "training", "training", {"model": run.model, "requests": asked["requests"]})
     return records[0] if records else None
-
-
-def processor() -> str:
-    """The processor's name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def timed(score: Scorer, requests: Sequence[UserRequest]) -> tuple[float, Scored
 
 def forget_peak() -> None:
     """Let the peak of memory start anew, where the system can (Linux)."""
-    for pid in _family():
+    for pid in family():
         file = Path(f"/proc/{pid}/clear_refs")
         if file.exists():
             file.write_text("5")
@@ -89,7 +89,7 @@ def forget_peak() -> None:
 def peak_mb() -> float:
     """Most memory resident since `forget_peak`, of this process and its children."""
     kilobytes = 0
-    for pid in _family():
+    for pid in family():
         status = Path(f"/proc/{pid}/status")
         if status.exists():
             kilobytes += int(status.read_text().split("VmHWM:")[1].split()[0])
@@ -101,11 +101,11 @@ def others_cpu_seconds() -> float:
     if not Path("/proc/stat").exists():
         return 0.0
     user, nice, system = (int(ticks) for ticks in Path("/proc/stat").read_text().split()[1:4])
-    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in _family()]
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in family()]
     return (user + nice + system - sum(int(f[11]) + int(f[12]) for f in fields)) / os.sysconf("SC_CLK_TCK")
 
 
-def _family() -> list[int]:
+def family() -> list[int]:
     """This process and all below it."""
     family = [os.getpid()]
     for pid in family:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import threading
@@ -18,9 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(
-    python: str, module: str, task: dict[str, Any], log: Path, timeout: float, record: Callable[[dict[str, Any]], None]
+    python: str,
+    module: str,
+    task: dict[str, Any],
+    log: Path,
+    timeout: float,
+    record: Callable[[dict[str, Any]], None],
+    package: str = "benchmarks.speed",
 ) -> str | None:
-    """Run `python -m benchmarks.speed.<module> <task>`, hand on each record that it prints; all else goes to `log`.
+    """Run `python -m <package>.<module> <task>`, hand on each record that it prints; all else goes to `log`.
 
     Returns None, or why it failed. The child and all that it started are ended after `timeout` seconds and on
     any error here.
@@ -30,7 +37,7 @@ def run(
         "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
         "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
-    command = [python, "-m", f"benchmarks.speed.{module}", json.dumps(task)]
+    command = [python, "-m", f"{package}.{module}", json.dumps(task)]
     with log.open("w") as stream:
         child = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=stream, text=True,
@@ -53,6 +60,14 @@ def run(
     if expired:
         return f"ended after {timeout:.0f} s"
     return None if code == 0 else _reason(code, log)
+
+
+def processor() -> str:
+    """The processor's name as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _end(group: int) -> None:

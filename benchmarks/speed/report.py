@@ -16,11 +16,11 @@ Column = tuple[str, Callable[[Row], str]]
 SPEED: list[Column] = [
     ("engine", lambda r: r["engine"]),
     ("pairs/s", lambda r: f"{r['pairs_per_second']:.1f}"),
-    ("ours is", lambda r: _or_dash(r["ours_over_this"], "{:.2f}x")),
+    ("ours is", lambda r: or_dash(r["ours_over_this"], "{:.2f}x")),
     ("tokens/s", lambda r: f"{r['tokens_per_second']:.0f}"),
     ("reuse", lambda r: f"{r['prefix_reuse']:.1f}x"),
     ("padding", lambda r: f"{r['padding_share']:.0%}"),
-    ("MFU", lambda r: _or_dash(r["mfu"], "{:.0%}")),
+    ("MFU", lambda r: or_dash(r["mfu"], "{:.0%}")),
     ("peak MB", lambda r: f"{r['peak_mb']:.0f}"),
     ("users", lambda r: f"{r['users']}"),
     ("passes", lambda r: f"{len(r['passes'])}"),
@@ -36,11 +36,11 @@ AGREEMENT: list[Column] = [
 ]
 
 
-def _or_dash(value: float | None, form: str) -> str:
+def or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _table(title: str, columns: list[Column], rows: list[Row]) -> Table:
+def table(title: str, columns: list[Column], rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for heading, _ in columns:
         table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
@@ -59,9 +59,9 @@ def show(console: Console, report: dict[str, Any]) -> None:
     for shape in dict.fromkeys(row["shape"] for row in report["results"]):
         rows = [row for row in report["results"] if row["shape"] == shape]
         trunk, item, candidates = shape.split("x")
-        console.print(_table(f"trunk {trunk}, item {item} tokens, {candidates} candidates", SPEED, rows))
+        console.print(table(f"trunk {trunk}, item {item} tokens, {candidates} candidates", SPEED, rows))
         if all("spearman" in row for row in rows):
-            console.print(_table("against transformers in float32, users that both scored", AGREEMENT, rows))
+            console.print(table("against transformers in float32, users that both scored", AGREEMENT, rows))
     for name, reason in report["not_run"].items():
         console.print(f"{name} not run: {reason}", markup=False)
     if report["results"]:

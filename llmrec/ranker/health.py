@@ -8,6 +8,7 @@ import numpy as np
 
 from llmrec.config import Score
 from llmrec.errors import UserError
+from llmrec.ranker.ragged import like_lengths, padded
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,16 @@ def measure(scores: np.ndarray, offsets: np.ndarray) -> Health:
     if len(scores) == 0:
         return Health(0.0, 0.0, 0.0)
     lengths = np.diff(offsets)
-    user = np.repeat(np.arange(len(lengths)), lengths)
-    order = np.lexsort((scores, user))
-    same = (user[order][1:] == user[order][:-1]) & (scores[order][1:] == scores[order][:-1])
-    tied = np.zeros(len(scores), bool)
-    tied[1:] |= same
-    tied[:-1] |= same
-    several = lengths >= 3
-    filled = lengths > 0
-    starts = offsets[:-1][filled]
-    spread = np.full(len(lengths), np.inf)
-    spread[filled] = np.maximum.reduceat(scores, starts) - np.minimum.reduceat(scores, starts)
-    constant = float((spread[several] == 0).mean()) if several.any() else 0.0
-    return Health(float((~np.isfinite(scores)).mean()), constant, float(tied.mean()))
+    tied = constant = 0
+    for users in like_lengths(lengths):
+        ascending = np.sort(padded(scores, offsets, users, np.nan), axis=1)  # NaN comes last and equals nothing
+        same = np.zeros((len(users), ascending.shape[1] + 1), bool)
+        same[:, 1:-1] = ascending[:, 1:] == ascending[:, :-1]
+        tied += int(np.count_nonzero(same[:, 1:] | same[:, :-1]))
+        of = lengths[users]
+        constant += int(np.count_nonzero((of >= 3) & (ascending[:, 0] == ascending[np.arange(len(users)), of - 1])))
+    several = int(np.count_nonzero(lengths >= 3))
+    return Health(float((~np.isfinite(scores)).mean()), constant / max(several, 1), tied / len(scores))
 
 
 def check(health: Health, limits: Score) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,3 +54,35 @@ def within(lengths: np.ndarray) -> np.ndarray:
     """0..length-1 for each length, one after another: int64[sum of lengths]."""
     offsets = offsets_of(lengths)
     return np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+
+
+def like_lengths(lengths: np.ndarray, cells: int = 1 << 16) -> Iterator[np.ndarray]:
+    """The sequences that are not empty, ascending int64[m] row numbers at a time, none shorter than half the longest.
+
+    `padded` makes a rectangle of about `cells` of each, or of one sequence that is longer: numpy works on many
+    sequences of any lengths at once, in a core's cache.
+    """
+    longest_first = np.argsort(-lengths, kind="stable")
+    falling = -lengths[longest_first]
+    at, end = 0, int(np.searchsorted(falling, 0))
+    while at < end:
+        longest = -int(falling[at])
+        half = int(np.searchsorted(falling, -(longest + 1) // 2, side="right"))
+        to = min(half, at + max(1, cells // longest))
+        yield np.sort(longest_first[at:to])
+        at = to
+
+
+def padded(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray, fill: float) -> np.ndarray:
+    """[m, longest]: the sequences of these rows, one below the other, `fill` on their right.
+
+    values: one an element of all sequences; offsets: int64[n + 1]; rows: int64[m], at least one.
+    """
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    width = int(lengths.max())
+    if lengths.min() == width and np.array_equal(starts, np.arange(len(rows)) * width + starts[0]):
+        return values[starts[0] : starts[0] + len(rows) * width].reshape(len(rows), width)  # without a copy
+    column = np.arange(width)
+    place = np.minimum(starts[:, None] + column, len(values) - 1)
+    return np.where(column < lengths[:, None], values[place], values.dtype.type(fill))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -26,8 +27,8 @@ UNFINISHED = "_UNFINISHED"
 
 def user_hash(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """uint64[n]: xxhash64 of each id's decimal or UTF-8 text, the same on every machine and in every version."""
-    digest = xxhash.xxh64_intdigest
-    return np.fromiter((digest(str(v).encode()) for v in ids.to_pylist()), dtype=np.uint64, count=len(ids))
+    texts = ids.cast(pa.string()).fill_null("None").cast(pa.binary()).to_pylist()
+    return np.fromiter(map(xxhash.xxh64_intdigest, texts), dtype=np.uint64, count=len(ids))
 
 
 def bucket_of(ids: pa.Array | pa.ChunkedArray, buckets: int) -> np.ndarray:
@@ -65,7 +66,10 @@ def bucket_files(table: str) -> dict[int, str]:
 def parquet_bytes(table: pa.Table) -> bytes:
     """A table as one Parquet file; the same rows give the same bytes."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=1 << 17)
+    # Dictionaries of numbers cost time and, where these do not repeat, size; the ids in lists do.
+    flat = not any(pa.types.is_nested(f.type) for f in table.schema)
+    texts = [f.name for f in table.schema if not pa.types.is_primitive(f.type)] if flat else True
+    pq.write_table(table, buffer, compression="zstd", row_group_size=1 << 17, use_dictionary=texts)
     return buffer.getvalue()
 
 
@@ -76,8 +80,10 @@ def write_parquet(table: pa.Table, uri: str) -> int:
     return len(data)
 
 
-def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
+def read_parquet(uri: str, columns: list[str] | None = None, dictionaries: Iterable[str] = ()) -> pa.Table:
     """One Parquet file or a directory of them as one table.
+
+    dictionaries: columns of texts, or of lists of texts, that stay dictionaries where they are some in the file.
 
     Raises:
         UserError: nothing there, no Parquet, or a truncated file; named.
@@ -90,13 +96,32 @@ def read_parquet(uri: str, columns: list[str] | None = None) -> pa.Table:
     for file in files:
         try:
             inner = file.removeprefix("s3://")
-            tables.append(pq.read_table(inner, filesystem=fs, columns=columns, partitioning=None))
+            texts = _dictionaries(pq.read_metadata(inner, filesystem=fs), set(dictionaries)) if dictionaries else None
+            tables.append(
+                pq.read_table(
+                    inner, filesystem=fs, columns=columns, partitioning=None, read_dictionary=texts, use_threads=False
+                )
+            )
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
     try:
         return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(f"{uri}: its files disagree on columns ({str(error).splitlines()[0][:120]})") from None
+
+
+def _dictionaries(footer: pq.FileMetaData, columns: set[str]) -> list[str]:
+    """Paths of the text columns among these, or in lists among these, that are dictionaries throughout the file.
+
+    Plain text takes four bytes for its length alone, so that fewer bytes a value mean a dictionary.
+    """
+    sizes: Counter[str] = Counter()
+    for group in range(footer.num_row_groups):
+        for leaf in range(footer.num_columns):
+            found = footer.row_group(group).column(leaf)
+            if found.physical_type == "BYTE_ARRAY" and found.path_in_schema.split(".")[0] in columns:
+                sizes[found.path_in_schema] += found.total_uncompressed_size - 4 * found.num_values
+    return [path for path, spare in sizes.items() if spare < 0]
 
 
 def delete_others(table: str, keep: Iterable[int]) -> None:
@@ -131,7 +156,9 @@ def rewriting(table: str) -> Iterator[None]:
 def catalogue_ids(items: str) -> pa.Array:
     """The item ids of an items table, ascending: item row i is ids[i] everywhere."""
     ids = read_parquet(items, [ITEM])[ITEM].combine_chunks()
-    return ids.take(pa.compute.sort_indices(ids))
+    if pa.compute.all(pa.compute.less(ids[:-1], ids[1:])).as_py() is False:
+        ids = ids.take(pa.compute.sort_indices(ids))
+    return ids
 
 
 def sorted_by_user(table: pa.Table) -> pa.Table:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from llmrec.ranker.ragged import Ragged, offsets_of
+from llmrec.tables.catalogue import rows_of
 
 
 def item_rows(lists: pa.Array | pa.ChunkedArray, catalogue_ids: pa.Array) -> Ragged:
@@ -15,14 +16,13 @@ def item_rows(lists: pa.Array | pa.ChunkedArray, catalogue_ids: pa.Array) -> Rag
     catalogue_ids: ascending ids; row i is catalogue_ids[i].
     """
     flat, offsets = flatten(lists)
-    rows = pa.compute.index_in(flat, pa.array(catalogue_ids)).fill_null(-1)
-    return Ragged(rows.to_numpy(zero_copy_only=False).astype(np.int32), offsets)
+    return Ragged(rows_of(flat, catalogue_ids), offsets)
 
 
 def flatten(lists: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
     """The values of a list column back to back and their int64[n + 1] offsets; a null list counts as empty."""
     if isinstance(lists, pa.ChunkedArray):
-        lists = lists.combine_chunks()
+        lists = lists.chunk(0) if lists.num_chunks == 1 else lists.combine_chunks()  # which copies
     lengths = pa.compute.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
     return lists.flatten(), offsets_of(lengths)
 

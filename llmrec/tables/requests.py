@@ -1,4 +1,8 @@
-"""One bucket's scoring work: candidates joined to histories, judged row by row, and ranked. Plain arrow and numpy."""
+"""One bucket's scoring work: candidates joined to histories, judged pair by pair, and ranked. Plain arrow and numpy.
+
+A bucket holds about a million pairs. Lists stay lists and texts stay dictionaries, ids become int32 rows at once, sorts
+see one integer a pair, and what is as it should be is neither copied nor looked at twice.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import pyarrow.compute
 
 from llmrec import schema
 from llmrec.errors import UserError
-from llmrec.ranker.ragged import Ragged, offsets_of, within
+from llmrec.ranker.ragged import Ragged, like_lengths, offsets_of, padded, within
 from llmrec.schema import (
     DETAIL,
     ITEM,
@@ -29,7 +33,11 @@ from llmrec.schema import (
     SOURCES,
     USER,
 )  # fmt: skip
+from llmrec.tables import buckets
+from llmrec.tables.catalogue import rows_of
 from llmrec.tables.histories import flatten, item_rows, keep
+
+LONG_NAMES = {ITEMS: ITEM, RECALL_SCORES: RECALL_SCORE, SOURCES: SOURCE}
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,8 @@ class Rules:
 class Work:
     """Users with at least one candidate to score, by ascending id.
 
-    users: arrow[n]; histories, candidates: catalogue rows per user; recall_scores: float32[total];
-    sources: arrow[total].
+    users: arrow[n]; histories, candidates: catalogue rows per user; recall_scores: float32[total], NaN where missing;
+    sources: arrow[total], strings or a dictionary of them, or of type null where the candidates name none.
     counts: pairs in = to score + seen + blocked + over_limit + quarantined; users in.
     quarantine: the rows set aside.
     """
@@ -61,44 +69,58 @@ class Work:
     quarantine: pa.Table
 
 
-def candidates_in_long_form(table: pa.Table, source: str) -> pa.Table:
-    """user_id, item_id, recall_score, source from either form; missing scores are null, missing sources empty.
+def read_candidates(uri: str) -> pa.Table:
+    """A bucket's candidates from a Parquet file of either form; see `candidates_in_list_form`.
+
+    Raises:
+        UserError: no Parquet file is there, or its columns are neither form's.
+    """
+    return candidates_in_list_form(buckets.read_parquet(uri, dictionaries=(ITEM, ITEMS, SOURCE, SOURCES)), uri)
+
+
+def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
+    """user_id and item_ids, recall_scores (float32) and sources where the input has them, from either form.
+
+    A row is a row of the list form, or a run of the long form's rows with one user; either way a user may have several.
+    A null list is an empty one. Texts that come as a dictionary stay one.
 
     Raises:
         UserError: neither form's columns are there, or a list column's lengths differ from item_ids'.
     """
     user = schema.id_type(table.schema, USER, source)
+    users = table[USER].cast(user).combine_chunks()
     if ITEMS in table.column_names:
-        schema.require(table.schema, {ITEMS: "list"}, source)
-        lists = {ITEMS: table[ITEMS]}
-        for name in (RECALL_SCORES, SOURCES):
-            if name in table.column_names:
-                schema.require(table.schema, {name: "list"}, source)
-                lists[name] = table[name]
-        _, offsets = flatten(table[ITEMS])
-        values = {name: flatten(column) for name, column in lists.items()}
-        for name, (_, found) in values.items():
+        names = {name: name for name in LONG_NAMES if name in table.column_names}
+        schema.require(table.schema, dict.fromkeys(names, "list"), source)
+        lists = {name: flatten(table[name]) for name in names}
+        offsets = lists[ITEMS][1]
+        for name, (_, found) in lists.items():
             if not np.array_equal(found, offsets):
                 raise UserError(f"{source}: lists in '{name}' differ in length from those in '{ITEMS}'")
-        users = table[USER].take(pa.array(np.repeat(np.arange(table.num_rows), np.diff(offsets))))
-        columns = {USER: users, ITEM: values[ITEMS][0]}
-        if RECALL_SCORES in values:
-            columns[RECALL_SCORE] = values[RECALL_SCORES][0]
-        if SOURCES in values:
-            columns[SOURCE] = values[SOURCES][0]
-        table = pa.table(columns)
-    item = schema.id_type(table.schema, ITEM, source)
-    optional = {RECALL_SCORE: "number", SOURCE: "text"}
-    schema.require(table.schema, {c: kind for c, kind in optional.items() if c in table.column_names}, source)
-    n, here = table.num_rows, table.column_names
-    scores = table[RECALL_SCORE].cast(pa.float32(), safe=False) if RECALL_SCORE in here else pa.nulls(n, pa.float32())
-    sources = table[SOURCE].cast(pa.string()) if SOURCE in here else pa.array([""] * n, pa.string())
-    columns = {USER: table[USER].cast(user), ITEM: table[ITEM].cast(item), RECALL_SCORE: scores, SOURCE: sources}
+        values = {name: flat for name, (flat, _) in lists.items()}
+    else:
+        schema.id_type(table.schema, ITEM, source)
+        names = {name: long for name, long in LONG_NAMES.items() if long in table.column_names}
+        runs = pa.compute.run_end_encode(users, run_end_type=pa.int64())
+        users, offsets = runs.values, np.append(0, runs.run_ends)
+        values = {name: table[long].combine_chunks() for name, long in names.items()}
+    found = pa.schema([(names[name], _plain(flat.type)) for name, flat in values.items()])
+    kinds = {RECALL_SCORES: "number", SOURCES: "text"}
+    schema.require(found, {names[name]: kind for name, kind in kinds.items() if name in names}, source)
+    types = {ITEMS: schema.id_type(found, names[ITEMS], source), RECALL_SCORES: pa.float32(), SOURCES: pa.string()}
+    columns = {USER: users}
+    for name, flat in values.items():
+        if _plain(flat.type) != types[name]:
+            flat = flat.cast(types[name], safe=name == ITEMS)
+        columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), flat)
     return pa.table(columns)
 
 
+candidates_in_long_form = candidates_in_list_form  # score.py's name for it
+
+
 def build(histories: pa.Table, candidates: pa.Table, rules: Rules, source: str) -> Work:
-    """Join one bucket's candidates (from `candidates_in_long_form`) to its histories and judge every pair.
+    """Join one bucket's candidates (from `candidates_in_list_form`) to its histories and judge every pair.
 
     Set aside: `null_id`, `unknown_item` (not in the catalogue), `duplicate_candidate` (the first stays). Filtered: seen
     and blocked items. A user without a history row is scored on the prompt alone. The order of a user's candidates
@@ -107,56 +129,49 @@ def build(histories: pa.Table, candidates: pa.Table, rules: Rules, source: str) 
     Raises:
         UserError: ids have another type than the histories' or the catalogue's.
     """
-    for column, wanted in ((USER, histories.schema.field(USER).type), (ITEM, rules.ids.type)):
-        if candidates.schema.field(column).type != wanted:
-            found = candidates.schema.field(column).type
-            raise UserError(f"{source}: column '{column}' holds {found} ids, the prepared tables hold {wanted}")
-    users = pa.compute.unique(candidates[USER].drop_null())
-    users = users.take(pa.compute.sort_indices(users))
-    user = pa.compute.index_in(candidates[USER], users).fill_null(-1).to_numpy().astype(np.int64)
-    row = pa.compute.index_in(candidates[ITEM], rules.ids).fill_null(-1).to_numpy().astype(np.int64)
+    _check_types(histories, candidates, rules, source)
+    users, owner, order = _owners(candidates[USER].combine_chunks())
+    candidates = candidates if order is None else candidates.take(pa.array(order))
+    items, lists = flatten(candidates[ITEMS])
+    offsets = lists[np.searchsorted(owner, np.arange(len(users) + 1))]
+    total = int(offsets[-1])  # pairs with a user; those without come last
+    rows = rows_of(items[:total], rules.ids)
+    trunk = _trunks(histories, users, rules.ids)
 
-    place = pa.compute.index_in(users, histories[USER].combine_chunks())
-    lists = histories[ITEMS].combine_chunks().take(place)
-    trunk = item_rows(lists, rules.ids)
-    trunk = keep(trunk, trunk.values >= 0)
+    missing = np.flatnonzero(rows < 0)
+    no_item = items.take(pa.array(missing)).is_null().to_numpy(zero_copy_only=False)
+    nothing = Ragged(trunk.values[:0], np.zeros_like(offsets))
+    duplicate, seen = _repeats(Ragged(rows, offsets), trunk if rules.exclude_seen else nothing)
+    left = np.ones(total, bool)
+    for wrong in (missing, duplicate, seen):
+        left[wrong] = False
+    blocked = np.flatnonzero(left & rules.blocked[rows]) if rules.blocked.any() else np.empty(0, np.int64)
+    left[blocked] = False
+    kept = np.flatnonzero(left)
+    lengths = np.diff(np.searchsorted(kept, offsets))
+    if over_limit := int(np.maximum(lengths - rules.limit, 0).sum()):
+        kept = kept[within(lengths) < rules.limit]
+        lengths = np.minimum(lengths, rules.limit)
 
-    null = (user < 0) | candidates[ITEM].is_null().to_numpy()
-    unknown = ~null & (row < 0)
-    good = np.flatnonzero(~null & ~unknown)
-    n_items = len(rules.ids)
-    pair = user[good] * n_items + row[good]
-    _, first = np.unique(pair, return_index=True)
-    duplicate = np.setdiff1d(np.arange(len(good)), first)
-    seen_pairs = np.repeat(np.arange(len(users)), trunk.lengths) * n_items + trunk.values
-    unique = np.sort(first)
-    seen = np.isin(pair[unique], seen_pairs) if rules.exclude_seen else np.zeros(len(unique), bool)
-    blocked = ~seen & rules.blocked[row[good[unique]]]
-    left = good[unique[~seen & ~blocked]]
-    left = left[np.argsort(user[left], kind="stable")]
-    lengths = np.bincount(user[left], minlength=len(users))
-    kept = left[within(lengths) < rules.limit]
-    lengths = np.minimum(lengths, rules.limit)
-
-    set_aside = [
-        _set_aside(candidates, np.flatnonzero(null), "null_id", source),
-        _set_aside(candidates, np.flatnonzero(unknown), "unknown_item", source),
-        _set_aside(candidates, good[duplicate], "duplicate_candidate", source),
-    ]
-    quarantine = pa.concat_tables(set_aside)
+    places = {
+        "null_id": np.append(missing[no_item], np.arange(total, lists[-1])),
+        "unknown_item": missing[~no_item],
+        "duplicate_candidate": duplicate,
+    }
+    quarantine = pa.concat_tables(_set_aside(candidates, order, at, why, source) for why, at in places.items())
     counts = {
-        "pairs_in": candidates.num_rows, "to_score": len(kept), "seen": int(seen.sum()), "blocked": int(blocked.sum()),
-        "over_limit": len(left) - len(kept), "quarantined": quarantine.num_rows, "users_in": len(users),
+        "pairs_in": len(items), "to_score": len(kept), "seen": len(seen), "blocked": len(blocked),
+        "over_limit": over_limit, "quarantined": quarantine.num_rows,
+        "users_in": int(np.count_nonzero(np.diff(offsets))),
     }  # fmt: skip
     assert counts["pairs_in"] == sum(counts[c] for c in ("to_score", "seen", "blocked", "over_limit", "quarantined"))
     some = np.flatnonzero(lengths)
-    scores = candidates[RECALL_SCORE].take(pa.array(kept)).fill_null(float("nan")).to_numpy().astype(np.float32)
     return Work(
         users=users.take(pa.array(some)),
-        histories=trunk.take(some),
-        candidates=Ragged(row[kept].astype(np.int32), offsets_of(lengths[some])),
-        recall_scores=scores,
-        sources=candidates[SOURCE].take(pa.array(kept)).combine_chunks(),
+        histories=trunk if len(some) == len(users) else trunk.take(some),
+        candidates=Ragged(_at(rows, kept), offsets_of(lengths[some])),
+        recall_scores=_at(_recall_scores(candidates, total), kept),
+        sources=_sources(candidates, total, kept),
         counts=counts,
         quarantine=quarantine,
     )
@@ -174,32 +189,134 @@ def rank(work: Work, scores: np.ndarray, top_k: int, ids: pa.Array, model_versio
         raise UserError(
             f"the model gave {int((~np.isfinite(scores)).sum())} scores that are no numbers; nothing is published"
         )
-    lengths = work.candidates.lengths
-    user = np.repeat(np.arange(len(lengths)), lengths)
-    order = np.lexsort((work.candidates.values, -scores, user))
-    place = within(lengths)
-    best = order[place < top_k]
+    lists = work.candidates
+    taken = np.minimum(lists.lengths, top_k)
+    offsets = offsets_of(taken)
+    best = np.empty(offsets[-1], np.int64)
+    for users in like_lengths(lists.lengths):
+        # The score, best first, and the place in the list as one integer, which sorts many times faster than two.
+        score = _best_first(padded(scores, lists.offsets, users, -np.inf))
+        width = min(top_k, score.shape[1])
+        key = score.astype(np.int64) << 32 | np.arange(score.shape[1])
+        key.sort(axis=1)
+        place = key[:, :width] & 0xFFFFFFFF
+        inside = np.arange(width) < taken[users, None]
+        ahead = key[:, : width + 1] >> 32
+        equal = ahead[:, 1:] == ahead[:, :-1]
+        tied = (equal & inside[:, : equal.shape[1]]).any(axis=1)
+        if tied.any():
+            row = padded(lists.values, lists.offsets, users, 0)[tied]
+            place[tied] = np.argsort(score[tied].astype(np.int64) << 32 | row, axis=1)[:, :width]
+        best[(offsets[users, None] + np.arange(width))[inside]] = (lists.offsets[users, None] + place)[inside]
+    n = len(best)
     table = {
-        USER: work.users.take(pa.array(user[best])),
-        RANK: pa.array((place[place < top_k] + 1).astype(np.int32)),
-        ITEM: ids.take(pa.array(work.candidates.values[best])),
+        USER: work.users.take(pa.array(np.repeat(np.arange(len(taken)), taken))),
+        RANK: pa.array((within(taken) + 1).astype(np.int32)),
+        ITEM: ids.take(pa.array(lists.values[best])),
         SCORE: pa.array(scores[best].astype(np.float32)),
         RECALL_SCORE: pa.array(work.recall_scores[best], from_pandas=True),
-        SOURCE: work.sources.take(pa.array(best)),
-        MODEL_VERSION: pa.array([model_version] * len(best), pa.string()),
-        RUN_ID: pa.array([run_id] * len(best), pa.string()),
+        SOURCE: pa.repeat("", n) if pa.types.is_null(work.sources.type) else work.sources.take(pa.array(best)),
+        MODEL_VERSION: pa.repeat(model_version, n),
+        RUN_ID: pa.repeat(run_id, n),
     }
-    return pa.table(table, schema=schema.rankings(work.users.type, ids.type))
+    wanted = schema.rankings(work.users.type, ids.type)
+    return pa.table([table[f.name].cast(f.type) for f in wanted], schema=wanted)
 
 
-def _set_aside(candidates: pa.Table, rows: np.ndarray, reason: str, source: str) -> pa.Table:
-    part = candidates.take(pa.array(rows))
+def _plain(found: pa.DataType) -> pa.DataType:
+    return found.value_type if pa.types.is_dictionary(found) else found
+
+
+def _best_first(scores: np.ndarray) -> np.ndarray:
+    """int32: smaller where the float32 score is larger, equal where it is equal."""
+    bits = (scores + np.float32(0)).view(np.int32)  # + 0, since -0.0 equals 0.0
+    return ~(bits ^ (bits >> 31 & 0x7FFFFFFF))
+
+
+def _check_types(histories: pa.Table, candidates: pa.Table, rules: Rules, source: str) -> None:
+    item = _plain(candidates.schema.field(ITEMS).type.value_type)
+    user = candidates.schema.field(USER).type
+    for column, found, wanted in ((USER, user, histories.schema.field(USER).type), (ITEM, item, rules.ids.type)):
+        if found != wanted:
+            raise UserError(f"{source}: column '{column}' holds {found} ids, the prepared tables hold {wanted}")
+
+
+def _owners(ids: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray | None]:
+    """The users of some lists, ascending; each list's place among them, ascending, the number of users for none; and
+    the order of the lists that this takes, None where they have it."""
+    users = pa.compute.unique(ids.drop_null())
+    users = users.take(pa.compute.sort_indices(users))
+    owner = pa.compute.index_in(ids, users).fill_null(len(users)).to_numpy()
+    if (owner[1:] >= owner[:-1]).all():
+        return users, owner, None
+    order = np.argsort(owner, kind="stable")
+    return users, owner[order], order
+
+
+def _trunks(histories: pa.Table, users: pa.Array, ids: pa.Array) -> Ragged:
+    """Each user's history as catalogue rows, without items that left the catalogue."""
+    place = pa.compute.index_in(users, histories[USER].combine_chunks())
+    lists = histories[ITEMS].combine_chunks()
+    if not place.equals(pa.array(np.arange(len(lists), dtype=np.int32))):
+        lists = lists.take(place)
+    trunk = item_rows(lists, ids)
+    known = trunk.values >= 0
+    return trunk if known.all() else keep(trunk, known)
+
+
+def _repeats(candidates: Ragged, seen: Ragged) -> tuple[np.ndarray, np.ndarray]:
+    """Places of candidates that an earlier one of the same user equals, and of first ones that the user has seen.
+
+    Rows of -1 are not looked at.
+    """
+    repeated, known = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for users in like_lengths(candidates.lengths + seen.lengths):
+        past = padded(seen.values, seen.offsets, users, -1)
+        rows = padded(candidates.values, candidates.offsets, users, -1)
+        # Row and place (from 1, and 0 for an item seen) as one integer: sorted, what is equal lies side by side.
+        bits = rows.shape[1].bit_length()
+        key = np.concatenate([past, rows], axis=1).astype(np.int64) << bits
+        key[:, past.shape[1] :] |= np.arange(1, rows.shape[1] + 1)
+        key.sort(axis=1)
+        row = key >> bits
+        equal = (row[:, 1:] == row[:, :-1]) & (row[:, 1:] >= 0)
+        user, at = np.divmod(np.flatnonzero(equal), equal.shape[1])
+        before, place = (key[user, at + i] & (1 << bits) - 1 for i in (0, 1))
+        flat = candidates.offsets[users[user]] + place - 1
+        repeated.append(flat[(before > 0) & (place > 0)])
+        known.append(flat[(before == 0) & (place > 0)])
+    return np.concatenate(repeated), np.concatenate(known)
+
+
+def _at(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    return values if len(kept) == len(values) else values[kept]
+
+
+def _recall_scores(candidates: pa.Table, total: int) -> np.ndarray:
+    if RECALL_SCORES not in candidates.column_names:
+        return np.full(total, np.nan, np.float32)
+    return flatten(candidates[RECALL_SCORES])[0][:total].to_numpy(zero_copy_only=False)
+
+
+def _sources(candidates: pa.Table, total: int, kept: np.ndarray) -> pa.Array:
+    if SOURCES not in candidates.column_names:
+        return pa.nulls(len(kept))
+    sources = flatten(candidates[SOURCES])[0][:total]
+    return sources if len(kept) == total else sources.take(pa.array(kept))
+
+
+def _set_aside(candidates: pa.Table, order: np.ndarray | None, at: np.ndarray, reason: str, source: str) -> pa.Table:
+    """The pairs at these places of the flat lists as quarantine rows, in the input's order."""
+    items, offsets = flatten(candidates[ITEMS])
+    lists = np.searchsorted(offsets, at, side="right") - 1
+    by_input = np.lexsort((at, lists if order is None else order[lists]))
+    at, lists = pa.array(at[by_input]), pa.array(lists[by_input])
+    n = len(at)
     detail = pa.compute.binary_join_element_wise(
-        pa.scalar("item="), pa.compute.fill_null(part[ITEM].cast(pa.string()), "null"), ""
+        pa.scalar("item="), pa.compute.fill_null(items.take(at).cast(pa.string()), "null"), ""
     )
-    n = len(rows)
     columns = {
-        KEY: part[USER].cast(pa.string()), REASON: pa.array([reason] * n, pa.string()), DETAIL: detail,
-        ORIGIN: pa.array([source] * n, pa.string()),
+        KEY: candidates[USER].take(lists).cast(pa.string()), REASON: pa.repeat(reason, n), DETAIL: detail,
+        ORIGIN: pa.repeat(source, n),
     }  # fmt: skip
     return pa.table(columns, schema=QUARANTINE)

@@ -126,3 +126,28 @@ def test_a_table_is_refused_from_the_first_deletion_to_the_last_write(tmp_path: 
 def test_sorted_by_user() -> None:
     table = pa.table({"user_id": [3, 1, 2], "x": ["c", "a", "b"]})
     assert buckets.sorted_by_user(table).to_pydict() == {"user_id": [1, 2, 3], "x": ["a", "b", "c"]}
+
+
+def test_texts_are_read_as_dictionaries_where_the_file_holds_some(tmp_path: Path) -> None:
+    n = 3000
+    few, many = [["a", "bb", None][i % 3] for i in range(n)], [f"text {i}" for i in range(n)]
+    table = pa.table({
+        "few": few, "many": many, "lists": [[t] for t in few], "numbers": [[1]] * n, "other": few,
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=1000, dictionary_pagesize_limit=100)
+    found = buckets.read_parquet(f"{tmp_path}/t.parquet", dictionaries=("few", "many", "lists", "numbers", "absent"))
+    text = pa.dictionary(pa.int32(), pa.string())
+    wanted = {"few": text, "many": pa.string(), "other": pa.string(), "numbers": pa.list_(pa.int64())}
+    assert {name: found.schema.field(name).type for name in wanted} == wanted
+    assert found.schema.field("lists").type.value_type == text
+    assert found.to_pydict() == table.to_pydict()
+
+
+@pytest.mark.parametrize("ids", [[3, 1, 2], [1, 2, 3], ["b", "a"], ["a", "b"], [1], []])
+def test_catalogue_ids_ascend(ids: list, tmp_path: Path) -> None:
+    kind = pa.array(ids).type if ids else pa.int64()
+    buckets.write_parquet(
+        pa.table({"item_id": pa.array(ids, kind), "title": ["t"] * len(ids)}), f"{tmp_path}/i.parquet"
+    )
+    found = buckets.catalogue_ids(f"{tmp_path}/i.parquet")
+    assert found.type == kind and found.to_pylist() == sorted(ids)

@@ -1,0 +1,105 @@
+"""Times the scoring job without a model: from candidates in Parquet to a published table of each user's best items.
+
+Beside it polars and DuckDB rank the same files by the same scores, each in a process of its own and in several
+formulations. Their tables must be the job's. Writes scale.json and scale.png, and prints the same as a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.scale import figures, report, tables
+from benchmarks.scale.agreement import equal
+from benchmarks.scale.command_line import options
+from benchmarks.scale.engines import JOB, PEERS, Engine, forget, run
+from benchmarks.speed.processes import processor
+from llmrec.layout import Layout
+
+Say = Callable[[str], None]
+Row = dict[str, Any]
+
+
+def main() -> None:
+    asked = options(str(__doc__))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a child is ended when this process is
+    asked.out.mkdir(parents=True, exist_ok=True)
+    console = Console(width=max(Console().width, 130))
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"{time.monotonic() - start:6.0f} s  {text}", markup=False, highlight=False)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        found = measure(asked, asked.data or Path(temporary), say)
+    file = asked.out / "scale.json"
+    file.write_text(json.dumps(found, indent=2) + "\n")
+    report.show(console, found)
+    console.print("written:", file, report.plot(found, asked.out))
+    if not all(row["equal"] for row in found["results"]):
+        sys.exit("the tables differ")
+
+
+def measure(asked: argparse.Namespace, data: Path, say: Say) -> dict[str, Any]:
+    """Every engine at every size, as one report that JSON can hold."""
+    rows: list[Row] = []
+    not_run: dict[str, str] = {}
+    engines: Sequence[Engine] = (JOB, *PEERS)
+    for pairs in asked.pairs:
+        shape = tables.Shape(pairs, asked.per_user, asked.items, asked.events, asked.users_per_bucket, asked.full)
+        say(f"{shape.pairs:,} pairs: {shape.users:,} users in {shape.buckets} buckets")
+        found, failed = at_size(asked, engines, tables.write(data / str(pairs), shape), say)
+        rows += [row | {"pairs": shape.pairs} for row in found]
+        not_run |= failed
+        if not asked.all:
+            engines = (JOB, *figures.fastest_of_each_library(engines[1:], found))
+    return {
+        "setup": {
+            "cpu": processor(), "platform": platform.platform(), "threads": asked.threads, "rounds": asked.rounds,
+            "per_user": asked.per_user, "items": asked.items, "events": asked.events, "top_k": asked.top_k,
+            "users_per_bucket": asked.users_per_bucket, "full": asked.full, "object_store_mb": asked.object_store_mb,
+            "versions": {row["library"]: row["version"] for row in rows},
+        },
+        "results": figures.with_rates(rows, asked.threads),
+        "growth": figures.growth(rows),
+        "not_run": not_run,
+    }  # fmt: skip
+
+
+def at_size(
+    asked: argparse.Namespace, engines: Sequence[Engine], layout: Layout, say: Say
+) -> tuple[list[Row], dict[str, str]]:
+    """The fastest turn of each engine, and why others failed."""
+    best: dict[Engine, Row] = {}
+    failed: dict[str, str] = {}
+    for _ in range(asked.rounds):
+        for engine in (e for e in engines if e.name not in failed):
+            row, failure = run(engine, asked, layout)
+            if row is None:
+                failed[engine.name] = str(failure)
+                say(f"{engine.name} not run: {failure}")
+                continue
+            busy = f"; others kept {row['cpus_of_others']:.1f} processors busy" if row["cpus_of_others"] > 0.1 else ""
+            say(f"{engine.name}: {row['seconds']:.1f} s, {row['peak_mb']:.0f} MB{busy}")
+            if engine not in best or row["seconds"] < best[engine]["seconds"]:
+                best[engine] = row
+    for engine, row in best.items():
+        row |= {"engine": engine.name, "library": engine.library}
+        row["equal"] = engine == JOB or JOB not in best or equal(layout.rankings, str(engine.out(layout)))
+    for engine in engines:
+        forget(engine, layout)
+    return list(best.values()), failed
+
+
+if __name__ == "__main__":
+    main()
