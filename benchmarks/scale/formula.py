@@ -1,7 +1,7 @@
 """A score that costs next to nothing: a whole number of a user and an item, the same in numpy, polars and DuckDB.
 
-It is exact as a float32, and it has so few values that some of a user's candidates tie. For peers that rank by one
-number, `key` is the score, best first, above the item: VALUES - 1 - score times FACTOR, plus the item's id.
+It is exact as a float32, and a few of a user's candidates tie. For peers that rank by one number, a key is the score,
+best first, above the item: (VALUES - 1 - score) * FACTOR + item.
 """
 
 from __future__ import annotations
@@ -14,4 +14,4 @@ FACTOR = 1 << 32
 
 def score(users: np.ndarray, items: np.ndarray) -> np.ndarray:
     """float32[n] from int64[n] ids."""
-    return ((items * ITEM_FACTOR + users * USER_FACTOR) % VALUES).astype(np.float32)
+    return ((items * ITEM_FACTOR + users * USER_FACTOR) & VALUES - 1).astype(np.float32)

@@ -26,7 +26,9 @@ def main() -> None:
     model.mkdir(exist_ok=True)
     (model / "none").write_text("The scorer needs no model, but a run is named by one.\n")
     wanted = {
-        "model": str(model), "top_k": task["top_k"], "max_candidates": task["per_user"], "max_actors": task["threads"],
+        "model": str(model), "top_k": task["top_k"], "max_candidates": task["per_user"],
+        # Actors that outrun their readers would else be ended and started again.
+        "min_actors": task["threads"], "max_actors": task["threads"],
         # The first bucket goes ahead at every size, or only the larger ones would wait for it.
         "canary_from": 2,
     }  # fmt: skip

@@ -55,13 +55,14 @@ def write(root: Path, shape: Shape) -> Layout:
         buckets.bucket_of(pa.array(np.arange(start, min(start + USERS_AT_ONCE, shape.users))), shape.buckets)
         for start in range(0, shape.users, USERS_AT_ONCE)
     ])  # fmt: skip
+    mixed = np.random.default_rng(shape.pairs).permutation(ids)
     by_bucket = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=shape.buckets))[:-1])
     for bucket, users in enumerate(by_bucket):
         rng = np.random.default_rng([bucket, shape.pairs])
         rows = _different(rng, len(users), shape.per_user + shape.events, shape.items)
         tables = {layout.candidates(): rows[:, : shape.per_user], layout.histories: rows[:, shape.per_user :]}
         for table, lists in tables.items():
-            columns = {USER: pa.array(users), ITEMS: _lists(ids[lists], lists.shape)}
+            columns = {USER: pa.array(users), ITEMS: _lists(mixed[lists], lists.shape)}
             if shape.full and table == layout.candidates():
                 columns |= _recalled(rng, lists.shape)
             buckets.write_parquet(pa.table(columns), buckets.bucket_file(table, bucket))
@@ -70,7 +71,7 @@ def write(root: Path, shape: Shape) -> Layout:
 
 
 def _different(rng: np.random.Generator, users: int, wanted: int, items: int) -> np.ndarray:
-    """int64[users, wanted] item rows, no row twice for a user: equal steps around the catalogue, shuffled.
+    """int64[users, wanted] places in the catalogue, none twice for a user: equal steps around it, in any order.
 
     Raises:
         ValueError: the catalogue is smaller than what a user is to have of it.
