@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-faults lint bench clean
+.PHONY: demo test test-faults chaos lint bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,7 +19,10 @@ test: $(STAMP)
 	$(BIN)/pytest
 
 test-faults: $(STAMP)
-	$(BIN)/pytest -m faults
+	$(BIN)/pytest -m 'faults and not chaos'
+
+chaos: $(STAMP)
+	$(BIN)/pytest -m chaos -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
