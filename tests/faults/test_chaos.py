@@ -36,10 +36,10 @@ def test_chaos(job: Job, own_cluster: Any) -> None:
         else:
             continue
         killed[what] += 1
-        print(f"killed a {what}; {job.staged()} buckets are staged", flush=True)  # noqa: T201
+        print(f"killed a {what}; {job.staged()} buckets are staged", flush=True)
     if driver.wait(300):
         driver = job.start(0.0)
     job.finish(driver)
     assert sum(killed.values()) >= 5, killed
     check(job)
-    print(f"killed {killed}; the table is right", flush=True)  # noqa: T201
+    print(f"killed {killed}; the table is right", flush=True)
