@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-scale clean
+.PHONY: demo test test-faults chaos lint bench bench-scale clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,12 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest
+
+test-faults: $(STAMP)
+	$(BIN)/pytest -m 'faults and not chaos'
+
+chaos: $(STAMP)
+	$(BIN)/pytest -m chaos -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -315,6 +315,7 @@ def load(file: str | None, arguments: Sequence[str] = ()) -> Config:
     """
     values: dict[str, Any] = {}
     if file is not None:
+        storage.check(file)
         try:
             values = yaml.safe_load(storage.read_bytes(file)) or {}
         except yaml.YAMLError as error:

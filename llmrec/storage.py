@@ -140,16 +140,26 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole small file; a reader sees the old one or the new one, never a part."""
+    """Write a whole small file; a reader sees the old one or the new one, never a part.
+
+    Raises:
+        UserError: the disk is full, or the store or the file system does not take it.
+    """
     fs, path = filesystem(uri)
-    if is_s3(uri):
-        with fs.open_output_stream(path) as stream:
-            stream.write(data)
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(f"{path}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    try:
+        if is_s3(uri):
+            with fs.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        if not is_s3(uri):
+            temporary.unlink(missing_ok=True)
+        reason = error.strerror or redact(str(error).splitlines()[0])[:160]
+        raise UserError(f"{uri}: cannot be written ({reason}); mend that and run the same command again") from None
 
 
 def read_json(uri: str) -> Any:

@@ -231,8 +231,7 @@ def _summary(
 def _read(batch: pa.Table, job: Job) -> pa.Table:
     """Join and judge one bucket; what is set aside is written here, the rest travels on."""
     (unit,) = batch.to_pylist()
-    found = buckets.read_parquet(unit["candidates"])
-    candidates = requests.candidates_in_long_form(found, unit["candidates"])
+    candidates = requests.read_candidates(unit["candidates"])
     if job.score.users_share < 1:
         candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
     ids = buckets.catalogue_ids(job.layout.items)

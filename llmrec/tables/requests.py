@@ -55,7 +55,7 @@ class Work:
     """Users with at least one candidate to score, by ascending id.
 
     users: arrow[n]; histories, candidates: catalogue rows per user; recall_scores: float32[total], NaN where missing;
-    sources: arrow[total], strings or a dictionary of them, or of type null where the candidates name none.
+    sources: arrow[total], strings or a dictionary of them, empty where the candidates name none.
     counts: pairs in = to score + seen + blocked + over_limit + quarantined; users in.
     quarantine: the rows set aside.
     """
@@ -114,9 +114,6 @@ def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
             flat = flat.cast(types[name], safe=name == ITEMS)
         columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), flat)
     return pa.table(columns)
-
-
-candidates_in_long_form = candidates_in_list_form  # score.py's name for it
 
 
 def build(histories: pa.Table, candidates: pa.Table, rules: Rules, source: str) -> Work:
@@ -215,7 +212,7 @@ def rank(work: Work, scores: np.ndarray, top_k: int, ids: pa.Array, model_versio
         ITEM: ids.take(pa.array(lists.values[best])),
         SCORE: pa.array(scores[best].astype(np.float32)),
         RECALL_SCORE: pa.array(work.recall_scores[best], from_pandas=True),
-        SOURCE: pa.repeat("", n) if pa.types.is_null(work.sources.type) else work.sources.take(pa.array(best)),
+        SOURCE: work.sources.take(pa.array(best)),
         MODEL_VERSION: pa.repeat(model_version, n),
         RUN_ID: pa.repeat(run_id, n),
     }
@@ -300,7 +297,7 @@ def _recall_scores(candidates: pa.Table, total: int) -> np.ndarray:
 
 def _sources(candidates: pa.Table, total: int, kept: np.ndarray) -> pa.Array:
     if SOURCES not in candidates.column_names:
-        return pa.nulls(len(kept))
+        return pa.DictionaryArray.from_arrays(np.zeros(len(kept), np.int8), [""])
     sources = flatten(candidates[SOURCES])[0][:total]
     return sources if len(kept) == total else sources.take(pa.array(kept))
 

@@ -233,7 +233,9 @@ class TestWholeJobOnLocalPaths:
 
     def test_only_users_of_whom_something_changed_are_scored_again(self, ran: config.Config, tmp_path: Path) -> None:
         layout = Layout.of(ran)
-        first = storage.read_json(layout.summary("score"))["summary"]
+        table = rankings.opened(layout.rankings)
+        assert table is not None
+        first = storage.read_json(layout.run_summary(rankings.shown(table)["run_id"]))
         changed: set[str] = set()
         for bucket, uri in buckets.bucket_files(layout.candidates()).items():
             table = buckets.read_parquet(uri)
@@ -253,15 +255,15 @@ class TestWholeJobOnLocalPaths:
             return summary, rankings.read(wanted["output"])
 
         afresh, whole = scored()
-        summary, table = scored(reuse=first["run_id"])
+        summary, mixed = scored(reuse=first["run_id"])
         assert summary["reused"] == first["run_id"] != summary["run_id"]
         assert summary["users_copied"] == first["users"] - len(changed) and summary["users"] == afresh["users"]
         assert summary["pairs"] == afresh["pairs"]
         assert summary["tokens"] < afresh["tokens"] / 2
         columns = [c for c in whole.column_names if c not in ("score", "run_id")]
-        assert table.select(columns).equals(whole.select(columns))
-        np.testing.assert_allclose(table["score"].to_numpy(), whole["score"].to_numpy(), rtol=1e-4, atol=1e-5)
-        assert set(table["run_id"].to_pylist()) == {summary["run_id"]}
+        assert mixed.select(columns).equals(whole.select(columns))
+        np.testing.assert_allclose(mixed["score"].to_numpy(), whole["score"].to_numpy(), rtol=1e-4, atol=1e-5)
+        assert set(mixed["run_id"].to_pylist()) == {summary["run_id"]}
         # Other rules, other rows: nothing may be copied.
         assert scored(reuse=first["run_id"], batch_tokens=128, output=str(tmp_path / "x"))[0]["users_copied"] == 0
         told = failure("score", ran.model_copy(update={"score": ran.score.model_copy(update={"reuse": "nothing"})}))

@@ -278,7 +278,7 @@ def test_histories_and_brought_candidates_join_bucket_by_bucket() -> None:
         order[row["user_id"]].append(row["item_id"])
     left = {}
     for b, uri in buckets.bucket_files(done["table"]).items():
-        found = requests.candidates_in_long_form(buckets.read_parquet(uri), uri)
+        found = requests.read_candidates(uri)
         work = requests.build(buckets.read_parquet(histories[b]), found, rules, uri)
         left |= {u.as_py(): [ids[int(r)].as_py() for r in work.candidates[n]] for n, u in enumerate(work.users)}
     assert left == {u: [i for i in order[u] if i not in had[u]] for u in users}

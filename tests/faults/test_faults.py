@@ -18,7 +18,7 @@ from llmrec import storage
 from llmrec.engine import ledger
 from llmrec.tables import buckets, rankings
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 
 def check(job: Job) -> None:
@@ -158,7 +158,7 @@ def test_the_object_store_is_away_for_20_seconds(own_cluster: Any, tmp_path: Pat
 
     with object_store.object_store(tmp_path / "store", "faults") as store:
         # The nodes of a mini cluster know the variables that they were started with; a job's own cluster knows these.
-        job = make_job("s3://faults/root", tmp_path, type("Local", (), {"address": "local"}))
+        job = make_job("s3://faults/root", tmp_path, type("Local", (), {"address": ""}))
         driver = job.start()
         job.wait_for(lambda: job.staged() >= 1, driver)
         os.killpg(store.pid, signal.SIGKILL)
