@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from llmrec import assets, config, storage
-from llmrec.engine.job import EXIT_INTERRUPTED, guarded, progress_line
+from llmrec.engine.job import EXIT_INTERRUPTED, guarded, progress_line, terminating
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.local import service
@@ -81,6 +81,46 @@ def show(
         })  # fmt: skip
     else:
         terminal.print_user(found, history, ranking)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def plan(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    budget: Annotated[
+        float | None, typer.Option(help="The most that the run may cost; exit code 2 if the plan is dearer.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to calibrate.")] = 20,
+    gpu: Annotated[
+        str | None, typer.Option(help="Plan for actors of one such GPU by its published rate; nothing is timed.")
+    ] = None,
+    mfu: Annotated[float, typer.Option(help="With --gpu: the share of that rate that scoring reaches.")] = 0.4,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Say what jobs/score.py will take: time, money, memory. Takes its settings, such as --score.max_actors 8."""
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu {mfu:g}: a share above 0 and at most 1")
+    if found := service.state():
+        service.apply(found)
+    loaded = config.load(config_file, context.args)
+    if budget is not None and not loaded.score.price_per_hour:
+        raise UserError("--budget: score.price_per_hour is not set; give what an actor costs an hour")
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.engine import plan as stage
+    from llmrec.engine.session import connected
+    from llmrec.report.plan import print_plan
+
+    with terminating(), connected(loaded.cluster, layout.root):
+        done = asdict(stage.plan(loaded, layout, progress_line("plan"), seconds, gpu, mfu))
+    print_plan(done)
+    if json_file:
+        storage.write_json(json_file, done)
+    if budget is not None and done["cost"] > budget:
+        raise UserError(
+            f"the run would cost {done['cost']:,.2f}, more than --budget {budget:,.2f}: {done['hours']:.2f} hours of "
+            f"{done['actors']} actors at {loaded.score.price_per_hour:g}"
+        )
 
 
 @app.command()

@@ -10,6 +10,7 @@ from benchmarks.scale import formula
 from benchmarks.scale.tables import FIRST_ITEM, ITEM_STEP
 from llmrec.engine.run import Job
 from llmrec.engine.watch import Beating
+from llmrec.ranker.cost import Load
 from llmrec.tables.requests import Work
 
 
@@ -18,7 +19,11 @@ class FreeScorer:
 
     probe = None
 
-    def __init__(self, job: Job, beating: Beating) -> None:
+    @staticmethod
+    def shared(job: Job) -> None:
+        return None
+
+    def __init__(self, job: Job, beating: Beating, shared: None) -> None:
         self.beating = beating
 
     def score(self, work: Work, users: Sequence[int]) -> list[np.ndarray]:
@@ -28,8 +33,14 @@ class FreeScorer:
         self.beating(len(found))
         return [found[start:end] for start, end in zip(lists.offsets[:-1], lists.offsets[1:], strict=True)]
 
-    def tokens(self, work: Work) -> tuple[int, int]:
-        return 0, 0
+    def load(self, work: Work) -> Load:
+        return Load(0, 0, 0)
+
+    def operations(self, load: Load) -> float:
+        return 0.0
+
+    def mfu(self, load: Load, seconds: float) -> None:
+        return None
 
     def texts_cut(self, work: Work) -> int:
         return 0

@@ -26,6 +26,7 @@ from benchmarks.speed.processes import processor
 from benchmarks.speed.run import Run, case
 from benchmarks.speed.weights import non_embedding_parameters
 from llmrec import assets
+from llmrec.ranker.cost import ModelCost
 
 MODEL = "smollm2-135m-instruct"
 
@@ -53,7 +54,7 @@ def measure(run: Run) -> dict[str, Any]:
     """All parts that were asked for, as one report that JSON can hold."""
     config = json.loads((Path(run.model) / "config.json").read_text())
     width = config["num_attention_heads"] * config["head_dim"]
-    cost = figures.ModelCost(non_embedding_parameters(run.model), config["num_hidden_layers"], width)
+    cost = ModelCost(non_embedding_parameters(run.model), config["num_hidden_layers"], width)
     tokenizer = AutoTokenizer.from_pretrained(run.model)
     rates = [matmul(run, config)]
     records, versions, not_run = compare(run, tokenizer, after_round=lambda: rates.append(matmul(run, config)))
@@ -82,7 +83,7 @@ def measure(run: Run) -> dict[str, Any]:
 def matmul(run: Run, config: dict[str, Any]) -> dict[str, float]:
     """G operations per second by precision."""
     sizes = {"hidden": config["hidden_size"], "intermediate": config["intermediate_size"]}
-    records, _ = run.child(sys.executable, "matmul", "matmul", {**sizes, "repeats": 20})
+    records, _ = run.child(sys.executable, "matmul", "matmul", {**sizes, "seconds": 2.0})
     return {precision: rate / 1e9 for record in records for precision, rate in record.items()}
 
 

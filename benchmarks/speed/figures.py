@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import linregress, spearmanr
 
 from benchmarks.speed.engines import OURS, REFERENCE, Engine
+from llmrec.ranker.cost import ModelCost
 
 TOP = 10
-
-
-@dataclass(frozen=True)
-class ModelCost:
-    """What one token costs: 2 * parameters operations, and 4 * width a layer for each token that it sees."""
-
-    parameters: int
-    layers: int
-    width: int
-
-    def operations(self, tokens: int, visible: int) -> float:
-        """tokens: computed ones; visible: pairs of a computed token and one that it sees."""
-        return 2.0 * self.parameters * tokens + 4.0 * self.width * self.layers * visible
 
 
 def rows(

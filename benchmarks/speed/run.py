@@ -43,7 +43,7 @@ class Run:
         task = {"threads": self.options.threads, "repeats": self.options.repeats, **task}
         failure = processes.run(python, module, task, file, self.options.timeout, record)
         if failure:
-            self.say(f"{log} not run: {failure}")
+            self.say(f"{log} failed: {failure}")
         return records, failure
 
 

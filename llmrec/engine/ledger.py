@@ -22,7 +22,7 @@ ENDS = ("ranked", "below_top_k", "over_limit", "seen", "blocked", "quarantined")
 @dataclass(frozen=True)
 class Entry:
     """One bucket. path: of its file, relative to the rankings; size: bytes; counts: see `score.Scored`; seconds: of
-    scoring; attempt: 1 unless the process died on it before."""
+    scoring; mfu: see `Scorer.mfu`; attempt: 1 unless the process died on it before."""
 
     bucket: int
     path: str
@@ -31,6 +31,7 @@ class Entry:
     users: int
     counts: dict[str, int]
     seconds: float
+    mfu: float | None
     attempt: int
     probe: Probe | None
 

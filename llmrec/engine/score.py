@@ -44,9 +44,10 @@ class Scored:
     whose item's text was cut to prompt.max_item_tokens; tokens: what the model computed; prefix_reuse: how many times
     more it would be, pair by pair. buckets: how many users are hashed into; staged: those with candidates; resumed:
     staged before this job began; retried: on which a process died. The rates are of all actors while they score;
-    starting, reading and writing count in `seconds` alone. probe_difference: packed against pair by pair, float32;
-    top10_kept: share of the probed users' float32 top 10 that score.precision keeps. cost: at score.price_per_hour, of
-    this job's actors from their start to its end.
+    starting, reading and writing count in `seconds` alone. mfu: share of an actor's rate of plain matrix products,
+    which it measures at its start, that the arithmetic of its tokens reached. probe_difference: packed against pair by
+    pair, float32; top10_kept: share of the probed users' float32 top 10 that score.precision keeps. cost: at
+    score.price_per_hour, of this job's actors from their start to its end.
     """
 
     run_id: str
@@ -71,6 +72,7 @@ class Scored:
     prefix_reuse: float
     pairs_per_second: float
     tokens_per_second: float
+    mfu: float | None
     seconds: float
     cost: float
     cost_per_million_pairs: float | None
@@ -106,17 +108,19 @@ def score(
             if job.earlier
             else f"score.reuse = {settings.score.reuse}: no run with this model and these settings; scoring every user"
         )
-    actors = max(settings.score.min_actors, min(settings.score.max_actors, len(missing)))
+    actors = actors_for(settings.score, len(missing))
     status = _Status(say, len(missing), settings.score.price_per_hour * actors)
     limit = settings.cluster.no_progress_seconds
     fresh: list[Entry] = []
+    pulse = watch.start_pulse()
+    shared = share(job, scorer, pulse, limit) if missing else None
     if not before and len(missing) >= settings.score.canary_from:
         say("scoring one bucket first")
-        fresh += _run(job, missing[:1], 1, scorer, limit, status)
+        fresh += _run(job, missing[:1], 1, (scorer, pulse, shared), limit, status)
         _show(job, fresh[0], say)
         missing = missing[1:]
     if missing:
-        fresh += _run(job, missing, actors, scorer, limit, status)
+        fresh += _run(job, missing, actors, (scorer, pulse, shared), limit, status)
     entries = ledger.read(layout, job.run_id)
     assert set(entries) == {u[BUCKET] for u in units}, "a bucket left no ledger entry"
     totals = ledger.total(entries)
@@ -126,16 +130,39 @@ def score(
     return summary
 
 
+def actors_for(wanted: config.Score, buckets: int) -> int:
+    return max(wanted.min_actors, min(wanted.max_actors, buckets))
+
+
+def share(job: Job, scorer: type[Scorer], pulse: Any, limit: float) -> Any:
+    """A reference to what the actors share, which every node maps into its memory once.
+
+    Raises:
+        UserError: the model or the tables do not go together, or nothing moves.
+    """
+    import ray
+
+    # The second is nothing but the task's end, or its error: the driver has no use for the first.
+    shared, done = ray.remote(_make_shared).options(num_returns=2, num_cpus=READ_CPUS).remote(job, scorer, pulse)
+    watch.waited(done, pulse, limit)
+    return shared
+
+
+def _make_shared(job: Job, scorer: type[Scorer], pulse: Any) -> tuple[Any, None]:
+    with watch.Beating(pulse).meanwhile():
+        return scorer.shared(job), None
+
+
 def _run(
-    job: Job, units: Sequence[dict[str, Any]], actors: int, scorer: type[Scorer], limit: float, status: _Status
-) -> list[Entry]:
-    """Score some buckets; their entries."""
+    job: Job, units: Sequence[dict[str, Any]], actors: int, actor: tuple[type[Scorer], Any, Any], limit: float,
+    status: _Status,
+) -> list[Entry]:  # fmt: skip
+    """Score some buckets by so many actors, each made from `actor`; their entries."""
     import ray
 
     context = ray.data.DataContext.get_current()
     # A bucket may take as long as it needs; what does not move at all is found by the pulse.
     context.execution_no_progress_timeout_s = -1
-    pulse = watch.start_pulse()
     # The pool grows by one actor a tick; it starts as large as there is work for.
     pool = ray.data.ActorPoolStrategy(
         min_size=min(job.score.min_actors, actors), max_size=max(job.score.max_actors, actors), initial_size=actors
@@ -145,13 +172,13 @@ def _run(
         # Other resources than the actors', or Ray would fuse reading into them.
         .map_batches(_read, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow", num_cpus=READ_CPUS)
         .map_batches(
-            PoolActor, batch_size=1, compute=pool, fn_constructor_args=(job, scorer, pulse), batch_format="pyarrow",
+            PoolActor, batch_size=1, compute=pool, fn_constructor_args=(job, *actor), batch_format="pyarrow",
             num_cpus=job.score.cpus_per_actor, num_gpus=job.score.gpus_per_actor,
         )
         .map_batches(_stage, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow", num_cpus=READ_CPUS)
     )  # fmt: skip
     found = []
-    for row in watch.watched(done.iter_rows(), pulse, limit, status.tick):
+    for row in watch.watched(done.iter_rows(), actor[1], limit, status.tick):
         found.append(ledger.entry(json.loads(row["entry"])))
         status.done(found[-1])
     return found
@@ -190,7 +217,7 @@ def _summary(
     job: Job, entries: dict[int, Entry], fresh: Sequence[Entry], actors: int, totals: Counter[str], seconds: float
 ) -> Scored:
     scoring = sum(entry.seconds for entry in fresh)
-    here = Counter[str]()
+    here, timed = Counter[str](), [e for e in fresh if e.mfu is not None and e.seconds]
     for entry in fresh:
         here.update(entry.counts)
     probes = [e.probe for e in entries.values() if e.probe is not None]
@@ -218,6 +245,7 @@ def _summary(
         prefix_reuse=round(totals["naive_tokens"] / max(totals["tokens"], 1), 1),
         pairs_per_second=here["scored"] / scoring * actors if scoring else 0.0,
         tokens_per_second=here["tokens"] / scoring * actors if scoring else 0.0,
+        mfu=float(np.average([e.mfu for e in timed], weights=[e.seconds for e in timed])) if timed else None,
         seconds=seconds,
         cost=cost,
         cost_per_million_pairs=cost / here["scored"] * 1e6 if cost and here["scored"] else None,
@@ -228,9 +256,12 @@ def _summary(
     )
 
 
-def _read(batch: pa.Table, job: Job) -> pa.Table:
-    """Join and judge one bucket; what is set aside is written here, the rest travels on."""
-    (unit,) = batch.to_pylist()
+def judged(unit: dict[str, Any], job: Job) -> requests.Work:
+    """One bucket's candidates joined to its histories and judged.
+
+    Raises:
+        UserError: a file cannot be read, or the tables do not go together.
+    """
     candidates = requests.read_candidates(unit["candidates"])
     if job.score.users_share < 1:
         candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
@@ -247,6 +278,13 @@ def _read(batch: pa.Table, job: Job) -> pa.Table:
             f"{unit['candidates']}: user {work.users[int(strays[0])].as_py()!r} does not belong into bucket "
             f"{unit[BUCKET]} of {job.buckets}; bucket the candidates by jobs/bucket.py"
         )
+    return work
+
+
+def _read(batch: pa.Table, job: Job) -> pa.Table:
+    """Join and judge one bucket; what is set aside is written here, the rest travels on."""
+    (unit,) = batch.to_pylist()
+    work = judged(unit, job)
     if work.quarantine.num_rows:
         buckets.write_parquet(work.quarantine, quarantine_file(job, unit[BUCKET], "reading"))
     return work_rows.to_row(work_rows.Bucket(unit[BUCKET], unit["candidates"], work))
@@ -269,7 +307,8 @@ def _stage(batch: pa.Table, job: Job) -> pa.Table:
     counts = dict(bucket.work.counts)
     counts |= {"ranked": table.num_rows, "below_top_k": counts.pop("to_score") - table.num_rows}
     entry = Entry(
-        bucket.number, path, size, table.num_rows, users, counts, bucket.facts["seconds"], bucket.facts["attempt"],
+        bucket.number, path, size, table.num_rows, users, counts, bucket.facts["seconds"], bucket.facts["mfu"],
+        bucket.facts["attempt"],
         bucket.facts["probe"] and Probe(**bucket.facts["probe"]),
     )  # fmt: skip
     ledger.write(job.layout, job.run_id, entry)

@@ -14,12 +14,13 @@ import torch
 
 from llmrec import assets, storage
 from llmrec.engine import attempts, ledger, work_rows
+from llmrec.engine.prompts import Prompts, bind, tokenise_tables
 from llmrec.engine.run import Job
 from llmrec.engine.tensor_parallel import Team
-from llmrec.engine.training_worker import Prompts, load_prompts
 from llmrec.engine.watch import Beating
-from llmrec.ranker import attention, health, precision
-from llmrec.ranker.model import Ranker, score_requests
+from llmrec.ranker import attention, cost, health, precision
+from llmrec.ranker.cost import Load, ModelCost
+from llmrec.ranker.model import Ranker, layers_of, load_tokenizer, read_card, score_requests
 from llmrec.ranker.packing import Request
 from llmrec.ranker.probe import Probe, check_labels, check_parity, slow_scores, top_kept
 from llmrec.ranker.prompts import fitting, scoring_request
@@ -28,6 +29,7 @@ from llmrec.tables import buckets, fingerprints, requests, subsets
 ATTEMPTS, MARKS = "attempts", "users"
 # Where most users are copied, a few odd ones are no share of anything.
 JUDGED_USERS = 20
+PEAK_ROWS, PEAK_SECONDS = 2048, 0.3
 
 
 class Scorer(Protocol):
@@ -35,13 +37,23 @@ class Scorer(Protocol):
 
     probe: Probe | None
 
-    def __init__(self, job: Job, beating: Beating) -> None: ...
+    @staticmethod
+    def shared(job: Job) -> Any:
+        """What all actors read and none changes: made once, in the shared memory of every node that needs it."""
+
+    def __init__(self, job: Job, beating: Beating, shared: Any) -> None: ...
 
     def score(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
         """float32[candidates] of each of these users, by their numbers in the work."""
 
-    def tokens(self, work: requests.Work) -> tuple[int, int]:
-        """Tokens to compute for the work, and those that it would take pair by pair."""
+    def load(self, work: requests.Work) -> Load:
+        """What scoring the work takes."""
+
+    def operations(self, load: Load) -> float:
+        """A load's arithmetic, multiply-adds counted twice."""
+
+    def mfu(self, load: Load, seconds: float) -> float | None:
+        """Share of the rate of plain matrix products, measured here at the start, that a load's arithmetic reached."""
 
     def texts_cut(self, work: requests.Work) -> int:
         """How many candidates are not scored by their whole text."""
@@ -51,24 +63,29 @@ class Scorer(Protocol):
 
 
 class Replica:
-    """A model that scores: held against the slow way first, then brought to the job's precision."""
+    """A model that scores: held against the slow way first, then brought to the job's precision.
 
-    def __init__(self, job: Job, rank: int = 0) -> None:
+    cost: of a token, of all parts of a model that is split; peak: operations a second of plain matrix products, of all
+    parts, known once it is ready.
+    """
+
+    def __init__(self, job: Job, texts: Prompts, rank: int = 0) -> None:
         self.job = job
         device = torch.device("cuda", rank) if job.score.gpus_per_actor else torch.device("cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, round(job.score.cpus_per_actor / job.score.tensor_parallel)))
         parts = job.score.tensor_parallel
-        if job.model_uri == job.model.base:
-            directory = assets.resolve_model(job.model.base)
+        directory = _model_directory(job)
+        if _untouched(job):
             self.ranker = Ranker.from_base(job.model, job.prompt, directory, parts)
         else:
-            saved = storage.local_directory(job.model_uri, assets.cache_directory() / "models")
-            self.ranker = Ranker.from_pretrained(saved, parts)
+            self.ranker = Ranker.from_pretrained(directory, parts)
         self.ranker.to(device)
         self.ranker.attend_by(attention.choose(job.model.attention, device))
-        self.prompts: Prompts = load_prompts(self.ranker, job.layout)
+        self.prompts = bind(texts, self.ranker)
         self.precision = precision.choose(job.score.precision, device)
+        self.cost = ModelCost.of(layers_of(self.ranker.backbone), self.ranker.backbone.config)
+        self.peak = 0.0
         self.progress: Callable[[int], None] | None = None
 
     def make_ready(self, few: list[Request]) -> Probe | None:
@@ -89,19 +106,33 @@ class Replica:
             exact = score_requests(self.ranker, few, budget)
             self.ranker.only_score(self.precision, self.job.score.compile)
             kept = top_kept(exact, score_requests(self.ranker, few, budget))
+        self.peak = self._peak() * self.job.score.tensor_parallel
         return Probe(difference, float(kept.mean()) if len(kept) else 1.0, len(few)) if few else None
+
+    def _peak(self) -> float:
+        config = self.ranker.backbone.config
+        hidden, middle = config.hidden_size, config.intermediate_size
+        dtype, device = getattr(torch, self.precision), next(self.ranker.parameters()).device
+        return cost.operations_per_second(dtype, PEAK_ROWS, hidden, middle, PEAK_SECONDS, device)
 
     def score(self, asked: list[Request]) -> list[torch.Tensor]:
         return score_requests(self.ranker, asked, self.job.score.batch_tokens, self.progress)
 
 
 class ModelScorer:
-    """The ranker. The model, the catalogue's tokens and the trunk prefixes are loaded once."""
+    """The ranker. The catalogue and the users' attributes are tokenised once for all actors."""
 
-    def __init__(self, job: Job, beating: Beating) -> None:
+    @staticmethod
+    def shared(job: Job) -> Prompts:
+        directory = _model_directory(job)
+        prompt = job.prompt if _untouched(job) else read_card(directory).prompt
+        return tokenise_tables(load_tokenizer(str(directory)), prompt, job.layout)
+
+    def __init__(self, job: Job, beating: Beating, shared: Prompts) -> None:
         self.job, self.beating = job, beating
-        self.team = Team(partial(Replica, job), job.score.tensor_parallel, bool(job.score.gpus_per_actor))
-        replica: Replica = self.team.own
+        self.team = Team(partial(Replica, job, shared), job.score.tensor_parallel, bool(job.score.gpus_per_actor))
+        self.replica: Replica = self.team.own
+        replica = self.replica
         replica.progress = beating
         self.prompts, self.card = replica.prompts, replica.ranker.card
         self.items = replica.ranker.items
@@ -117,16 +148,24 @@ class ModelScorer:
             self.ready = True
         return [scores.numpy() for scores in self.team.call("score", asked)]
 
-    def tokens(self, work: requests.Work) -> tuple[int, int]:
+    def load(self, work: requests.Work) -> Load:
         event, candidate = self.prompts.catalogue.event.lengths, self.prompts.catalogue.candidate.lengths
         trunk = np.asarray([
             len(self.prompts.prefix(user)) + int(event[self._history(work, i)].sum())
             for i, user in enumerate(work.users.to_pylist())
         ], np.int64)  # fmt: skip
-        dot = self.card.head == "dot"
-        branches = 0 if dot else int(candidate[work.candidates.values].sum())
-        alone = int((trunk * work.candidates.lengths).sum()) + branches
-        return (alone if self.card.packing == "pairs" else int(trunk.sum()) + branches), alone
+        offsets, causal = work.candidates.offsets, self.replica.ranker.causal
+        if self.card.head == "dot":  # a trunk alone scores, alone or together
+            found = cost.branches(trunk, np.zeros_like(offsets), np.empty(0, np.int64), causal)
+            return replace(found, alone=int((trunk * work.candidates.lengths).sum()))
+        lengths = candidate[work.candidates.values]
+        return (cost.pair_by_pair if self.card.packing == "pairs" else cost.branches)(trunk, offsets, lengths, causal)
+
+    def operations(self, load: Load) -> float:
+        return self.replica.cost.operations(load.tokens, load.visible)
+
+    def mfu(self, load: Load, seconds: float) -> float | None:
+        return self.operations(load) / seconds / self.replica.peak if self.replica.peak else None
 
     def fingerprints(self, work: requests.Work) -> np.ndarray:
         if self.item_marks is None:
@@ -153,12 +192,13 @@ class ModelScorer:
 class PoolActor:
     """A member of the actor pool: from a bucket's work to its scores."""
 
-    def __init__(self, job: Job, scorer: type[Scorer], pulse: Any) -> None:
+    def __init__(self, job: Job, scorer: type[Scorer], pulse: Any, shared: Any) -> None:
+        import ray
         from ray.util import metrics
 
         self.job, self.beating = job, Beating(pulse)
         with self.beating.meanwhile():
-            self.scorer = scorer(job, self.beating)
+            self.scorer = scorer(job, self.beating, ray.get(shared))
             self.ids = buckets.catalogue_ids(job.layout.items)
         tags = ("run",)
         self.pairs = metrics.Counter("llmrec_pairs_scored", "Candidates scored.", tag_keys=tags)
@@ -172,7 +212,7 @@ class PoolActor:
         started = time.monotonic()
         bucket = work_rows.from_row(batch)
         work, marks = bucket.work, self.scorer.fingerprints(bucket.work)
-        same = self._unchanged(bucket.number, work, marks)
+        same = unchanged(self.job, bucket.number, work, marks)
         copied = work.users.filter(pa.array(same))
         work = subsets.only(work, np.flatnonzero(~same))
         journal_uri = attempts_file(self.job, bucket.number)
@@ -183,15 +223,15 @@ class PoolActor:
         flat = np.concatenate([np.empty(0, np.float32), *(scores for scores in found if scores is not None)])
         if not len(copied) or len(left.users) >= JUDGED_USERS:
             health.check(health.measure(flat, left.candidates.offsets), self.job.score)
-        tokens, alone = self.scorer.tokens(left)
-        counts = dict(left.counts) | {"tokens": tokens, "naive_tokens": alone, "scored": len(flat)}
+        load, seconds = self.scorer.load(left), time.monotonic() - started
+        counts = dict(left.counts) | {"tokens": load.tokens, "naive_tokens": load.alone, "scored": len(flat)}
         counts |= {"users_copied": len(copied), "texts_cut": self.scorer.texts_cut(left)}
         self.buckets.inc()
         for metric, n in ((self.pairs, len(flat)), (self.aside, left.quarantine.num_rows), (self.copied, len(copied))):
             if n:  # a counter refuses 0
                 metric.inc(n)
         facts = {
-            "attempt": journal.attempt, "seconds": round(time.monotonic() - started, 3),
+            "attempt": journal.attempt, "seconds": round(seconds, 3), "mfu": self.scorer.mfu(load, seconds),
             "probe": self.scorer.probe and asdict(self.scorer.probe),
         }  # fmt: skip
         gone = np.zeros(len(same), bool)
@@ -201,13 +241,23 @@ class PoolActor:
             replace(bucket, work=replace(left, counts=counts), scores=flat, copied=copied, marks=kept, facts=facts)
         )
 
-    def _unchanged(self, number: int, work: requests.Work, marks: np.ndarray) -> np.ndarray:
-        """bool[users]: whose rows the earlier run already has."""
-        earlier = self.job.earlier
-        if earlier is None or ledger.find(self.job.layout, earlier.run_id, number) is None:
-            return np.zeros(len(work.users), bool)
-        before = buckets.read_parquet(marks_file(self.job, earlier.run_id, number))
-        return fingerprints.unchanged(work.users, marks, before)
+
+def unchanged(job: Job, number: int, work: requests.Work, marks: np.ndarray) -> np.ndarray:
+    """bool[users]: whose rows the earlier run, if there is one, already has."""
+    if job.earlier is None or ledger.find(job.layout, job.earlier.run_id, number) is None:
+        return np.zeros(len(work.users), bool)
+    return fingerprints.unchanged(work.users, marks, buckets.read_parquet(marks_file(job, job.earlier.run_id, number)))
+
+
+def _untouched(job: Job) -> bool:
+    return job.model_uri == job.model.base
+
+
+def _model_directory(job: Job) -> str:
+    """Where the model lies on this machine, fetched if need be."""
+    if _untouched(job):
+        return assets.resolve_model(job.model.base)
+    return str(storage.local_directory(job.model_uri, assets.cache_directory() / "models"))
 
 
 def attempts_file(job: Job, bucket: int) -> str:

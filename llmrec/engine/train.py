@@ -24,7 +24,8 @@ import torch
 from llmrec import assets, storage
 from llmrec.config import Config
 from llmrec.engine.counts import cooccurrence
-from llmrec.engine.training_worker import METRIC, STATE_FILE, Task, load_prompts, run_worker
+from llmrec.engine.prompts import load_prompts
+from llmrec.engine.training_worker import METRIC, STATE_FILE, Task, run_worker
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.model import Ranker, model_version

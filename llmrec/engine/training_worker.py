@@ -23,6 +23,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from llmrec import assets, config, storage
 from llmrec.engine.counts import known_histories
+from llmrec.engine.prompts import Prompts, load_prompts
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
 from llmrec.ranker.examples import Example, Recaller, sample, sample_last
@@ -30,18 +31,14 @@ from llmrec.ranker.losses import catalogue_softmax, listwise_softmax
 from llmrec.ranker.model import Ranker, layers_of, score_requests
 from llmrec.ranker.packing import Request, pack, plan
 from llmrec.ranker.prompts import (
-    Catalogue,
     branch_training_request,
     catalogue_training_request,
     fitting,
     scoring_request,
-    tokenise_catalogue,
     training_request,
-    trunk_prefixes,
 )
 from llmrec.ranker.tuning import prepare_tuning
-from llmrec.schema import ITEM, TRAIN_LENGTH, USER
-from llmrec.tables import buckets
+from llmrec.schema import TRAIN_LENGTH, USER
 
 METRIC = "validation_ndcg@10"
 STATE_FILE = "state.pt"
@@ -71,20 +68,6 @@ class Progress:
     decisions: int = 0
     best: float = -1.0
     without_gain: int = 0
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The catalogue and how trunks open. positions: how many a request may take, None for any number."""
-
-    catalogue: Catalogue
-    plain: np.ndarray
-    of_user: Any
-    max_history: int
-    positions: int | None
-
-    def prefix(self, user: Any) -> np.ndarray:
-        return self.of_user.get(user, self.plain)
 
 
 def run_worker(settings: dict[str, Any]) -> None:
@@ -161,15 +144,6 @@ def run_worker(settings: dict[str, Any]) -> None:
                 break
     if curves is not None:
         curves.close()
-
-
-def load_prompts(ranker: Ranker, layout: Layout) -> Prompts:
-    """Bind the ranker to the catalogue and tokenise users' attributes, with the ranker's own templates."""
-    prompt = ranker.card.prompt
-    catalogue = ranker.bind(tokenise_catalogue(buckets.read_parquet(layout.items), ITEM, prompt, ranker.tokenizer))
-    users = buckets.read_parquet(layout.users) if prompt.user and storage.exists(layout.users) else None
-    plain, of_user = trunk_prefixes(users, USER, prompt, ranker.tokenizer)
-    return Prompts(catalogue, plain, of_user, prompt.max_history, ranker.positions)
 
 
 def validation_requests(

@@ -100,6 +100,21 @@ def watched(
         thread.join()
 
 
+def waited(task: Any, pulse: Any, limit: float) -> Any:
+    """What a task that beats gives.
+
+    Raises:
+        UserError: neither a result nor a sign of life for `limit` seconds.
+    """
+    import ray
+
+    while not ray.wait([task], timeout=1)[0]:
+        silent, _ = ray.get(pulse.look.remote())
+        if silent > limit:
+            raise UserError(_standstill(limit))
+    return ray.get(task)
+
+
 class _Watch:
     """Looks at a run from a thread; interrupts the main thread, as Ctrl-C does, once `found` says what is wrong."""
 
@@ -120,15 +135,22 @@ class _Watch:
                 self.moved = max(self.moved, time.monotonic() - silent)
             self.tick(pairs)
             if time.monotonic() - self.moved > self.limit and not self.over.is_set():
-                free, every = (get().get("CPU", 0.0) for get in (ray.available_resources, ray.cluster_resources))
-                self.found = (
-                    f"nothing has moved for {self.limit:.0f} s (cluster.no_progress_seconds): {_alive()} of "
-                    f"{self.nodes} nodes are alive, {free:g} of {every:g} CPUs are free; actors that hold every CPU, "
-                    "as after the loss of a node, leave no room to read for them: add a node or lower "
-                    "score.max_actors, and run the same command again, which does only what is missing"
-                )
+                self.found = _standstill(self.limit, self.nodes)
                 os.kill(os.getpid(), signal.SIGINT)
                 return
+
+
+def _standstill(limit: float, nodes_before: int = 0) -> str:
+    import ray
+
+    free, every = (get().get("CPU", 0.0) for get in (ray.available_resources, ray.cluster_resources))
+    alive = _alive()
+    return (
+        f"nothing has moved for {limit:.0f} s (cluster.no_progress_seconds): {alive} of {max(nodes_before, alive)} "
+        f"nodes are alive, {free:g} of {every:g} CPUs are free; actors that hold every CPU, as after the loss of a "
+        "node, leave no room to read for them: add a node or lower score.max_actors, and run the same command again, "
+        "which does only what is missing"
+    )
 
 
 def _alive() -> int:

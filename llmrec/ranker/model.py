@@ -59,6 +59,21 @@ class RankerCard(BaseModel):
     packing: Literal["branches", "pairs"] = "branches"
 
 
+def read_card(directory: str | Path) -> RankerCard:
+    """The card of a ranker that `save_pretrained` wrote.
+
+    Raises:
+        UserError: the directory holds none.
+    """
+    file = Path(directory) / RANKER_FILE
+    try:
+        return RankerCard.model_validate_json(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no {RANKER_FILE}; this is no directory that train saved") from None
+    except ValueError as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+
+
 class Ranker(nn.Module):
     """A backbone without its vocabulary head, a score head over read positions, and items as vectors if it has them.
 
@@ -181,12 +196,7 @@ class Ranker(nn.Module):
             UserError: the directory holds no ranker.
         """
         directory = Path(directory)
-        try:
-            card = RankerCard.model_validate_json((directory / RANKER_FILE).read_text())
-        except FileNotFoundError:
-            raise UserError(f"{directory}: no {RANKER_FILE}; this is no directory that train saved") from None
-        except ValueError as error:
-            raise UserError(f"{directory / RANKER_FILE}: {' '.join(str(error).split())}") from None
+        card = read_card(directory)
         backbone, tokenizer = _load(AutoModel, str(directory), parts)
         backbone = _cut_layers(backbone, card.layers)
         head = HEADS[card.head](backbone.config.hidden_size)
@@ -329,6 +339,20 @@ def model_version(directory: str | Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def load_tokenizer(directory: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub id.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the tokenizer of model '{directory}' cannot be loaded: {str(error).splitlines()[0]}"
+        ) from None
+
+
 def _load(kind: Any, directory: str, parts: int) -> tuple[Any, PreTrainedTokenizerBase]:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -350,9 +374,9 @@ def _load(kind: Any, directory: str, parts: int) -> tuple[Any, PreTrainedTokeniz
                 )
             split["distributed_config"] = DistributedConfig(tp_size=parts, tp_plan="auto")
         model = kind.from_pretrained(directory, config=config, dtype=torch.float32, **split)
-        tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model '{directory}' cannot be loaded: {str(error).splitlines()[0]}") from None
+    tokenizer = load_tokenizer(directory)
     backbone = model.base_model
     if layers_of(backbone) is None or not backbone._supports_attention_backend:
         raise UserError(

@@ -20,7 +20,7 @@ import xxhash
 
 from llmrec import storage
 from llmrec.errors import UserError
-from llmrec.schema import ITEM, USER
+from llmrec.schema import ITEM, ITEMS, USER
 
 UNFINISHED = "_UNFINISHED"
 
@@ -108,6 +108,24 @@ def read_parquet(uri: str, columns: list[str] | None = None, dictionaries: Itera
         return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(f"{uri}: its files disagree on columns ({str(error).splitlines()[0][:120]})") from None
+
+
+def pairs_in(uri: str) -> int:
+    """Candidates of a file of either form, by its footer; a user without any counts as one.
+
+    Raises:
+        UserError: no readable Parquet file.
+    """
+    fs, _ = storage.filesystem(uri)
+    try:
+        footer = pq.read_metadata(uri.removeprefix("s3://"), filesystem=fs)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{uri}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
+    found = 0
+    for group in range(footer.num_row_groups):
+        columns = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
+        found += sum(c.num_values for c in columns if c.path_in_schema.split(".")[0] in (ITEM, ITEMS))
+    return found
 
 
 def _dictionaries(footer: pq.FileMetaData, columns: set[str]) -> list[str]:

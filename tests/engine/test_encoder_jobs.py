@@ -15,10 +15,12 @@ from scipy import sparse
 from llmrec import config, schema
 from llmrec.engine import run, score, work_rows
 from llmrec.engine import training_worker as worker
+from llmrec.engine.prompts import load_prompts
 from llmrec.engine.scorer import ModelScorer
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.layout import Layout
+from llmrec.ranker.cost import Load
 from llmrec.ranker.examples import Recaller, sample_last
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.tuning import prepare_tuning
@@ -63,20 +65,20 @@ def prepared(tmp_path: Path, tiny_encoder: Path) -> config.Config:
     })  # fmt: skip
 
 
-def scored(settings: config.Config) -> tuple[dict[str, int], Any]:
+def scored(settings: config.Config) -> tuple[Load, Any]:
     """What an actor counts in the bucket, and its probe."""
     job, units = run.resolve(settings, Layout.of(settings))
     work = work_rows.from_row(score._read(pa.Table.from_pylist(units), job)).work
-    scorer = ModelScorer(job, Beating(None))
+    scorer = ModelScorer(job, Beating(None), ModelScorer.shared(job))
     scores = np.concatenate(scorer.score(work, range(USERS)))
     assert len(scores) == USERS * CANDIDATES and len(set(scores.tolist())) > USERS
-    return dict(zip(("tokens", "naive_tokens"), scorer.tokens(work), strict=True)), scorer.probe
+    return scorer.load(work), scorer.probe
 
 
 def test_steps_learn_and_what_they_save_scores_by_branches(prepared: config.Config) -> None:
     layout, train = Layout.of(prepared), prepared.train
     ranker = Ranker.from_base(prepared.model, prepared.prompt, prepared.model.base)
-    prompts = worker.load_prompts(ranker, layout)
+    prompts = load_prompts(ranker, layout)
     prepare_tuning(ranker, train)
     recaller = Recaller(sparse.csr_matrix(np.ones((ITEMS, ITEMS), np.float32)), 0.9, depth=ITEMS)
     table = buckets.read_parquet(layout.histories)
@@ -99,10 +101,10 @@ def test_steps_learn_and_what_they_save_scores_by_branches(prepared: config.Conf
 
     ranker.save_pretrained(layout.ranker, "")
     assert Ranker.from_pretrained(layout.ranker).card.packing == "branches"
-    counts, probe = scored(prepared)
+    load, probe = scored(prepared)
     trunk, item = 2 + 2 * EVENTS, 2
-    assert counts["tokens"] == USERS * (trunk + CANDIDATES * item)
-    assert counts["naive_tokens"] == USERS * CANDIDATES * (trunk + item)
+    assert load.tokens == USERS * (trunk + CANDIDATES * item)
+    assert load.alone == USERS * CANDIDATES * (trunk + item)
     assert probe.difference < 1e-5
 
 
@@ -110,8 +112,8 @@ def test_an_untouched_encoder_counts_every_pair_whole(prepared: config.Config) -
     ranker = Ranker.from_base(prepared.model, prepared.prompt, prepared.model.base)
     torch.nn.init.normal_(ranker.head.weight)
     ranker.save_pretrained(Layout.of(prepared).ranker, "")
-    counts, probe = scored(prepared)
-    assert counts["tokens"] == counts["naive_tokens"] == USERS * CANDIDATES * (2 + 2 * EVENTS + 2)
+    load, probe = scored(prepared)
+    assert load.tokens == load.alone == USERS * CANDIDATES * (2 + 2 * EVENTS + 2)
     assert probe.difference < 1e-5
 
 

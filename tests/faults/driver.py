@@ -21,6 +21,7 @@ from llmrec.engine.run import Job
 from llmrec.engine.session import connected
 from llmrec.engine.watch import Beating
 from llmrec.layout import Layout
+from llmrec.ranker.cost import Load
 from llmrec.tables.requests import Work
 
 SECONDS = float(sys.argv[2])
@@ -32,7 +33,11 @@ class Hashing:
 
     probe = None
 
-    def __init__(self, job: Job, beating: Beating) -> None:
+    @staticmethod
+    def shared(job: Job) -> None:
+        return None
+
+    def __init__(self, job: Job, beating: Beating, shared: None) -> None:
         self.beating = beating
 
     def score(self, work: Work, users: Sequence[int]) -> list[np.ndarray]:
@@ -49,8 +54,14 @@ class Hashing:
             self.beating(len(scores))
         return found
 
-    def tokens(self, work: Work) -> tuple[int, int]:
-        return 0, 0
+    def load(self, work: Work) -> Load:
+        return Load(0, 0, 0)
+
+    def operations(self, load: Load) -> float:
+        return 0.0
+
+    def mfu(self, load: Load, seconds: float) -> None:
+        return None
 
     def texts_cut(self, work: Work) -> int:
         return 0
