@@ -74,6 +74,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     """Train until the planned steps are done or validation stops improving, checkpointing at every validation."""
     import ray.train
     from ray.train.torch import get_device
+    from tensorboardX import SummaryWriter
 
     task: Task = settings["task"]
     train, context = task.train, ray.train.get_context()
@@ -97,7 +98,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     schedule = get_cosine_schedule_with_warmup(optimizer, round(task.steps * train.warmup_share), task.steps)
     progress = _resume(model, optimizer, schedule)
     rng = np.random.default_rng([train.seed, rank, progress.step])
-    curves = _curves(task.layout) if rank == 0 else None
+    curves_directory = tempfile.TemporaryDirectory(prefix="llmrec-curves-")  # gone with this function's end
+    curves = SummaryWriter(logdir=curves_directory.name) if rank == 0 else None
     news, last_news, started = settings["news"], time.monotonic(), time.monotonic()
     tokens_before = progress.tokens
 
@@ -135,7 +137,7 @@ def run_worker(settings: dict[str, Any]) -> None:
             if curves is not None:
                 curves.add_scalar(f"validation/{METRIC}", metric or 0.0, progress.step)
                 curves.flush()
-                storage.upload_directory(Path(curves.logdir), storage.join(task.layout.training, "tensorboard"))
+                storage.upload_directory(Path(curves_directory.name), storage.join(task.layout.training, "tensorboard"))
                 shown = "no validation users" if metric is None else f"{METRIC} {metric:.4f}"
                 news.put_nowait(f"step {progress.step}/{task.steps}  {shown}")
             # Without validation the newest weights are the best known.
@@ -362,12 +364,6 @@ def _state_options(offload: bool) -> Any:
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
     return StateDictOptions(full_state_dict=True, cpu_offload=offload, ignore_frozen_params=True, strict=False)
-
-
-def _curves(layout: Layout) -> Any:
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(logdir=tempfile.mkdtemp(prefix="llmrec-curves-"))
 
 
 def _sum(value: float, device: torch.device, world: int) -> float:
