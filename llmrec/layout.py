@@ -35,7 +35,7 @@ class Layout:
 
     @property
     def users(self) -> str:
-        return self._at("tables", "users", "users.parquet")
+        return self._at("tables", "users")
 
     @property
     def histories(self) -> str:

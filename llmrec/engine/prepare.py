@@ -97,7 +97,10 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     buckets.write_parquet(bad_items, storage.join(layout.quarantine("prepare"), "items.parquet"))
     storage.delete(layout.users)
     if users is not None:
-        buckets.write_parquet(users, layout.users)
+        which = buckets.bucket_of(users[USER], data.buckets)
+        for bucket in np.unique(which):
+            here = buckets.sorted_by_user(users.filter(pa.array(which == bucket)))
+            buckets.write_parquet(here, buckets.bucket_file(layout.users, int(bucket)))
 
     say(f"sorting {reasons['good']:,} events into {data.buckets} buckets")
     job = _Job(data, layout, user_type, item_type, boundaries)

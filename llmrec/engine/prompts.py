@@ -1,43 +1,56 @@
-"""The prepared tables as tokens: the catalogue, and how each user's trunk opens."""
+"""The prepared tables as tokens: the catalogue, and how a user's trunk opens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
 from llmrec import storage
 from llmrec.config import Prompt
 from llmrec.layout import Layout
 from llmrec.ranker.model import Ranker
-from llmrec.ranker.prompts import Catalogue, tokenise_catalogue, trunk_prefixes
+from llmrec.ranker.prompts import Catalogue, fill, tokenise_catalogue, trunk_opening, trunk_openings
 from llmrec.schema import ITEM, USER
 from llmrec.tables import buckets
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The catalogue and how trunks open. positions: how many a request may take, None for any number."""
+    """The catalogue and how trunks open.
+
+    plain: of a user without attributes; of_user: of those who have some, where they are all held (training does;
+    scoring takes them bucket by bucket). positions: how many a request may take, None for any number.
+    """
 
     catalogue: Catalogue
     plain: np.ndarray
-    of_user: Mapping[Any, np.ndarray]
     max_history: int
     positions: int | None = None
+    of_user: Mapping[Any, np.ndarray] = field(default_factory=dict)
 
     def prefix(self, user: Any) -> np.ndarray:
         return self.of_user.get(user, self.plain)
 
 
-def tokenise_tables(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, layout: Layout) -> Prompts:
-    """The catalogue and the users' attributes in a ranker's own templates, as text; see `bind`."""
+def tokenise_items(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, layout: Layout) -> Prompts:
+    """The catalogue in a ranker's own templates, as text; see `bind`."""
     catalogue = tokenise_catalogue(buckets.read_parquet(layout.items), ITEM, prompt, tokenizer)
-    users = buckets.read_parquet(layout.users) if prompt.user and storage.exists(layout.users) else None
-    plain, of_user = trunk_prefixes(users, USER, prompt, tokenizer)
-    return Prompts(catalogue, plain, of_user, prompt.max_history)
+    return Prompts(catalogue, trunk_opening(prompt, tokenizer), prompt.max_history)
+
+
+def openings(users: pa.Array, attributes: str, prompt: Prompt) -> pa.Array:
+    """string[n]: what the trunk says of each user, by a bucket's file of attributes; null where it has none of him."""
+    table = buckets.read_parquet(attributes)
+    place = pa.compute.index_in(users, table[USER].combine_chunks())
+    known = pa.array(fill(prompt.user, table.take(place.drop_null()), "user"), pa.string())
+    which = np.cumsum(place.is_valid().to_numpy(zero_copy_only=False)) - 1
+    return known.take(pa.array(which, mask=place.is_null().to_numpy(zero_copy_only=False)))
 
 
 def bind(prompts: Prompts, ranker: Ranker) -> Prompts:
@@ -46,5 +59,10 @@ def bind(prompts: Prompts, ranker: Ranker) -> Prompts:
 
 
 def load_prompts(ranker: Ranker, layout: Layout) -> Prompts:
-    """Both of the above, by the ranker's own tokenizer and templates."""
-    return bind(tokenise_tables(ranker.tokenizer, ranker.card.prompt, layout), ranker)
+    """Both of the above and the openings of all users, by the ranker's own tokenizer and templates."""
+    prompt, of_user = ranker.card.prompt, {}
+    if prompt.user and storage.exists(layout.users):
+        users = buckets.read_parquet(layout.users)
+        opened = trunk_openings(fill(prompt.user, users, "user"), prompt, ranker.tokenizer)
+        of_user = dict(zip(users[USER].to_pylist(), opened, strict=True))
+    return replace(bind(tokenise_items(ranker.tokenizer, prompt, layout), ranker), of_user=of_user)

@@ -11,7 +11,7 @@ from typing import Any
 from llmrec import assets, config, storage
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.model import model_version
+from llmrec.ranker.model import RANKER_FILE, model_version, read_card
 from llmrec.schema import BUCKET
 from llmrec.tables import buckets, rankings
 
@@ -32,8 +32,11 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Job:
-    """What every task and actor of a run needs. buckets: how many users are hashed into; rule: what, besides the input,
-    a user's rows depend on."""
+    """What every task and actor of a run needs.
+
+    prompt: the model's own, if it was trained; buckets: how many users are hashed into; rule: what, besides the input,
+    a user's rows depend on.
+    """
 
     score: config.Score
     model: config.Model
@@ -49,7 +52,8 @@ class Job:
 
 
 def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str, Any]]]:
-    """The job, named by a hash of its settings, model and inputs, and its units: `bucket`, `histories`, `candidates`.
+    """The job, named by a hash of its settings, model and inputs, and its units: `bucket`, and the
+    files `histories`, `candidates`, `users` (empty if nothing is known of any).
 
     Raises:
         UserError: an input is missing, or the tables do not go together.
@@ -64,13 +68,17 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
             f"{candidates}: bucket {min(extra)} has no counterpart in {layout.histories}; bucket both into "
             f"{len(histories)} (data.buckets)"
         )
+    prompt = settings.prompt
     if wanted.model == "base":
         model_uri = settings.model.base
         found = assets.resolve_model(model_uri)
         version = model_version(found) if Path(found).is_dir() else model_uri  # a hub id stands for itself
     else:
         model_uri = storage.absolute(wanted.model) if wanted.model else layout.ranker
-        version = model_version(storage.local_directory(model_uri, assets.cache_directory() / "models"))
+        saved = storage.local_directory(model_uri, assets.cache_directory() / "models")
+        version = model_version(saved)
+        if (Path(saved) / RANKER_FILE).exists():  # a scorer of one's own needs none
+            prompt = read_card(saved).prompt
     inputs = [
         storage.manifest(uri)
         for uri in (candidates, layout.histories, layout.items, layout.users)
@@ -83,10 +91,14 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     reuse = None if earlier is None else earlier.run_id
     run_id = _hash([rule, candidates, output, inputs, reuse])
     job = Job(
-        wanted, settings.model, settings.prompt, layout, output, run_id, model_uri, version, len(histories), rule,
+        wanted, settings.model, prompt, layout, output, run_id, model_uri, version, len(histories), rule,
         earlier,
     )  # fmt: skip
-    units = [{BUCKET: b, "histories": histories[b], "candidates": uri} for b, uri in sorted(listed.items())]
+    known = buckets.bucket_files(layout.users) if job.prompt.user and storage.exists(layout.users) else {}
+    units = [
+        {BUCKET: b, "histories": histories[b], "candidates": uri, "users": known.get(b, "")}
+        for b, uri in sorted(listed.items())
+    ]
     return job, units
 
 

@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import pyarrow.compute
 from llmrec import config, schema, storage
 from llmrec.engine import ledger, watch, work_rows
 from llmrec.engine.ledger import Entry
+from llmrec.engine.prompts import openings
 from llmrec.engine.run import Job, resolve
 from llmrec.engine.scorer import ModelScorer, PoolActor, Scorer, marks_file, quarantine_file
 from llmrec.errors import UserError
@@ -278,6 +279,8 @@ def judged(unit: dict[str, Any], job: Job) -> requests.Work:
             f"{unit['candidates']}: user {work.users[int(strays[0])].as_py()!r} does not belong into bucket "
             f"{unit[BUCKET]} of {job.buckets}; bucket the candidates by jobs/bucket.py"
         )
+    if unit["users"]:
+        work = replace(work, openings=openings(work.users, unit["users"], job.prompt))
     return work
 
 

@@ -14,16 +14,16 @@ import torch
 
 from llmrec import assets, storage
 from llmrec.engine import attempts, ledger, work_rows
-from llmrec.engine.prompts import Prompts, bind, tokenise_tables
+from llmrec.engine.prompts import Prompts, bind, tokenise_items
 from llmrec.engine.run import Job
 from llmrec.engine.tensor_parallel import Team
 from llmrec.engine.watch import Beating
 from llmrec.ranker import attention, cost, health, precision
 from llmrec.ranker.cost import Load, ModelCost
-from llmrec.ranker.model import Ranker, layers_of, load_tokenizer, read_card, score_requests
+from llmrec.ranker.model import Ranker, layers_of, load_tokenizer, score_requests
 from llmrec.ranker.packing import Request
 from llmrec.ranker.probe import Probe, check_labels, check_parity, slow_scores, top_kept
-from llmrec.ranker.prompts import fitting, scoring_request
+from llmrec.ranker.prompts import fitting, scoring_request, trunk_openings
 from llmrec.tables import buckets, fingerprints, requests, subsets
 
 ATTEMPTS, MARKS = "attempts", "users"
@@ -120,13 +120,11 @@ class Replica:
 
 
 class ModelScorer:
-    """The ranker. The catalogue and the users' attributes are tokenised once for all actors."""
+    """The ranker. The catalogue is tokenised once for all actors."""
 
     @staticmethod
     def shared(job: Job) -> Prompts:
-        directory = _model_directory(job)
-        prompt = job.prompt if _untouched(job) else read_card(directory).prompt
-        return tokenise_tables(load_tokenizer(str(directory)), prompt, job.layout)
+        return tokenise_items(load_tokenizer(_model_directory(job)), job.prompt, job.layout)
 
     def __init__(self, job: Job, beating: Beating, shared: Prompts) -> None:
         self.job, self.beating = job, beating
@@ -141,7 +139,8 @@ class ModelScorer:
         self.item_marks: np.ndarray | None = None
 
     def score(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
-        asked = [self._request(work, user) for user in users]
+        openings = self._openings(subsets.only(work, np.asarray(users, np.int64)))
+        asked = [self._request(work, user, opening) for user, opening in zip(users, openings, strict=True)]
         if asked and not self.ready:
             with self.beating.meanwhile():
                 self.probe = self.team.call("make_ready", asked[: self.job.score.probe_users])
@@ -151,8 +150,7 @@ class ModelScorer:
     def load(self, work: requests.Work) -> Load:
         event, candidate = self.prompts.catalogue.event.lengths, self.prompts.catalogue.candidate.lengths
         trunk = np.asarray([
-            len(self.prompts.prefix(user)) + int(event[self._history(work, i)].sum())
-            for i, user in enumerate(work.users.to_pylist())
+            len(opening) + int(event[self._history(work, i)].sum()) for i, opening in enumerate(self._openings(work))
         ], np.int64)  # fmt: skip
         offsets, causal = work.candidates.offsets, self.replica.ranker.causal
         if self.card.head == "dot":  # a trunk alone scores, alone or together
@@ -174,7 +172,7 @@ class ModelScorer:
                 with torch.inference_mode():
                     vectors = torch.cat([self.items()[0], self.items()[1][:, None]], dim=1).float().cpu().numpy()
             self.item_marks = fingerprints.of_items(catalogue.ids, catalogue.event, catalogue.candidate, vectors)
-        return fingerprints.of_users(work, self.item_marks, self.prompts.prefix, self.prompts.max_history)
+        return fingerprints.of_users(work, self.item_marks, self.prompts.max_history)
 
     def texts_cut(self, work: requests.Work) -> int:
         return int(self.prompts.catalogue.cut[work.candidates.values].sum())
@@ -182,10 +180,18 @@ class ModelScorer:
     def _history(self, work: requests.Work, user: int) -> np.ndarray:
         return work.histories[user][-self.prompts.max_history :].astype(np.int64)
 
-    def _request(self, work: requests.Work, user: int) -> Request:
-        prefix = self.prompts.prefix(work.users[user].as_py())
+    def _openings(self, work: requests.Work) -> list[np.ndarray]:
+        """Each user's opening tokens."""
+        plain = self.prompts.plain
+        if work.openings is None:
+            return [plain] * len(work.users)
+        known = trunk_openings(work.openings.drop_null().to_pylist(), self.job.prompt, self.replica.ranker.tokenizer)
+        left = iter(known)
+        return [next(left) if there else plain for there in work.openings.is_valid().to_pylist()]
+
+    def _request(self, work: requests.Work, user: int, opening: np.ndarray) -> Request:
         candidates = work.candidates[user].astype(np.int64)
-        request = scoring_request(prefix, self.prompts.catalogue, self._history(work, user), candidates)
+        request = scoring_request(opening, self.prompts.catalogue, self._history(work, user), candidates)
         return fitting(request, self.prompts.positions)
 
 

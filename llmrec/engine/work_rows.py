@@ -38,7 +38,7 @@ def to_row(bucket: Bucket) -> pa.Table:
     work, sink = bucket.work, pa.BufferOutputStream()
     none = work.users.slice(0, 0)
     tables = [
-        pa.table({USER: work.users}),
+        pa.table({USER: work.users} | ({} if work.openings is None else {"opening": work.openings})),
         pa.table({"candidate": work.candidates.values, "recall": work.recall_scores, "source": work.sources}),
         pa.table({"event": work.histories.values}),
         pa.table({"h": work.histories.offsets, "c": work.candidates.offsets}),
@@ -74,6 +74,7 @@ def from_row(row: pa.Table) -> Bucket:
         sources=_array(pairs["source"]),
         counts=header["counts"],
         quarantine=schema.QUARANTINE.empty_table(),
+        openings=_array(users["opening"]) if "opening" in users.column_names else None,
     )
     return Bucket(
         row[BUCKET][0].as_py(), header["source"], work, scores["score"].to_numpy(), _array(copied[USER]), marks,

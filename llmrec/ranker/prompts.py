@@ -7,7 +7,7 @@ read as a trained decision and as a scored candidate alike. Items are tokenised 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,25 +107,28 @@ def tokenise_catalogue(
     return Catalogue(items[item_column].combine_chunks(), event, candidate, cut)
 
 
-def trunk_prefixes(
-    users: pa.Table | None, user_column: str, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
-) -> tuple[np.ndarray, Mapping[Any, np.ndarray]]:
-    """Tokens that open a trunk: those of a user without attributes, and those of each user who has them.
+def trunk_opening(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """int32[p] tokens that open the trunk of a user of whom nothing is known.
 
     The first is the tokenizer's BOS token, or else its CLS token, if it has one.
+
+    Raises:
+        UserError: there is none.
     """
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-    start = [] if first is None else [first]
-    plain = np.asarray(start + _tokenise(tokenizer, [prompt.before_history])[0], np.int32)
+    (plain,) = trunk_openings([""], prompt, tokenizer)
     if not len(plain):
         raise UserError(
             "prompt.before_history is empty and the tokenizer has no BOS or CLS token; a trunk needs one token"
         )
-    if users is None or not prompt.user:
-        return plain, {}
-    texts = [text + prompt.before_history for text in fill(prompt.user, users, "user")]
-    tokens = (np.asarray(start + t, np.int32) for t in _tokenise(tokenizer, texts))
-    return plain, dict(zip(users[user_column].to_pylist(), tokens, strict=True))
+    return plain
+
+
+def trunk_openings(texts: Sequence[str], prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """int32[any] tokens that open each trunk that says such a text of its user."""
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    start = [] if first is None else [first]
+    tokens = _tokenise(tokenizer, [text + prompt.before_history for text in texts])
+    return [np.asarray(start + t, np.int32) for t in tokens]
 
 
 def trunk(prefix: np.ndarray, events: Ragged) -> np.ndarray:

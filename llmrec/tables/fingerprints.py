@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
@@ -32,21 +29,20 @@ def of_items(ids: pa.Array, event: Ragged, candidate: Ragged, vectors: np.ndarra
     return found
 
 
-def of_users(work: Work, items: np.ndarray, prefix: Callable[[Any], np.ndarray], max_history: int) -> np.ndarray:
-    """uint64[users]: of a user's prefix, of the newest `max_history` items of his history, and of his candidates.
-
-    items: uint64[n] from `of_items`; prefix: from a user's id to the tokens that open his trunk.
-    """
+def of_users(work: Work, items: np.ndarray, max_history: int) -> np.ndarray:
+    """uint64[users]: of what a user's trunk says of him, of the newest `max_history` items of his history, and of his
+    candidates. items: uint64[n] from `of_items`."""
     sources = work.sources if pa.types.is_dictionary(work.sources.type) else work.sources.dictionary_encode()
     names = [xxhash.xxh3_64_intdigest(str(s).encode()) for s in sources.dictionary.to_pylist()] + [0]
     source = np.asarray(names, np.uint64)[sources.indices.fill_null(len(names) - 1).to_numpy()]
     candidate = items[work.candidates.values]
     found = np.empty(len(work.users), np.uint64)
-    for i, user in enumerate(work.users.to_pylist()):
+    openings = [None] * len(work.users) if work.openings is None else work.openings.to_pylist()
+    for i, opening in enumerate(openings):
         pairs = slice(work.candidates.offsets[i], work.candidates.offsets[i + 1])
-        hashed = xxhash.xxh3_64()
+        hashed = xxhash.xxh3_64(b"none" if opening is None else f"text {opening}".encode())
         for part in (
-            prefix(user), items[work.histories[i][-max_history:]], candidate[pairs], work.recall_scores[pairs],
+            items[work.histories[i][-max_history:]], candidate[pairs], work.recall_scores[pairs],
             source[pairs],
         ):  # fmt: skip
             hashed.update(len(part).to_bytes(8, "little"))

@@ -57,7 +57,8 @@ class Work:
     users: arrow[n]; histories, candidates: catalogue rows per user; recall_scores: float32[total], NaN where missing;
     sources: arrow[total], strings or a dictionary of them, empty where the candidates name none.
     counts: pairs in = to score + seen + blocked + over_limit + quarantined; users in.
-    quarantine: the rows set aside.
+    quarantine: the rows set aside. openings: string[n], what a user's trunk says of himself, null where nothing is
+    known of him; None if nobody's does.
     """
 
     users: pa.Array
@@ -67,6 +68,7 @@ class Work:
     sources: pa.Array
     counts: dict[str, int]
     quarantine: pa.Table
+    openings: pa.Array | None = None
 
 
 def read_candidates(uri: str) -> pa.Table:

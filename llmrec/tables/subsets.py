@@ -24,6 +24,7 @@ def only(work: Work, rows: np.ndarray) -> Work:
         candidates=work.candidates.take(rows),
         recall_scores=work.recall_scores[pairs.to_numpy()],
         sources=work.sources.take(pairs),
+        openings=None if work.openings is None else work.openings.take(pa.array(rows)),
     )
 
 

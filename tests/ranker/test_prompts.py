@@ -15,7 +15,8 @@ from llmrec.ranker.prompts import (
     scoring_request,
     tokenise_catalogue,
     training_request,
-    trunk_prefixes,
+    trunk_opening,
+    trunk_openings,
 )
 
 ITEMS = pa.table({"item_id": [3, 1, 2], "title": ["Heat", "Big", "Up"], "tags": [["a", "b"], None, []]})
@@ -94,20 +95,21 @@ def test_item_tokens_are_numbered_behind_the_vocabulary() -> None:
 
 
 def test_prefixes_start_with_bos_and_the_users_own_text() -> None:
-    users = pa.table({"user_id": ["a", "b"], "age": [30, None]})
     prompt = Prompt(user="Age {age}. ", before_history="Seen:")
-    plain, of_user = trunk_prefixes(users, "user_id", prompt, tokenizer())
+    plain = trunk_opening(prompt, tokenizer())
     assert plain[0] == tokenizer().bos_token_id
     assert decode(plain[1:]) == "Seen:"
-    assert {user: decode(tokens[1:]) for user, tokens in of_user.items()} == {"a": "Age 30. Seen:", "b": "Age . Seen:"}
-    assert trunk_prefixes(None, "user_id", prompt, tokenizer())[1] == {}
+    texts = fill(prompt.user, pa.table({"age": [30, None]}), "user")
+    opened = trunk_openings(texts, prompt, tokenizer())
+    assert [decode(tokens[1:]) for tokens in opened] == ["Age 30. Seen:", "Age . Seen:"]
+    assert trunk_openings([], prompt, tokenizer()) == []
 
 
 def test_a_trunk_needs_a_token() -> None:
     bare = tokenizer()
     bare.bos_token = None
     with pytest.raises(UserError, match="no BOS or CLS token"):
-        trunk_prefixes(None, "user_id", Prompt(before_history=""), bare)
+        trunk_opening(Prompt(before_history=""), bare)
 
 
 def test_a_scoring_request_is_prefix_history_and_candidates() -> None:

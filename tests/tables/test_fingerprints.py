@@ -14,7 +14,6 @@ from llmrec.tables.requests import Work
 
 IDS = pa.array([10, 20, 30, 40])
 EVENT = Ragged.of([[1, 2], [3], [4, 5, 6], [7]])
-PREFIX = {1: np.asarray([0], np.int32), 2: np.asarray([0, 9], np.int32)}
 
 
 def work(**changes: object) -> Work:
@@ -26,13 +25,14 @@ def work(**changes: object) -> Work:
         sources=pa.array(["a", "", "b"]),
         counts={"to_score": 3, "quarantined": 0},
         quarantine=pa.table({}),
+        openings=pa.array(["young", None]),
     )
     return replace(made, **changes)
 
 
 def of(made: Work, event: Ragged = EVENT, history: int = 2, **vectors: np.ndarray) -> list[int]:
     items = fingerprints.of_items(IDS, event, event, **vectors)
-    return fingerprints.of_users(made, items, PREFIX.__getitem__, history).tolist()
+    return fingerprints.of_users(made, items, history).tolist()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,10 @@ def of(made: Work, event: Ragged = EVENT, history: int = 2, **vectors: np.ndarra
         ({"recall_scores": np.asarray([0.5, np.nan, 1.5], np.float32)}, [False, True]),
         ({"sources": pa.array(["a", "", "b"]).dictionary_encode()}, [False, False]),
         ({"sources": pa.array(["a", "b", "b"])}, [True, False]),
-        ({"users": pa.array([2, 1])}, [True, True]),
+        ({"openings": pa.array(["old", None])}, [True, False]),
+        ({"openings": pa.array(["young", ""])}, [False, True]),
+        ({"openings": None}, [True, False]),
+        ({"users": pa.array([2, 1])}, [False, False]),
     ],
 )
 def test_of_users(changes: dict[str, object], changed: list[bool]) -> None:
@@ -62,7 +65,7 @@ def test_an_items_text_counts_and_its_row_does_not() -> None:
     ids, event = pa.array([5, 10, 20, 30, 40]), Ragged.of([[8], [1, 2], [3], [4, 5, 6], [7]])
     moved = work(histories=Ragged.of([[1, 2, 3], [2]]), candidates=Ragged.of([[3, 4], [1]]))
     items = fingerprints.of_items(ids, event, event)
-    assert fingerprints.of_users(moved, items, PREFIX.__getitem__, 2).tolist() == before
+    assert fingerprints.of_users(moved, items, 2).tolist() == before
 
 
 def test_an_items_vector_counts_instead_of_its_token() -> None:
