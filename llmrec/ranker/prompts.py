@@ -197,6 +197,8 @@ def fitting(request: Request, positions: int | None) -> Request:
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:  # which a tokenizer stumbles over
+        return []
     return list(tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"])
 
 
