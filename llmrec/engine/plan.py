@@ -21,7 +21,7 @@ from llmrec.engine import ledger, watch, work_rows
 from llmrec.engine.attempts import WINDOW
 from llmrec.engine.run import Job, resolve
 from llmrec.engine.score import actors_for, judged, share
-from llmrec.engine.scorer import ModelScorer, Scorer, unchanged
+from llmrec.engine.scorer import ModelScorer, Scorer, Shared, unchanged
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET
@@ -104,20 +104,21 @@ class Rate:
 class Calibrator:
     """An actor like those of the pool, that keeps what it read and says how long it took."""
 
-    def __init__(self, job: Job, scorer: type[Scorer], pulse: Any, shared: Any) -> None:
+    def __init__(self, job: Job, scorer: type[Scorer], pulse: Any, shared: Shared) -> None:
         import ray
 
         started = time.monotonic()
         self.job, self.beating = job, watch.Beating(pulse)
         with self.beating.meanwhile():
-            self.scorer = scorer(job, self.beating, ray.get(shared))
+            self.scorer = scorer(job, self.beating, ray.get(shared.scorer))
+            self.rules = ray.get(shared.rules)
         self.loading = time.monotonic() - started
 
     def sample(self, unit: dict[str, Any], calibrating: bool) -> Sample:
         """Judge a bucket, and score a user or two of it, so that the next call finds everything warm."""
         started = time.monotonic()
         with self.beating.meanwhile():
-            work = judged(unit, self.job)
+            work = judged(unit, self.job, self.rules)
             read = time.monotonic()
             marks = self.scorer.fingerprints(work)
             same = unchanged(self.job, unit[BUCKET], work, marks)
@@ -158,9 +159,8 @@ class Calibrator:
         spent = time.monotonic() - started
         done = subsets.only(self.work, np.arange(len(scores)))
         load = self.scorer.load(done)
-        ids = buckets.catalogue_ids(self.job.layout.items)
         table = requests.rank(
-            done, np.concatenate(scores), self.job.score.top_k, ids, self.job.model_version, self.job.run_id
+            done, np.concatenate(scores), self.job.score.top_k, self.rules.ids, self.job.model_version, self.job.run_id
         )
         return Rate(
             pairs=len(done.candidates.values),

@@ -23,7 +23,7 @@ from llmrec.engine import ledger, watch, work_rows
 from llmrec.engine.ledger import Entry
 from llmrec.engine.prompts import openings
 from llmrec.engine.run import Job, resolve
-from llmrec.engine.scorer import ModelScorer, PoolActor, Scorer, marks_file, quarantine_file
+from llmrec.engine.scorer import ModelScorer, PoolActor, Scorer, Shared, marks_file, quarantine_file
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.probe import Probe
@@ -114,14 +114,14 @@ def score(
     limit = settings.cluster.no_progress_seconds
     fresh: list[Entry] = []
     pulse = watch.start_pulse()
-    shared = share(job, scorer, pulse, limit) if missing else None
+    shared = share(job, scorer, pulse, limit) if missing else Shared(None, None)
     if not before and len(missing) >= settings.score.canary_from:
         say("scoring one bucket first")
-        fresh += _run(job, missing[:1], 1, (scorer, pulse, shared), limit, status)
+        fresh += _run(job, missing[:1], 1, scorer, shared, pulse, limit, status)
         _show(job, fresh[0], say)
         missing = missing[1:]
     if missing:
-        fresh += _run(job, missing, actors, (scorer, pulse, shared), limit, status)
+        fresh += _run(job, missing, actors, scorer, shared, pulse, limit, status)
     entries = ledger.read(layout, job.run_id)
     assert set(entries) == {u[BUCKET] for u in units}, "a bucket left no ledger entry"
     totals = ledger.total(entries)
@@ -135,30 +135,30 @@ def actors_for(wanted: config.Score, buckets: int) -> int:
     return max(wanted.min_actors, min(wanted.max_actors, buckets))
 
 
-def share(job: Job, scorer: type[Scorer], pulse: Any, limit: float) -> Any:
-    """A reference to what the actors share, which every node maps into its memory once.
+def share(job: Job, scorer: type[Scorer], pulse: Any, limit: float) -> Shared:
+    """What the processes of a run share.
 
     Raises:
         UserError: the model or the tables do not go together, or nothing moves.
     """
     import ray
 
-    # The second is nothing but the task's end, or its error: the driver has no use for the first.
-    shared, done = ray.remote(_make_shared).options(num_returns=2, num_cpus=READ_CPUS).remote(job, scorer, pulse)
+    # The last is nothing but the task's end, or its error: the driver has no use for the others.
+    by, made, done = ray.remote(_make_shared).options(num_returns=3, num_cpus=READ_CPUS).remote(job, scorer, pulse)
     watch.waited(done, pulse, limit)
-    return shared
+    return Shared(by, made)
 
 
-def _make_shared(job: Job, scorer: type[Scorer], pulse: Any) -> tuple[Any, None]:
+def _make_shared(job: Job, scorer: type[Scorer], pulse: Any) -> tuple[requests.Rules, Any, None]:
     with watch.Beating(pulse).meanwhile():
-        return scorer.shared(job), None
+        return rules(job), scorer.shared(job), None
 
 
 def _run(
-    job: Job, units: Sequence[dict[str, Any]], actors: int, actor: tuple[type[Scorer], Any, Any], limit: float,
-    status: _Status,
+    job: Job, units: Sequence[dict[str, Any]], actors: int, scorer: type[Scorer], shared: Shared, pulse: Any,
+    limit: float, status: _Status,
 ) -> list[Entry]:  # fmt: skip
-    """Score some buckets by so many actors, each made from `actor`; their entries."""
+    """Score some buckets by so many actors; their entries."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -168,18 +168,19 @@ def _run(
     pool = ray.data.ActorPoolStrategy(
         min_size=min(job.score.min_actors, actors), max_size=max(job.score.max_actors, actors), initial_size=actors
     )
+    given = {"job": job, "by": shared.rules}
     done = (
         ray.data.from_items(list(units), override_num_blocks=min(len(units), 10_000))
         # Other resources than the actors', or Ray would fuse reading into them.
-        .map_batches(_read, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow", num_cpus=READ_CPUS)
+        .map_batches(_read, batch_size=1, fn_kwargs=given, batch_format="pyarrow", num_cpus=READ_CPUS)
         .map_batches(
-            PoolActor, batch_size=1, compute=pool, fn_constructor_args=(job, *actor), batch_format="pyarrow",
-            num_cpus=job.score.cpus_per_actor, num_gpus=job.score.gpus_per_actor,
+            PoolActor, batch_size=1, compute=pool, fn_constructor_args=(job, scorer, pulse, shared),
+            batch_format="pyarrow", num_cpus=job.score.cpus_per_actor, num_gpus=job.score.gpus_per_actor,
         )
-        .map_batches(_stage, batch_size=1, fn_kwargs={"job": job}, batch_format="pyarrow", num_cpus=READ_CPUS)
+        .map_batches(_stage, batch_size=1, fn_kwargs=given, batch_format="pyarrow", num_cpus=READ_CPUS)
     )  # fmt: skip
     found = []
-    for row in watch.watched(done.iter_rows(), actor[1], limit, status.tick):
+    for row in watch.watched(done.iter_rows(), pulse, limit, status.tick):
         found.append(ledger.entry(json.loads(row["entry"])))
         status.done(found[-1])
     return found
@@ -257,7 +258,17 @@ def _summary(
     )
 
 
-def judged(unit: dict[str, Any], job: Job) -> requests.Work:
+def rules(job: Job) -> requests.Rules:
+    """What every candidate is judged by.
+
+    Raises:
+        UserError: score.blocked_items is of another type than the catalogue.
+    """
+    ids = buckets.catalogue_ids(job.layout.items)
+    return requests.Rules(ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates)
+
+
+def judged(unit: dict[str, Any], job: Job, by: requests.Rules) -> requests.Work:
     """One bucket's candidates joined to its histories and judged.
 
     Raises:
@@ -266,13 +277,7 @@ def judged(unit: dict[str, Any], job: Job) -> requests.Work:
     candidates = requests.read_candidates(unit["candidates"])
     if job.score.users_share < 1:
         candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
-    ids = buckets.catalogue_ids(job.layout.items)
-    work = requests.build(
-        buckets.read_parquet(unit["histories"], [USER, ITEMS]),
-        candidates,
-        requests.Rules(ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates),
-        unit["candidates"],
-    )
+    work = requests.build(buckets.read_parquet(unit["histories"], [USER, ITEMS]), candidates, by, unit["candidates"])
     strays = np.flatnonzero(buckets.bucket_of(work.users, job.buckets) != unit[BUCKET])
     if len(strays):
         raise UserError(
@@ -284,19 +289,23 @@ def judged(unit: dict[str, Any], job: Job) -> requests.Work:
     return work
 
 
-def _read(batch: pa.Table, job: Job) -> pa.Table:
-    """Join and judge one bucket; what is set aside is written here, the rest travels on."""
+def _read(batch: pa.Table, job: Job, by: Any) -> pa.Table:
+    """Join and judge one bucket; what is set aside is written here, the rest travels on. by: reference to the rules."""
+    import ray
+
     (unit,) = batch.to_pylist()
-    work = judged(unit, job)
+    work = judged(unit, job, ray.get(by))
     if work.quarantine.num_rows:
         buckets.write_parquet(work.quarantine, quarantine_file(job, unit[BUCKET], "reading"))
     return work_rows.to_row(work_rows.Bucket(unit[BUCKET], unit["candidates"], work))
 
 
-def _stage(batch: pa.Table, job: Job) -> pa.Table:
+def _stage(batch: pa.Table, job: Job, by: Any) -> pa.Table:
     """Rank one bucket, write its file, then its ledger entry: an entry means that the file is whole."""
+    import ray
+
     bucket = work_rows.from_row(batch)
-    ids = buckets.catalogue_ids(job.layout.items)
+    ids = ray.get(by).ids
     table = requests.rank(bucket.work, bucket.scores, job.score.top_k, ids, job.model_version, job.run_id)
     users = len(bucket.work.users)
     if bucket.copied is not None and len(bucket.copied):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -60,6 +60,15 @@ class Scorer(Protocol):
 
     def fingerprints(self, work: requests.Work) -> np.ndarray:
         """uint64[users], equal in two runs if a user's scores are."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """References to what is read once a run and lies in the shared memory of each node: `requests.Rules`, and what
+    `Scorer.shared` made."""
+
+    rules: Any
+    scorer: Any
 
 
 class Replica:
@@ -198,14 +207,14 @@ class ModelScorer:
 class PoolActor:
     """A member of the actor pool: from a bucket's work to its scores."""
 
-    def __init__(self, job: Job, scorer: type[Scorer], pulse: Any, shared: Any) -> None:
+    def __init__(self, job: Job, scorer: type[Scorer], pulse: Any, shared: Shared) -> None:
         import ray
         from ray.util import metrics
 
         self.job, self.beating = job, Beating(pulse)
         with self.beating.meanwhile():
-            self.scorer = scorer(job, self.beating, ray.get(shared))
-            self.ids = buckets.catalogue_ids(job.layout.items)
+            self.scorer = scorer(job, self.beating, ray.get(shared.scorer))
+            self.ids = ray.get(shared.rules).ids
         tags = ("run",)
         self.pairs = metrics.Counter("llmrec_pairs_scored", "Candidates scored.", tag_keys=tags)
         self.aside = metrics.Counter("llmrec_pairs_quarantined", "Candidates set aside.", tag_keys=tags)

@@ -41,7 +41,9 @@ def test_an_actor_opens_each_trunk_with_its_users_own_text(tmp_path: Path, tiny_
         "score": {"model": "base", "precision": "float32", "exclude_seen": False, "probe_users": 0},
     })  # fmt: skip
     job, (unit,) = run.resolve(settings, layout)
-    work = work_rows.from_row(work_rows.to_row(work_rows.Bucket(0, "c", score.judged(unit, job)))).work
+    work = work_rows.from_row(
+        work_rows.to_row(work_rows.Bucket(0, "c", score.judged(unit, job, score.rules(job))))
+    ).work
     assert (work.openings is None) is not known
     scorer = ModelScorer(job, Beating(None), ModelScorer.shared(job))
     words = scorer.replica.ranker.tokenizer
