@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from llmrec.ranker.probe import Probe
 from llmrec.tables import buckets
 
 TABLE = "ledger.parquet"
+READERS = 16
 # Where a candidate can end. pairs_in is their sum, for every bucket and for the run.
 ENDS = ("ranked", "below_top_k", "over_limit", "seen", "blocked", "quarantined")
 
@@ -44,8 +46,9 @@ def write(layout: Layout, run_id: str, entry: Entry) -> None:
 
 def read(layout: Layout, run_id: str) -> dict[int, Entry]:
     """The entries of a run by bucket."""
-    files = storage.list_files(layout.ledger(run_id), ".json")
-    return {found.bucket: found for found in (entry(storage.read_json(uri)) for uri, _ in files)}
+    files = [uri for uri, _ in storage.list_files(layout.ledger(run_id), ".json")]
+    with ThreadPoolExecutor(READERS) as threads:  # a store takes its time for each
+        return {found.bucket: found for found in map(entry, threads.map(storage.read_json, files))}
 
 
 def find(layout: Layout, run_id: str, bucket: int) -> Entry | None:

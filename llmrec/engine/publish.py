@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pyarrow as pa
 
 from llmrec import storage
@@ -29,10 +31,10 @@ def publish(layout: Layout, run_id: str) -> Published:
         raise UserError(
             f"run '{run_id}': {len(entries)} of {run['staged']} buckets are staged; run jobs/score.py again"
         )
-    totals = ledger.total(entries)
-    files, found_schema = [], None
+    ledger.total(entries)  # which checks them
     fs, _ = storage.filesystem(run["output"])
-    for bucket, entry in sorted(entries.items()):
+
+    def found_schema(entry: ledger.Entry) -> pa.Schema:
         uri = storage.join(run["output"], entry.path)
         try:
             footer = pq.read_metadata(uri.removeprefix("s3://"), filesystem=fs)
@@ -42,9 +44,11 @@ def publish(layout: Layout, run_id: str) -> Published:
             ) from None
         if footer.num_rows != entry.rows:
             raise UserError(f"run '{run_id}': {uri} has {footer.num_rows} rows, the ledger says {entry.rows}")
-        found_schema = footer.schema.to_arrow_schema()
-        if entry.rows:
-            files.append(StagedFile(bucket, entry.path, entry.size, entry.rows))
-    if not files or found_schema is None or totals["ranked"] == 0:
+        return footer.schema.to_arrow_schema()
+
+    with ThreadPoolExecutor(ledger.READERS) as threads:
+        schemas = list(threads.map(found_schema, entries.values()))
+    files = [StagedFile(b, entry.path, entry.size, entry.rows) for b, entry in sorted(entries.items()) if entry.rows]
+    if not files:
         raise UserError(f"run '{run_id}' ranked no user; nothing to publish")
-    return rankings.publish(run["output"], files, run["buckets"], found_schema, run_id)
+    return rankings.publish(run["output"], files, run["buckets"], schemas[0], run_id)
