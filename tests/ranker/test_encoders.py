@@ -41,7 +41,7 @@ from llmrec.ranker.prompts import (
     fitting,
     scoring_request,
     tokenise_catalogue,
-    trunk_prefixes,
+    trunk_opening,
 )
 from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning
@@ -341,7 +341,7 @@ def test_a_model_without_a_known_list_of_layers_is_refused(tmp_path: Path) -> No
 def test_a_trunk_opens_with_cls_and_an_item_may_end_with_sep() -> None:
     prompt = Prompt(before_history="Seen", after_item=" [SEP]")
     words = wordpieces()
-    prefix, _ = trunk_prefixes(None, "user_id", prompt, words)
+    prefix = trunk_opening(prompt, words)
     catalogue = tokenise_catalogue(pa.table({"item_id": [1], "title": ["Up"]}), "item_id", prompt, words)
     made = scoring_request(prefix, catalogue, np.asarray([0, 0]), np.asarray([0]))
     assert words.convert_ids_to_tokens(made.trunk.tolist()) == [

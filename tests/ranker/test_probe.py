@@ -19,7 +19,7 @@ from llmrec.errors import UserError
 from llmrec.ranker import health, model, probe
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.packing import Batch, Request
-from llmrec.ranker.prompts import scoring_request, tokenise_catalogue, trunk_prefixes
+from llmrec.ranker.prompts import scoring_request, tokenise_catalogue, trunk_opening
 from llmrec.ranker.ragged import Ragged
 
 Tiny = Callable[[str], str]
@@ -106,7 +106,7 @@ def films() -> pa.Table:
 def asked_of(directory: str, films: pa.Table, prompt: Prompt) -> tuple[Ranker, list[Request]]:
     ranker = Ranker.from_base(Model(items="text", head="yes_no"), prompt, directory)
     catalogue = tokenise_catalogue(films, "item_id", prompt, ranker.tokenizer)
-    prefix, _ = trunk_prefixes(None, "user_id", prompt, ranker.tokenizer)
+    prefix = trunk_opening(prompt, ranker.tokenizer)
     return ranker, [scoring_request(prefix, catalogue, np.arange(8), np.arange(20, 24))]
 
 
