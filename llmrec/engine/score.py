@@ -203,7 +203,8 @@ class _Status:
         if now - self.last < SECONDS_BETWEEN_LINES:
             return
         self.last, seconds = now, now - self.started
-        line = f"{self.buckets} of {self.total} buckets, {pairs:,} pairs, {pairs / seconds:,.0f} pairs/s"
+        rate = f"{pairs:,} pairs, {pairs / seconds:,.0f} pairs/s" if pairs else "actors get ready"
+        line = f"{self.buckets} of {self.total} buckets, {rate}"
         if self.buckets:
             line += f", about {_clock(seconds / self.buckets * (self.total - self.buckets))} left"
         line += f", {self.aside:,} set aside" if self.aside else ""

@@ -97,7 +97,7 @@ def test_the_job_publishes_what_the_peers_rank(cluster: Any, layout: Layout, tmp
     rows = pl.read_parquet(f"{tmp_path}/out.parquet")
     for wrong in (
         rows.head(-1),
-        rows.with_columns(pl.col("item_id") + (pl.col("rank") == 3) * (pl.col("user_id") == 7)),
+        rows.with_columns(pl.col("item_id") + ((pl.col("rank") == 3) & (pl.col("user_id") == 7))),
     ):
         wrong.write_parquet(f"{tmp_path}/wrong.parquet")
         assert not equal(layout.rankings, f"{tmp_path}/wrong.parquet")
@@ -108,8 +108,9 @@ def test_usage_sees_time_and_memory() -> None:
         time.sleep(0.5)
     with Usage() as usage:
         held = np.ones(25_000_000)
-        end = time.process_time() + 0.5
-        while time.process_time() < end:
+        end, late = time.process_time() + 0.5, time.monotonic() + 30
+        # It looks the less often, the more processes there are below this one: a cluster that other tests left.
+        while time.process_time() < end or (usage.peak_mb < before.peak_mb + 150 and time.monotonic() < late):
             held.sum()
     assert usage.peak_mb - before.peak_mb > 150
     assert usage.seconds >= 0.4 and usage.cpu_seconds >= 0.4
