@@ -18,6 +18,7 @@ class FreeScorer:
     """Scores by `formula.score`."""
 
     probe = None
+    ready_seconds = 0.0
 
     @staticmethod
     def shared(job: Job) -> None:

@@ -33,9 +33,13 @@ PEAK_ROWS, PEAK_SECONDS = 2048, 0.3
 
 
 class Scorer(Protocol):
-    """What scores, made once in each actor. It tells `beating` of every few pairs that it has scored."""
+    """What scores, made once in each actor. It tells `beating` of every few pairs that it has scored.
+
+    ready_seconds: how much of the time of all calls of `score` went into getting ready, which rates leave out.
+    """
 
     probe: Probe | None
+    ready_seconds: float
 
     @staticmethod
     def shared(job: Job) -> Any:
@@ -144,16 +148,17 @@ class ModelScorer:
         self.prompts, self.card = replica.prompts, replica.ranker.card
         self.items = replica.ranker.items
         self.probe: Probe | None = None
-        self.ready = False
+        self.ready_seconds = 0.0
         self.item_marks: np.ndarray | None = None
 
     def score(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
         openings = self._openings(subsets.only(work, np.asarray(users, np.int64)))
         asked = [self._request(work, user, opening) for user, opening in zip(users, openings, strict=True)]
-        if asked and not self.ready:
+        if asked and not self.ready_seconds:
+            started = time.monotonic()
             with self.beating.meanwhile():
                 self.probe = self.team.call("make_ready", asked[: self.job.score.probe_users])
-            self.ready = True
+            self.ready_seconds = time.monotonic() - started
         return [scores.numpy() for scores in self.team.call("score", asked)]
 
     def load(self, work: requests.Work) -> Load:
@@ -224,7 +229,7 @@ class PoolActor:
             metric.set_default_tags({"run": job.run_id})
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        started = time.monotonic()
+        started, ready_before = time.monotonic(), self.scorer.ready_seconds
         bucket = work_rows.from_row(batch)
         work, marks = bucket.work, self.scorer.fingerprints(bucket.work)
         same = unchanged(self.job, bucket.number, work, marks)
@@ -238,7 +243,8 @@ class PoolActor:
         flat = np.concatenate([np.empty(0, np.float32), *(scores for scores in found if scores is not None)])
         if not len(copied) or len(left.users) >= JUDGED_USERS:
             health.check(health.measure(flat, left.candidates.offsets), self.job.score)
-        load, seconds = self.scorer.load(left), time.monotonic() - started
+        load = self.scorer.load(left)
+        seconds = time.monotonic() - started - (self.scorer.ready_seconds - ready_before)
         counts = dict(left.counts) | {"tokens": load.tokens, "naive_tokens": load.alone, "scored": len(flat)}
         counts |= {"users_copied": len(copied), "texts_cut": self.scorer.texts_cut(left)}
         self.buckets.inc()

@@ -32,6 +32,7 @@ class Hashing:
     """Scores that look random and depend on the user and the item alone, at a pace that leaves time to disturb it."""
 
     probe = None
+    ready_seconds = 0.0
 
     @staticmethod
     def shared(job: Job) -> None:
