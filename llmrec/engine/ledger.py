@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from llmrec import storage
 from llmrec.layout import Layout
-from llmrec.ranker.probe import Probe
+from llmrec.ranker.health import Probe
 from llmrec.tables import buckets
 
 TABLE = "ledger.parquet"

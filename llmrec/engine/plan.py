@@ -19,9 +19,11 @@ import numpy as np
 from llmrec.config import Config
 from llmrec.engine import ledger, watch, work_rows
 from llmrec.engine.attempts import WINDOW
+from llmrec.engine.pool import Scorer, Shared, unchanged
 from llmrec.engine.run import Job, resolve
-from llmrec.engine.score import actors_for, judged, share
-from llmrec.engine.scorer import ModelScorer, Scorer, Shared, unchanged
+from llmrec.engine.score import actors_for, share
+from llmrec.engine.scorer import ModelScorer
+from llmrec.engine.tasks import judged
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
 from llmrec import storage
 from llmrec.config import Prompt
 from llmrec.layout import Layout
 from llmrec.ranker.model import Ranker
-from llmrec.ranker.prompts import Catalogue, fill, tokenise_catalogue, trunk_opening, trunk_openings
+from llmrec.ranker.prompts import Catalogue, tokenise_catalogue, trunk_opening, trunk_openings
+from llmrec.ranker.templates import fill
 from llmrec.schema import ITEM, USER
 from llmrec.tables import buckets
 
@@ -42,15 +41,6 @@ def tokenise_items(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, layout: L
     """The catalogue in a ranker's own templates, as text; see `bind`."""
     catalogue = tokenise_catalogue(buckets.read_parquet(layout.items), ITEM, prompt, tokenizer)
     return Prompts(catalogue, trunk_opening(prompt, tokenizer), prompt.max_history)
-
-
-def openings(users: pa.Array, attributes: str, prompt: Prompt) -> pa.Array:
-    """string[n]: what the trunk says of each user, by a bucket's file of attributes; null where it has none of him."""
-    table = buckets.read_parquet(attributes)
-    place = pa.compute.index_in(users, table[USER].combine_chunks())
-    known = pa.array(fill(prompt.user, table.take(place.drop_null()), "user"), pa.string())
-    which = np.cumsum(place.is_valid().to_numpy(zero_copy_only=False)) - 1
-    return known.take(pa.array(which, mask=place.is_null().to_numpy(zero_copy_only=False)))
 
 
 def bind(prompts: Prompts, ranker: Ranker) -> Prompts:

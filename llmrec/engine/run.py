@@ -11,10 +11,11 @@ from typing import Any
 from llmrec import assets, config, storage
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.model import RANKER_FILE, model_version, read_card
+from llmrec.ranker.card import RANKER_FILE, model_version, read_card
 from llmrec.schema import BUCKET
 from llmrec.tables import buckets, rankings
 
+ATTEMPTS, MARKS = "attempts", "users"
 # Settings that change what a run costs, never what it gives.
 OF_COST = frozenset({
     "min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "publish", "probe_users", "compile",
@@ -49,6 +50,18 @@ class Job:
     buckets: int
     rule: str
     earlier: Earlier | None
+
+    def attempts_file(self, bucket: int) -> str:
+        """What was being scored of a bucket, for the attempt after a death."""
+        return storage.join(self.layout.run(self.run_id), ATTEMPTS, f"bucket-{bucket:05d}.json")
+
+    def marks_file(self, run_id: str, bucket: int) -> str:
+        """The fingerprints of a bucket's users."""
+        return buckets.bucket_file(storage.join(self.layout.run(run_id), MARKS), bucket)
+
+    def quarantine_file(self, bucket: int, step: str) -> str:
+        name = f"bucket-{bucket:05d}-{step}.parquet"
+        return storage.join(self.layout.quarantine(f"score/{self.run_id}"), name)
 
 
 def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str, Any]]]:

@@ -1,7 +1,7 @@
 """score: from candidates to staged rankings, bucket by bucket.
 
-Three steps stream through Ray Data, a bucket a row: tasks read and judge (`_read`), a pool of model actors scores
-(`scorer.PoolActor`), tasks rank and stage (`_stage`). A bucket leaves one deterministic file and, last, one ledger
+Three steps stream through Ray Data, a bucket a row: tasks read and judge (`tasks.read`), a pool of model actors scores
+(`pool.PoolActor`), tasks rank and stage (`tasks.stage`). A bucket leaves one deterministic file and, last, one ledger
 entry; a job that is run again does only the buckets without one.
 """
 
@@ -11,7 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,15 @@ import pyarrow as pa
 import pyarrow.compute
 
 from llmrec import config, schema, storage
-from llmrec.engine import ledger, watch, work_rows
+from llmrec.engine import ledger, tasks, watch
 from llmrec.engine.ledger import Entry
-from llmrec.engine.prompts import openings
+from llmrec.engine.pool import PoolActor, Scorer, Shared
 from llmrec.engine.run import Job, resolve
-from llmrec.engine.scorer import ModelScorer, PoolActor, Scorer, Shared, marks_file, quarantine_file
+from llmrec.engine.scorer import ModelScorer
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.probe import Probe
-from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, USER
-from llmrec.tables import buckets, rankings, requests
+from llmrec.schema import BUCKET, ITEM, USER
+from llmrec.tables import buckets
 
 PLAN = "plan.json"
 READ_CPUS = 0.5
@@ -144,14 +143,9 @@ def share(job: Job, scorer: type[Scorer], pulse: Any, limit: float) -> Shared:
     import ray
 
     # The last is nothing but the task's end, or its error: the driver has no use for the others.
-    by, made, done = ray.remote(_make_shared).options(num_returns=3, num_cpus=READ_CPUS).remote(job, scorer, pulse)
+    by, made, done = ray.remote(tasks.make_shared).options(num_returns=3, num_cpus=READ_CPUS).remote(job, scorer, pulse)
     watch.waited(done, pulse, limit)
     return Shared(by, made)
-
-
-def _make_shared(job: Job, scorer: type[Scorer], pulse: Any) -> tuple[requests.Rules, Any, None]:
-    with watch.Beating(pulse).meanwhile():
-        return rules(job), scorer.shared(job), None
 
 
 def _run(
@@ -172,12 +166,12 @@ def _run(
     done = (
         ray.data.from_items(list(units), override_num_blocks=min(len(units), 10_000))
         # Other resources than the actors', or Ray would fuse reading into them.
-        .map_batches(_read, batch_size=1, fn_kwargs=given, batch_format="pyarrow", num_cpus=READ_CPUS)
+        .map_batches(tasks.read, batch_size=1, fn_kwargs=given, batch_format="pyarrow", num_cpus=READ_CPUS)
         .map_batches(
             PoolActor, batch_size=1, compute=pool, fn_constructor_args=(job, scorer, pulse, shared),
             batch_format="pyarrow", num_cpus=job.score.cpus_per_actor, num_gpus=job.score.gpus_per_actor,
         )
-        .map_batches(_stage, batch_size=1, fn_kwargs=given, batch_format="pyarrow", num_cpus=READ_CPUS)
+        .map_batches(tasks.stage, batch_size=1, fn_kwargs=given, batch_format="pyarrow", num_cpus=READ_CPUS)
     )  # fmt: skip
     found = []
     for row in watch.watched(done.iter_rows(), pulse, limit, status.tick):
@@ -259,86 +253,6 @@ def _summary(
     )
 
 
-def rules(job: Job) -> requests.Rules:
-    """What every candidate is judged by.
-
-    Raises:
-        UserError: score.blocked_items is of another type than the catalogue.
-    """
-    ids = buckets.catalogue_ids(job.layout.items)
-    return requests.Rules(ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates)
-
-
-def judged(unit: dict[str, Any], job: Job, by: requests.Rules) -> requests.Work:
-    """One bucket's candidates joined to its histories and judged.
-
-    Raises:
-        UserError: a file cannot be read, or the tables do not go together.
-    """
-    candidates = requests.read_candidates(unit["candidates"])
-    if job.score.users_share < 1:
-        candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
-    work = requests.build(buckets.read_parquet(unit["histories"], [USER, ITEMS]), candidates, by, unit["candidates"])
-    strays = np.flatnonzero(buckets.bucket_of(work.users, job.buckets) != unit[BUCKET])
-    if len(strays):
-        raise UserError(
-            f"{unit['candidates']}: user {work.users[int(strays[0])].as_py()!r} does not belong into bucket "
-            f"{unit[BUCKET]} of {job.buckets}; bucket the candidates by jobs/bucket.py"
-        )
-    if unit["users"]:
-        work = replace(work, openings=openings(work.users, unit["users"], job.prompt))
-    return work
-
-
-def _read(batch: pa.Table, job: Job, by: Any) -> pa.Table:
-    """Join and judge one bucket; what is set aside is written here, the rest travels on. by: reference to the rules."""
-    import ray
-
-    (unit,) = batch.to_pylist()
-    work = judged(unit, job, ray.get(by))
-    if work.quarantine.num_rows:
-        buckets.write_parquet(work.quarantine, quarantine_file(job, unit[BUCKET], "reading"))
-    return work_rows.to_row(work_rows.Bucket(unit[BUCKET], unit["candidates"], work))
-
-
-def _stage(batch: pa.Table, job: Job, by: Any) -> pa.Table:
-    """Rank one bucket, write its file, then its ledger entry: an entry means that the file is whole."""
-    import ray
-
-    bucket = work_rows.from_row(batch)
-    ids = ray.get(by).ids
-    table = requests.rank(bucket.work, bucket.scores, job.score.top_k, ids, job.model_version, job.run_id)
-    users = len(bucket.work.users)
-    if bucket.copied is not None and len(bucket.copied):
-        table = pa.concat_tables([table, _copied(job, bucket.number, bucket.copied)])
-        table = table.sort_by([(USER, "ascending"), (RANK, "ascending")]).combine_chunks()
-        users += len(bucket.copied)
-    path = rankings.staged_path(job.run_id, bucket.number)
-    size = buckets.write_parquet(table, storage.join(job.output, path))
-    if bucket.marks is not None:
-        buckets.write_parquet(bucket.marks, marks_file(job, job.run_id, bucket.number))
-    counts = dict(bucket.work.counts)
-    counts |= {"ranked": table.num_rows, "below_top_k": counts.pop("to_score") - table.num_rows}
-    entry = Entry(
-        bucket.number, path, size, table.num_rows, users, counts, bucket.facts["seconds"], bucket.facts["mfu"],
-        bucket.facts["attempt"],
-        bucket.facts["probe"] and Probe(**bucket.facts["probe"]),
-    )  # fmt: skip
-    ledger.write(job.layout, job.run_id, entry)
-    return pa.table({"entry": [json.dumps(asdict(entry))]})
-
-
-def _copied(job: Job, bucket: int, users: pa.Array) -> pa.Table:
-    """The earlier run's rows of these users, as rows of this run."""
-    assert job.earlier is not None
-    entry = ledger.find(job.layout, job.earlier.run_id, bucket)
-    assert entry is not None
-    rows = buckets.read_parquet(storage.join(job.earlier.output, entry.path))
-    rows = rows.filter(pa.compute.is_in(rows[USER], users))
-    place = rows.schema.get_field_index(RUN_ID)
-    return rows.set_column(place, rows.schema.field(RUN_ID), pa.array([job.run_id] * rows.num_rows, pa.string()))
-
-
 def _show(job: Job, entry: Entry, say: Callable[[str], None]) -> None:
     """What the first bucket gave."""
     rows = buckets.read_parquet(storage.join(job.output, entry.path))
@@ -349,15 +263,6 @@ def _show(job: Job, entry: Entry, say: Callable[[str], None]) -> None:
     for user in rows[USER].unique().to_pylist()[:SHOWN_USERS]:
         best = rows.filter(pa.compute.equal(rows[USER], user)).slice(0, SHOWN_ITEMS).to_pylist()
         say(f"  user {user}: " + ", ".join(f"{r[ITEM]} ({r[schema.SCORE]:.3f})" for r in best) + " ...")
-
-
-def _blocked(job: Job, ids: pa.Array) -> np.ndarray:
-    if not job.score.blocked_items:
-        return np.zeros(len(ids), bool)
-    blocked = buckets.read_parquet(job.score.blocked_items)
-    if schema.id_type(blocked.schema, ITEM, job.score.blocked_items) != ids.type:
-        raise UserError(f"{job.score.blocked_items}: column '{ITEM}' must hold {ids.type} ids, as the items table does")
-    return pa.compute.is_in(ids, blocked[ITEM].combine_chunks()).to_numpy(zero_copy_only=False)
 
 
 def _check_bad_share(totals: Counter[str], limits: config.Score) -> None:

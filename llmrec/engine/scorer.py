@@ -1,78 +1,30 @@
-"""The pool's actors: a model that is loaded once and scores bucket after bucket."""
+"""The ranker as what scores in the pool's actors; see `pool.Scorer`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from llmrec import assets, storage
-from llmrec.engine import attempts, ledger, work_rows
 from llmrec.engine.prompts import Prompts, bind, tokenise_items
 from llmrec.engine.run import Job
 from llmrec.engine.tensor_parallel import Team
 from llmrec.engine.watch import Beating
-from llmrec.ranker import attention, cost, health, precision
+from llmrec.ranker import attention, cost, precision
 from llmrec.ranker.cost import Load, ModelCost
+from llmrec.ranker.health import Probe
 from llmrec.ranker.model import Ranker, layers_of, load_tokenizer, score_requests
 from llmrec.ranker.packing import Request
-from llmrec.ranker.probe import Probe, check_labels, check_parity, slow_scores, top_kept
+from llmrec.ranker.probe import check_labels, check_parity, slow_scores, top_kept
 from llmrec.ranker.prompts import fitting, scoring_request, trunk_openings
-from llmrec.tables import buckets, fingerprints, requests, subsets
+from llmrec.tables import fingerprints, requests, subsets
 
-ATTEMPTS, MARKS = "attempts", "users"
-# Where most users are copied, a few odd ones are no share of anything.
-JUDGED_USERS = 20
 PEAK_ROWS, PEAK_SECONDS = 2048, 0.3
-
-
-class Scorer(Protocol):
-    """What scores, made once in each actor. It tells `beating` of every few pairs that it has scored.
-
-    ready_seconds: how much of the time of all calls of `score` went into getting ready, which rates leave out.
-    """
-
-    probe: Probe | None
-    ready_seconds: float
-
-    @staticmethod
-    def shared(job: Job) -> Any:
-        """What all actors read and none changes: made once, in the shared memory of every node that needs it."""
-
-    def __init__(self, job: Job, beating: Beating, shared: Any) -> None: ...
-
-    def score(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
-        """float32[candidates] of each of these users, by their numbers in the work."""
-
-    def load(self, work: requests.Work) -> Load:
-        """What scoring the work takes."""
-
-    def operations(self, load: Load) -> float:
-        """A load's arithmetic, multiply-adds counted twice."""
-
-    def mfu(self, load: Load, seconds: float) -> float | None:
-        """Share of the rate of plain matrix products, measured here at the start, that a load's arithmetic reached."""
-
-    def texts_cut(self, work: requests.Work) -> int:
-        """How many candidates are not scored by their whole text."""
-
-    def fingerprints(self, work: requests.Work) -> np.ndarray:
-        """uint64[users], equal in two runs if a user's scores are."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """References to what is read once a run and lies in the shared memory of each node: `requests.Rules`, and what
-    `Scorer.shared` made."""
-
-    rules: Any
-    scorer: Any
 
 
 class Replica:
@@ -209,67 +161,6 @@ class ModelScorer:
         return fitting(request, self.prompts.positions)
 
 
-class PoolActor:
-    """A member of the actor pool: from a bucket's work to its scores."""
-
-    def __init__(self, job: Job, scorer: type[Scorer], pulse: Any, shared: Shared) -> None:
-        import ray
-        from ray.util import metrics
-
-        self.job, self.beating = job, Beating(pulse)
-        with self.beating.meanwhile():
-            self.scorer = scorer(job, self.beating, ray.get(shared.scorer))
-            self.ids = ray.get(shared.rules).ids
-        tags = ("run",)
-        self.pairs = metrics.Counter("llmrec_pairs_scored", "Candidates scored.", tag_keys=tags)
-        self.aside = metrics.Counter("llmrec_pairs_quarantined", "Candidates set aside.", tag_keys=tags)
-        self.buckets = metrics.Counter("llmrec_buckets_scored", "Buckets scored.", tag_keys=tags)
-        self.copied = metrics.Counter("llmrec_users_copied", "Users copied from an earlier run.", tag_keys=tags)
-        for metric in (self.pairs, self.aside, self.buckets, self.copied):
-            metric.set_default_tags({"run": job.run_id})
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        started, ready_before = time.monotonic(), self.scorer.ready_seconds
-        bucket = work_rows.from_row(batch)
-        work, marks = bucket.work, self.scorer.fingerprints(bucket.work)
-        same = unchanged(self.job, bucket.number, work, marks)
-        copied = work.users.filter(pa.array(same))
-        work = subsets.only(work, np.flatnonzero(~same))
-        journal_uri = attempts_file(self.job, bucket.number)
-        found, journal = attempts.score_all(len(work.users), partial(self.scorer.score, work), journal_uri)
-        left = subsets.set_aside(work, journal.aside, self.ids, bucket.source)
-        if left.quarantine.num_rows:
-            buckets.write_parquet(left.quarantine, quarantine_file(self.job, bucket.number, "scoring"))
-        flat = np.concatenate([np.empty(0, np.float32), *(scores for scores in found if scores is not None)])
-        if not len(copied) or len(left.users) >= JUDGED_USERS:
-            health.check(health.measure(flat, left.candidates.offsets), self.job.score)
-        load = self.scorer.load(left)
-        seconds = time.monotonic() - started - (self.scorer.ready_seconds - ready_before)
-        counts = dict(left.counts) | {"tokens": load.tokens, "naive_tokens": load.alone, "scored": len(flat)}
-        counts |= {"users_copied": len(copied), "texts_cut": self.scorer.texts_cut(left)}
-        self.buckets.inc()
-        for metric, n in ((self.pairs, len(flat)), (self.aside, left.quarantine.num_rows), (self.copied, len(copied))):
-            if n:  # a counter refuses 0
-                metric.inc(n)
-        facts = {
-            "attempt": journal.attempt, "seconds": round(seconds, 3), "mfu": self.scorer.mfu(load, seconds),
-            "probe": self.scorer.probe and asdict(self.scorer.probe),
-        }  # fmt: skip
-        gone = np.zeros(len(same), bool)
-        gone[np.flatnonzero(~same)[sorted(journal.aside)]] = True
-        kept = fingerprints.table(bucket.work.users.filter(pa.array(~gone)), marks[~gone])
-        return work_rows.to_row(
-            replace(bucket, work=replace(left, counts=counts), scores=flat, copied=copied, marks=kept, facts=facts)
-        )
-
-
-def unchanged(job: Job, number: int, work: requests.Work, marks: np.ndarray) -> np.ndarray:
-    """bool[users]: whose rows the earlier run, if there is one, already has."""
-    if job.earlier is None or ledger.find(job.layout, job.earlier.run_id, number) is None:
-        return np.zeros(len(work.users), bool)
-    return fingerprints.unchanged(work.users, marks, buckets.read_parquet(marks_file(job, job.earlier.run_id, number)))
-
-
 def _untouched(job: Job) -> bool:
     return job.model_uri == job.model.base
 
@@ -279,15 +170,3 @@ def _model_directory(job: Job) -> str:
     if _untouched(job):
         return assets.resolve_model(job.model.base)
     return str(storage.local_directory(job.model_uri, assets.cache_directory() / "models"))
-
-
-def attempts_file(job: Job, bucket: int) -> str:
-    return storage.join(job.layout.run(job.run_id), ATTEMPTS, f"bucket-{bucket:05d}.json")
-
-
-def marks_file(job: Job, run_id: str, bucket: int) -> str:
-    return buckets.bucket_file(storage.join(job.layout.run(run_id), MARKS), bucket)
-
-
-def quarantine_file(job: Job, bucket: int, step: str) -> str:
-    return storage.join(job.layout.quarantine(f"score/{job.run_id}"), f"bucket-{bucket:05d}-{step}.parquet")

@@ -28,7 +28,8 @@ from llmrec.engine.prompts import load_prompts
 from llmrec.engine.training_worker import METRIC, STATE_FILE, Task, run_worker
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.model import Ranker, model_version
+from llmrec.ranker.card import model_version
+from llmrec.ranker.model import Ranker
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
 from llmrec.recall import item_item
 from llmrec.schema import ITEMS, TRAIN_LENGTH, USER

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ def operations_per_second(
     dtype: torch.dtype, rows: int, inner: int, columns: int, seconds: float, device: torch.device | str = "cpu"
 ) -> float:
     """Multiply-adds, counted twice, of [rows, inner] @ [inner, columns] in the fastest of the runs of some seconds."""
+    import torch  # here, since loads are counted by processes that have no other use for it
+
     left, right = (torch.randn(shape, dtype=dtype, device=device) for shape in ((rows, inner), (inner, columns)))
     on_gpu = torch.device(device).type == "cuda"
     best, end = float("inf"), time.perf_counter() + seconds

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -28,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from llmrec.config import Model, Prompt
 from llmrec.errors import UserError
 from llmrec.ranker.attention import BACKENDS, PREFIX
+from llmrec.ranker.card import RANKER_FILE, RankerCard, read_card
 from llmrec.ranker.heads import HEADS, DotHead, Head, YesNoHead
 from llmrec.ranker.item_vectors import ItemVectors
 from llmrec.ranker.last_layer import compute_only_reads
@@ -36,42 +35,7 @@ from llmrec.ranker.precision import Precision, lower
 from llmrec.ranker.prepack import prepack
 from llmrec.ranker.prompts import Catalogue
 
-HEAD_FILE, RANKER_FILE = "head.safetensors", "ranker.json"
-
-
-class RankerCard(BaseModel):
-    """What `ranker.json` holds: all that is needed to score as in training.
-
-    packing: "branches" is the mask that training uses; "pairs", for an encoder that training has not touched, scores
-    every pair as a plain sequence, since its trunk has learned to see the item.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Literal[1] = 1
-    base: str
-    layers: int
-    items: Literal["text", "token"]
-    head: Literal["linear", "yes_no", "dot"]
-    labels: tuple[str, str]
-    prompt: Prompt
-    trained: bool
-    packing: Literal["branches", "pairs"] = "branches"
-
-
-def read_card(directory: str | Path) -> RankerCard:
-    """The card of a ranker that `save_pretrained` wrote.
-
-    Raises:
-        UserError: the directory holds none.
-    """
-    file = Path(directory) / RANKER_FILE
-    try:
-        return RankerCard.model_validate_json(file.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{directory}: no {RANKER_FILE}; this is no directory that train saved") from None
-    except ValueError as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+HEAD_FILE = "head.safetensors"
 
 
 class Ranker(nn.Module):
@@ -326,17 +290,6 @@ def _dot_scores(ranker: Ranker, states: torch.Tensor, candidates: np.ndarray, co
     rows = torch.from_numpy(candidates.astype(np.int64)).to(states.device) - ranker.vocabulary
     user = torch.repeat_interleave(torch.tensor(counts, device=states.device))
     return ranker.head.pairs(states[user], ranker.items.of(rows), ranker.items.bias[rows])
-
-
-def model_version(directory: str | Path) -> str:
-    """12 hex digits over the contents of every file of a model directory."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in Path(directory).rglob("*") if p.is_file()):
-        digest.update(file.relative_to(directory).as_posix().encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()[:12]
 
 
 def load_tokenizer(directory: str) -> PreTrainedTokenizerBase:

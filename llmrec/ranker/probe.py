@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,19 +15,6 @@ from llmrec.ranker.packing import Request, first_branches
 TOLERANCE, CANDIDATES = 1e-3, 8
 LEAST_LABEL_SHARE = 0.01
 TOP = 10
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What the slow way said of the fast one.
-
-    difference: largest difference of packed and pair-by-pair float32 scores, relative to the largest score (at least
-    1); top_kept: mean share of a user's float32 top 10 that the job's precision keeps; users: how many were compared.
-    """
-
-    difference: float
-    top_kept: float
-    users: int
 
 
 def slow_scores(ranker: Ranker, requests: Sequence[Request]) -> list[torch.Tensor]:

@@ -6,10 +6,8 @@ read as a trained decision and as a scored candidate alike. Items are tokenised 
 
 from __future__ import annotations
 
-import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +18,7 @@ from llmrec.config import Prompt
 from llmrec.errors import UserError
 from llmrec.ranker.packing import Request
 from llmrec.ranker.ragged import Ragged
+from llmrec.ranker.templates import fill
 
 
 @dataclass(frozen=True)
@@ -43,40 +42,6 @@ class Catalogue:
         """int64[m]: the row of each id, -1 where the catalogue lacks it."""
         found = pa.compute.index_in(ids, self.ids)
         return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-def placeholders(template: str) -> list[str]:
-    """The column names that a template uses.
-
-    Raises:
-        UserError: the template is malformed, or has a placeholder that is not a plain column name.
-    """
-    try:
-        fields = [(name, form) for _, name, form, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise UserError(f"prompt template {template!r}: {error}") from None
-    for name, form in fields:
-        if not name.isidentifier() or form:
-            raise UserError(f"prompt template {template!r}: placeholder '{{{name}}}' must be a column name and no more")
-    return [name for name, _ in fields]
-
-
-def fill(template: str, table: pa.Table, kind: str) -> list[str]:
-    """The template filled from each row; a null counts as an empty text, a list is joined by commas.
-
-    Raises:
-        UserError: the template names a column that the table lacks.
-    """
-    names = placeholders(template)
-    for name in names:
-        if name not in table.column_names:
-            raise UserError(
-                f"prompt.{kind} uses '{{{name}}}', but the {kind}s table has: {', '.join(table.column_names)}"
-            )
-    columns = [[_text(v) for v in table.column(name).to_pylist()] for name in names]
-    if not names:
-        return [template.format()] * table.num_rows
-    return [template.format(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def tokenise_catalogue(
@@ -200,11 +165,3 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     if not texts:  # which a tokenizer stumbles over
         return []
     return list(tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"])
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return ", ".join(str(v) for v in value)
-    return str(value)

@@ -214,20 +214,20 @@ class TestWholeJobOnLocalPaths:
         assert "no bucketed table there" in failure("score", ran.model_copy(update={"score": scored}))
 
     def test_a_model_that_scores_wrongly_is_refused(self, ran: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
-        from llmrec.engine import run, score, work_rows
+        from llmrec.engine import run, tasks
         from llmrec.engine.scorer import ModelScorer
         from llmrec.engine.watch import Beating
         from llmrec.ranker import probe
 
         job, units = run.resolve(ran, Layout.of(ran))
-        scorer = ModelScorer(job, Beating(None))
+        scorer = ModelScorer(job, Beating(None), ModelScorer.shared(job))
         import torch
 
         with torch.no_grad():
             scorer.team.own.ranker.head.weight.normal_()
         right = probe.score_requests
         monkeypatch.setattr(probe, "score_requests", lambda *a: [s + 0.1 * torch.rand(len(s)) for s in right(*a)])
-        work = work_rows.from_row(score._read(pa.Table.from_pylist(units[:1]), job)).work
+        work = tasks.judged(units[0], job, tasks.rules(job))
         with pytest.raises(UserError, match="parity probe"):
             scorer.score(work, range(len(work.users)))
 

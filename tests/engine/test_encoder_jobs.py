@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 
 from llmrec import config, schema
-from llmrec.engine import run, score
+from llmrec.engine import run, tasks
 from llmrec.engine import training_worker as worker
 from llmrec.engine.prompts import load_prompts
 from llmrec.engine.scorer import ModelScorer
@@ -68,7 +68,7 @@ def prepared(tmp_path: Path, tiny_encoder: Path) -> config.Config:
 def scored(settings: config.Config) -> tuple[Load, Any]:
     """What an actor counts in the bucket, and its probe."""
     job, units = run.resolve(settings, Layout.of(settings))
-    work = score.judged(units[0], job, score.rules(job))
+    work = tasks.judged(units[0], job, tasks.rules(job))
     scorer = ModelScorer(job, Beating(None), ModelScorer.shared(job))
     scores = np.concatenate(scorer.score(work, range(USERS)))
     assert len(scores) == USERS * CANDIDATES and len(set(scores.tolist())) > USERS

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 
 from llmrec import config
-from llmrec.engine import run, score, work_rows
-from llmrec.engine.prompts import openings
+from llmrec.engine import run, tasks, work_rows
 from llmrec.engine.scorer import ModelScorer
 from llmrec.engine.watch import Beating
 from llmrec.layout import Layout
 from llmrec.tables import buckets, subsets
+from llmrec.tables.users import openings
 
 PROMPT = {"user": "w{age} ", "before_history": "w0", "before_item": "", "after_item": " \n"}
 
@@ -42,7 +42,7 @@ def test_an_actor_opens_each_trunk_with_its_users_own_text(tmp_path: Path, tiny_
     })  # fmt: skip
     job, (unit,) = run.resolve(settings, layout)
     work = work_rows.from_row(
-        work_rows.to_row(work_rows.Bucket(0, "c", score.judged(unit, job, score.rules(job))))
+        work_rows.to_row(work_rows.Bucket(0, "c", tasks.judged(unit, job, tasks.rules(job))))
     ).work
     assert (work.openings is None) is not known
     scorer = ModelScorer(job, Beating(None), ModelScorer.shared(job))

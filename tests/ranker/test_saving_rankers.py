@@ -11,7 +11,8 @@ from tiny_models import KINDS, Plain, assert_scores, make_catalogue, make_ranker
 
 from llmrec.config import Model, Prompt
 from llmrec.errors import UserError
-from llmrec.ranker.model import Ranker, model_version, score_requests
+from llmrec.ranker.card import model_version
+from llmrec.ranker.model import Ranker, score_requests
 from llmrec.ranker.packing import Request
 from llmrec.ranker.prompts import Catalogue, scoring_request
 from llmrec.ranker.ragged import Ragged

@@ -5,18 +5,31 @@ Made for CUDA, where it is compiled; elsewhere torch runs the same rule unfused,
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from llmrec.ranker.packing import Batch
 
-# Batches differ in length, so shapes are dynamic; one compilation serves all.
-_compiled = torch.compile(flex_attention, dynamic=True)
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+@functools.cache
+def _kernel(device: str) -> Any:
+    # Its import brings torch's whole compiler, which takes seconds that only its users should wait for.
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Batches differ in length, so shapes are dynamic; one compilation serves all.
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
 
 
 def layout(batch: Batch) -> BlockMask:
     """The mask rule of a batch by blocks of 128 x 128 tokens."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
     index = torch.arange(len(batch.token), device=batch.token.device)
     reach = torch.minimum(batch.position, batch.attach) if batch.causal else batch.attach
     request, branch, position = batch.request, batch.branch, batch.position
@@ -50,6 +63,6 @@ def attend(
     if dropout:
         raise ValueError("FlexAttention has no dropout; set the backbone's attention_dropout to 0 or use cascade")
     query, key = query.to(value.dtype), key.to(value.dtype)
-    kernel = _compiled if query.device.type == "cuda" else flex_attention
+    kernel = _kernel(query.device.type)
     attended = kernel(query, key, value, block_mask=packed, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
     return attended.transpose(1, 2).contiguous(), None

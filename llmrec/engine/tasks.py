@@ -1,0 +1,118 @@
+"""What is done to a bucket before and after it is scored, in tasks that load no model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from llmrec import schema, storage
+from llmrec.engine import ledger, work_rows
+from llmrec.engine.ledger import Entry
+from llmrec.engine.pool import Scorer
+from llmrec.engine.run import Job
+from llmrec.engine.watch import Beating
+from llmrec.errors import UserError
+from llmrec.ranker.health import Probe
+from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, USER
+from llmrec.tables import buckets, rankings, requests
+from llmrec.tables.users import openings
+
+
+def rules(job: Job) -> requests.Rules:
+    """What every candidate is judged by.
+
+    Raises:
+        UserError: score.blocked_items is of another type than the catalogue.
+    """
+    ids = buckets.catalogue_ids(job.layout.items)
+    return requests.Rules(ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates)
+
+
+def make_shared(job: Job, scorer: type[Scorer], pulse: Any) -> tuple[requests.Rules, Any, None]:
+    """What a run's processes share, and nothing."""
+    with Beating(pulse).meanwhile():
+        return rules(job), scorer.shared(job), None
+
+
+def judged(unit: dict[str, Any], job: Job, by: requests.Rules) -> requests.Work:
+    """One bucket's candidates joined to its histories and judged.
+
+    Raises:
+        UserError: a file cannot be read, or the tables do not go together.
+    """
+    candidates = requests.read_candidates(unit["candidates"])
+    if job.score.users_share < 1:
+        candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
+    work = requests.build(buckets.read_parquet(unit["histories"], [USER, ITEMS]), candidates, by, unit["candidates"])
+    strays = np.flatnonzero(buckets.bucket_of(work.users, job.buckets) != unit[BUCKET])
+    if len(strays):
+        raise UserError(
+            f"{unit['candidates']}: user {work.users[int(strays[0])].as_py()!r} does not belong into bucket "
+            f"{unit[BUCKET]} of {job.buckets}; bucket the candidates by jobs/bucket.py"
+        )
+    if unit["users"]:
+        work = replace(work, openings=openings(work.users, unit["users"], job.prompt))
+    return work
+
+
+def read(batch: pa.Table, job: Job, by: Any) -> pa.Table:
+    """Join and judge one bucket; what is set aside is written here, the rest travels on. by: reference to the rules."""
+    import ray
+
+    (unit,) = batch.to_pylist()
+    work = judged(unit, job, ray.get(by))
+    if work.quarantine.num_rows:
+        buckets.write_parquet(work.quarantine, job.quarantine_file(unit[BUCKET], "reading"))
+    return work_rows.to_row(work_rows.Bucket(unit[BUCKET], unit["candidates"], work))
+
+
+def stage(batch: pa.Table, job: Job, by: Any) -> pa.Table:
+    """Rank one bucket, write its file, then its ledger entry: an entry means that the file is whole."""
+    import ray
+
+    bucket = work_rows.from_row(batch)
+    ids = ray.get(by).ids
+    table = requests.rank(bucket.work, bucket.scores, job.score.top_k, ids, job.model_version, job.run_id)
+    users = len(bucket.work.users)
+    if bucket.copied is not None and len(bucket.copied):
+        table = pa.concat_tables([table, _copied(job, bucket.number, bucket.copied)])
+        table = table.sort_by([(USER, "ascending"), (RANK, "ascending")]).combine_chunks()
+        users += len(bucket.copied)
+    path = rankings.staged_path(job.run_id, bucket.number)
+    size = buckets.write_parquet(table, storage.join(job.output, path))
+    if bucket.marks is not None:
+        buckets.write_parquet(bucket.marks, job.marks_file(job.run_id, bucket.number))
+    counts = dict(bucket.work.counts)
+    counts |= {"ranked": table.num_rows, "below_top_k": counts.pop("to_score") - table.num_rows}
+    entry = Entry(
+        bucket.number, path, size, table.num_rows, users, counts, bucket.facts["seconds"], bucket.facts["mfu"],
+        bucket.facts["attempt"],
+        bucket.facts["probe"] and Probe(**bucket.facts["probe"]),
+    )  # fmt: skip
+    ledger.write(job.layout, job.run_id, entry)
+    return pa.table({"entry": [json.dumps(asdict(entry))]})
+
+
+def _copied(job: Job, bucket: int, users: pa.Array) -> pa.Table:
+    """The earlier run's rows of these users, as rows of this run."""
+    assert job.earlier is not None
+    entry = ledger.find(job.layout, job.earlier.run_id, bucket)
+    assert entry is not None
+    rows = buckets.read_parquet(storage.join(job.earlier.output, entry.path))
+    rows = rows.filter(pa.compute.is_in(rows[USER], users))
+    place = rows.schema.get_field_index(RUN_ID)
+    return rows.set_column(place, rows.schema.field(RUN_ID), pa.array([job.run_id] * rows.num_rows, pa.string()))
+
+
+def _blocked(job: Job, ids: pa.Array) -> np.ndarray:
+    if not job.score.blocked_items:
+        return np.zeros(len(ids), bool)
+    blocked = buckets.read_parquet(job.score.blocked_items)
+    if schema.id_type(blocked.schema, ITEM, job.score.blocked_items) != ids.type:
+        raise UserError(f"{job.score.blocked_items}: column '{ITEM}' must hold {ids.type} ids, as the items table does")
+    return pa.compute.is_in(ids, blocked[ITEM].combine_chunks()).to_numpy(zero_copy_only=False)

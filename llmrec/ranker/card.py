@@ -1,0 +1,60 @@
+"""What a saved ranker says of itself, and which one it is; readable without torch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from llmrec.config import Prompt
+from llmrec.errors import UserError
+
+RANKER_FILE = "ranker.json"
+
+
+class RankerCard(BaseModel):
+    """What `ranker.json` holds: all that is needed to score as in training.
+
+    packing: "branches" is the mask that training uses; "pairs", for an encoder that training has not touched, scores
+    every pair as a plain sequence, since its trunk has learned to see the item.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    base: str
+    layers: int
+    items: Literal["text", "token"]
+    head: Literal["linear", "yes_no", "dot"]
+    labels: tuple[str, str]
+    prompt: Prompt
+    trained: bool
+    packing: Literal["branches", "pairs"] = "branches"
+
+
+def read_card(directory: str | Path) -> RankerCard:
+    """The card of a ranker that `save_pretrained` wrote.
+
+    Raises:
+        UserError: the directory holds none.
+    """
+    file = Path(directory) / RANKER_FILE
+    try:
+        return RankerCard.model_validate_json(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{directory}: no {RANKER_FILE}; this is no directory that train saved") from None
+    except ValueError as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
+
+
+def model_version(directory: str | Path) -> str:
+    """12 hex digits over the contents of every file of a model directory."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in Path(directory).rglob("*") if p.is_file()):
+        digest.update(file.relative_to(directory).as_posix().encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:12]
