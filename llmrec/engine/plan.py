@@ -38,12 +38,12 @@ BATCHES = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take. Sizes of the input are exact, the rest is the sample's, in proportion.
+    """What a run will take: the sample's figures in proportion to the candidates that the files' footers count.
 
     device: what was calibrated, or the named GPU; buckets: to score now; done: staged before; pairs: `in` of the
     buckets to score, `to_score` by the model, `copied` from an earlier run. actor_mb: the most that a calibrating actor
-    held; bucket_mb: of the largest bucket on its way; output_mb: of the staged files. start_seconds: until an actor has
-    loaded its model and probed it. mfu: reached in the calibration, or assumed of the GPU; cost: at
+    held; bucket_mb: of the largest bucket on its way; output_mb: of the staged files. start_seconds: until the actors have
+    started, loaded their models and probed them. mfu: reached in the calibration, or assumed of the GPU; cost: at
     score.price_per_hour an actor.
     """
 
@@ -75,7 +75,7 @@ class Plan:
 @dataclass(frozen=True)
 class Sample:
     """A bucket as judged. scored, copied: pairs; read_seconds: of reading and judging; other_seconds: what an actor
-    spends on it beside scores; start_seconds: of the actor that judged it."""
+    spends on it beside scores."""
 
     pairs: int
     users: int
@@ -88,7 +88,6 @@ class Sample:
     size_mb: float
     read_seconds: float
     other_seconds: float
-    start_seconds: float
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,10 @@ class Calibrator:
     def __init__(self, job: Job, scorer: type[Scorer], pulse: Any, shared: Shared) -> None:
         import ray
 
-        started = time.monotonic()
         self.job, self.beating = job, watch.Beating(pulse)
         with self.beating.meanwhile():
             self.scorer = scorer(job, self.beating, ray.get(shared.scorer))
             self.rules = ray.get(shared.rules)
-        self.loading = time.monotonic() - started
 
     def sample(self, unit: dict[str, Any], calibrating: bool) -> Sample:
         """Judge a bucket, and score a user or two of it, so that the next call finds everything warm."""
@@ -129,7 +126,6 @@ class Calibrator:
             other = time.monotonic()
             if calibrating and len(self.work.users):
                 self.scorer.score(self.work, range(min(len(self.work.users), max(2, self.job.score.probe_users))))
-        ready = time.monotonic()
         scored = len(self.work.candidates.values)
         return Sample(
             pairs=work.counts["pairs_in"],
@@ -143,7 +139,6 @@ class Calibrator:
             size_mb=work_rows.to_row(work_rows.Bucket(0, "", work)).nbytes / 1e6,
             read_seconds=read - started,
             other_seconds=other - read,
-            start_seconds=self.loading + ready - other,
         )
 
     def measure(self, seconds: float) -> Rate | None:
@@ -210,11 +205,11 @@ def plan(
         sizes = np.asarray(list(threads.map(buckets.pairs_in, (u["candidates"] for u in missing))), np.int64)
     actors = actors_for(job.score, len(missing))
     say(f"{sizes.sum():,} pairs in {len(missing)} buckets; calibrating on a few of them")
-    samples, sampled, rates = _calibrate(job, scorer, missing, actors, 0.0 if gpu else seconds, settings, say)
+    samples, sampled, rates, start = _calibrate(job, scorer, missing, actors, 0.0 if gpu else seconds, settings, say)
     judged_pairs = sum(sizes[i] for i in sampled)
     share_of = {
         name: sum(getattr(s, name) for s in samples) / max(judged_pairs, 1)
-        for name in ("users", "rows", "scored", "copied", "tokens", "alone", "operations", "other_seconds")
+        for name in ("pairs", "users", "rows", "scored", "copied", "tokens", "alone", "operations", "other_seconds")
     }
     total = {name: share * int(sizes.sum()) for name, share in share_of.items()}
     scored = max(total["scored"], 1e-9)
@@ -224,7 +219,6 @@ def plan(
         measured = [r for r in rates if r.pairs]
         per_pair = float(np.mean([r.seconds / r.pairs for r in measured])) if measured else 0.0
     by_bucket = sizes * (share_of["scored"] * per_pair + share_of["other_seconds"])
-    start = max(s.start_seconds for s in samples)
     ahead = start + float(by_bucket[0]) if not done and len(missing) >= job.score.canary_from else 0.0
     read = float(np.mean([s.read_seconds for s in samples]))
     hours = (ahead + start + read + makespan(by_bucket[1:] if ahead else by_bucket, actors)) / 3600
@@ -237,7 +231,7 @@ def plan(
         buckets=len(missing),
         done=len(done),
         users=round(total["users"]),
-        pairs={"in": int(sizes.sum()), "to_score": round(total["scored"]), "copied": round(total["copied"])},
+        pairs={"in": round(total["pairs"]), "to_score": round(total["scored"]), "copied": round(total["copied"])},
         tokens=round(total["tokens"]),
         prefix_reuse=round(total["alone"] / max(total["tokens"], 1), 1),
         operations=total["operations"],
@@ -268,11 +262,12 @@ def makespan(seconds: Sequence[float] | np.ndarray, actors: int) -> float:
 def _calibrate(
     job: Job, scorer: type[Scorer], units: Sequence[dict[str, Any]], actors: int, seconds: float, settings: Config,
     say: Callable[[str], None],
-) -> tuple[list[Sample], list[int], list[Rate]]:  # fmt: skip
-    """Some buckets as judged, which they are, and what each calibrating actor reached if `seconds` are given."""
+) -> tuple[list[Sample], list[int], list[Rate], float]:  # fmt: skip
+    """Some buckets as judged, which they are, what each calibrating actor reached if `seconds` are given, and how long
+    it took until all could score."""
     import ray
 
-    limit = settings.cluster.no_progress_seconds
+    limit, began = settings.cluster.no_progress_seconds, time.monotonic()
     pulse = watch.start_pulse()
     shared = share(job, scorer, pulse, limit)
     some = _room(job, actors) if seconds else 1
@@ -286,6 +281,8 @@ def _calibrate(
             for actor, i in zip(running, chosen[start : start + some], strict=False)
         ]
         samples += [watch.waited(found, pulse, limit) for found in asked]
+        if start == 0:
+            ready = time.monotonic() - began - max(s.read_seconds + s.other_seconds for s in samples)
     rates: list[Rate] = []
     if seconds:
         say(f"scoring for {seconds:.0f} s by {some} of {actors} actors")
@@ -293,7 +290,7 @@ def _calibrate(
         rates = [rate for rate in (watch.waited(f, pulse, limit) for f in found) if rate is not None]
     for actor in running:
         ray.kill(actor)
-    return samples, chosen.tolist(), rates
+    return samples, chosen.tolist(), rates, ready
 
 
 def _room(job: Job, actors: int) -> int:

@@ -186,10 +186,12 @@ class _Status:
     def __init__(self, say: Callable[[str], None], total: int, price_per_hour: float) -> None:
         self.say, self.total, self.price = say, total, price_per_hour
         self.started = self.last = time.monotonic()
-        self.buckets = self.aside = 0
+        self.buckets = self.aside = self.scored = 0
+        self.first: tuple[float, int] | None = None  # when pairs were seen first, and how many
 
     def done(self, entry: Entry) -> None:
         self.buckets += 1
+        self.scored += entry.counts["scored"]
         self.aside += entry.counts["quarantined"]
 
     def tick(self, pairs: int) -> None:
@@ -197,10 +199,17 @@ class _Status:
         if now - self.last < SECONDS_BETWEEN_LINES:
             return
         self.last, seconds = now, now - self.started
-        rate = f"{pairs:,} pairs, {pairs / seconds:,.0f} pairs/s" if pairs else "actors get ready"
-        line = f"{self.buckets} of {self.total} buckets, {rate}"
-        if self.buckets:
-            line += f", about {_clock(seconds / self.buckets * (self.total - self.buckets))} left"
+        line = f"{self.buckets} of {self.total} buckets, "
+        if pairs and self.first is None:
+            self.first = (now, pairs)
+        if self.first is None or now == self.first[0]:
+            line += f"{pairs:,} pairs" if pairs else "actors get ready"
+        else:
+            rate = (pairs - self.first[1]) / (now - self.first[0])
+            line += f"{pairs:,} pairs, {rate:,.0f} pairs/s"
+            if self.buckets and rate:
+                left = max(0, round(self.scored / self.buckets * self.total) - pairs)
+                line += f", about {_clock(left / rate)} left"
         line += f", {self.aside:,} set aside" if self.aside else ""
         self.say(line + (f", cost {self.price * seconds / 3600:.2f}" if self.price else ""))
 

@@ -46,4 +46,6 @@ def _cost(found: Mapping[str, Any]) -> str:
 def _mb(megabytes: float | None) -> str:
     if megabytes is None:
         return "-"
+    if megabytes < 1:
+        return f"{megabytes * 1000:,.0f} kB"
     return f"{megabytes / 1000:,.2f} GB" if megabytes >= 1000 else f"{megabytes:,.1f} MB"
