@@ -42,8 +42,8 @@ class Plan:
 
     device: what was calibrated, or the named GPU; buckets: to score now; done: staged before; pairs: `in` of the
     buckets to score, `to_score` by the model, `copied` from an earlier run. actor_mb: the most that a calibrating actor
-    held; bucket_mb: of the largest bucket on its way; output_mb: of the staged files. start_seconds: until the actors have
-    started, loaded their models and probed them. mfu: reached in the calibration, or assumed of the GPU; cost: at
+    held; bucket_mb: of the largest bucket on its way; output_mb: of the staged files. start_seconds: until the actors
+    have started, loaded their models and probed them. mfu: reached in the calibration, or assumed of the GPU; cost: at
     score.price_per_hour an actor.
     """
 
