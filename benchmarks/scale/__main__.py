@@ -24,6 +24,7 @@ from benchmarks.scale.agreement import equal
 from benchmarks.scale.command_line import options
 from benchmarks.scale.engines import JOB, PEERS, Engine, forget, run
 from benchmarks.speed.processes import processor
+from llmrec import storage
 from llmrec.layout import Layout
 
 Say = Callable[[str], None]
@@ -54,11 +55,14 @@ def measure(asked: argparse.Namespace, data: Path, say: Say) -> dict[str, Any]:
     """Every engine at every size, as one report that JSON can hold."""
     rows: list[Row] = []
     not_run: dict[str, str] = {}
+    candidates_mb: dict[int, float] = {}
     engines: Sequence[Engine] = (JOB, *PEERS)
     for pairs in asked.pairs:
         shape = tables.Shape(pairs, asked.per_user, asked.items, asked.events, asked.users_per_bucket, asked.full)
         say(f"{shape.pairs:,} pairs: {shape.users:,} users in {shape.buckets} buckets")
-        found, failed = at_size(asked, engines, tables.write(data / str(pairs), shape), say)
+        layout = tables.write(data / str(pairs), shape)
+        candidates_mb[pairs] = sum(size for _, size in storage.list_files(layout.candidates())) / 1e6
+        found, failed = at_size(asked, engines, layout, say)
         rows += [row | {"pairs": shape.pairs} for row in found]
         not_run |= failed
         if not asked.all:
@@ -68,7 +72,7 @@ def measure(asked: argparse.Namespace, data: Path, say: Say) -> dict[str, Any]:
             "cpu": processor(), "platform": platform.platform(), "threads": asked.threads, "rounds": asked.rounds,
             "per_user": asked.per_user, "items": asked.items, "events": asked.events, "top_k": asked.top_k,
             "users_per_bucket": asked.users_per_bucket, "full": asked.full, "object_store_mb": asked.object_store_mb,
-            "versions": {row["library"]: row["version"] for row in rows},
+            "candidates_mb": candidates_mb, "versions": {row["library"]: row["version"] for row in rows},
         },
         "results": figures.with_rates(rows, asked.threads),
         "growth": figures.growth(rows),

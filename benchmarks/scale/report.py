@@ -38,7 +38,8 @@ def show(console: Console, report: dict[str, Any]) -> None:
     console.print(f"{setup['cpu']}, {setup['threads']} threads, {setup['items']:,} items, top {setup['top_k']}")
     for pairs in dict.fromkeys(row["pairs"] for row in report["results"]):
         rows = [row for row in report["results"] if row["pairs"] == pairs]
-        console.print(table(f"{pairs:,} pairs, {setup['per_user']} a user", COLUMNS, rows))
+        size = f"{setup['candidates_mb'][pairs]:,.0f} MB of candidates"
+        console.print(table(f"{pairs:,} pairs, {setup['per_user']} a user, {size}", COLUMNS, rows))
     if report["growth"]:
         rows = [{"engine": name} | growth for name, growth in report["growth"].items()]
         console.print(table("straight lines over all sizes", GROWTH, rows))
