@@ -21,8 +21,9 @@ from llmrec.errors import UserError
 
 WINDOW = 256
 PARTS = 16
-# A lost node or a full memory kills a healthy window, too, but hardly so often.
-DEATHS = 2
+# A lost node or a full memory kills a healthy window, too, but hardly so often. A verdict that is final takes one death
+# more, and a user who is to be set aside is tried again after all others.
+DEATHS, DEATHS_FINAL = 2, 3
 
 Score = Callable[[Sequence[int]], list[np.ndarray]]
 
@@ -53,8 +54,17 @@ def score_all(users: int, score: Score, uri: str) -> tuple[list[np.ndarray | Non
     score: from numbers of users, 0 <= u < users, to their scores.
 
     Raises:
-        UserError: what `score` raised as such, or users kill the process together and none of them alone.
+        UserError: what `score` raised as such, or users kill the process together and none of them alone. The journal
+            is gone then: a job that runs again after what the line advises begins anew.
     """
+    try:
+        return _score_all(users, score, uri)
+    except UserError:
+        storage.delete(uri)
+        raise
+
+
+def _score_all(users: int, score: Score, uri: str) -> tuple[list[np.ndarray | None], Journal]:
     journal = _next_attempt(uri, users)
     found: list[np.ndarray | None] = [None] * users
     while journal.steps:
@@ -85,13 +95,18 @@ def _next_attempt(uri: str, users: int) -> Journal:
     aside = {int(user): (reason, detail) for user, (reason, detail) in before["aside"].items()}
     steps, done = ([Step(*s) for s in before[name]] for name in ("steps", "done"))
     journal = Journal(before["attempt"] + 1, steps + done, [], aside)
-    if steps:
-        died = steps[0]._replace(deaths=steps[0].deaths + 1)
-        journal.steps[:1] = (
-            _narrowed(died, journal, ("scoring_killed", "the scoring process died on it"))
-            if died.deaths >= DEATHS or died.end - died.start > WINDOW
-            else [died]
-        )
+    if not steps:
+        return journal
+    died = steps[0]._replace(deaths=steps[0].deaths + 1)
+    alone = died.kind == "probe" and died.end - died.start == 1
+    enough = DEATHS_FINAL if alone or died.kind == "last" else DEATHS
+    if died.end - died.start > WINDOW or died.deaths >= enough:
+        journal.steps[:1] = _narrowed(died, journal, ("scoring_killed", "the scoring process died on it"))
+    elif alone:
+        others = next(i for i, step in enumerate(journal.steps) if step.kind != "probe")
+        journal.steps[:others] = [*journal.steps[1:others], died]
+    else:
+        journal.steps[0] = died
     return journal
 
 

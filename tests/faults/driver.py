@@ -14,32 +14,20 @@ import numpy as np
 import torch  # noqa: F401 - before Ray's threads
 import xxhash
 
+from benchmarks.scale.free_scorer import FreeScorer
 from llmrec import config
 from llmrec.engine import publish, score
 from llmrec.engine.job import guarded, terminating
-from llmrec.engine.run import Job
 from llmrec.engine.session import connected
-from llmrec.engine.watch import Beating
 from llmrec.layout import Layout
-from llmrec.ranker.cost import Load
 from llmrec.tables.requests import Work
 
 SECONDS = float(sys.argv[2])
 KILLER = sys.argv[3] if len(sys.argv) > 3 else None
 
 
-class Hashing:
+class Hashing(FreeScorer):
     """Scores that look random and depend on the user and the item alone, at a pace that leaves time to disturb it."""
-
-    probe = None
-    ready_seconds = 0.0
-
-    @staticmethod
-    def shared(job: Job) -> None:
-        return None
-
-    def __init__(self, job: Job, beating: Beating, shared: None) -> None:
-        self.beating = beating
 
     def score(self, work: Work, users: Sequence[int]) -> list[np.ndarray]:
         found = []
@@ -54,21 +42,6 @@ class Hashing:
             found.append(np.asarray(scores, np.float32))
             self.beating(len(scores))
         return found
-
-    def load(self, work: Work) -> Load:
-        return Load(0, 0, 0)
-
-    def operations(self, load: Load) -> float:
-        return 0.0
-
-    def mfu(self, load: Load, seconds: float) -> None:
-        return None
-
-    def texts_cut(self, work: Work) -> int:
-        return 0
-
-    def fingerprints(self, work: Work) -> np.ndarray:
-        return np.zeros(len(work.users), np.uint64)
 
 
 def main() -> None:
