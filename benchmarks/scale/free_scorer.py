@@ -34,6 +34,9 @@ class FreeScorer:
         self.beating(len(found))
         return [found[start:end] for start, end in zip(lists.offsets[:-1], lists.offsets[1:], strict=True)]
 
+    def pack(self, work: Work, users: Sequence[int]) -> None:
+        return None
+
     def load(self, work: Work) -> Load:
         return Load(0, 0, 0)
 

@@ -43,7 +43,8 @@ class Plan:
     device: what was calibrated, or the named GPU; buckets: to score now; done: staged before; pairs: `in` of the
     buckets to score, `to_score` by the model, `copied` from an earlier run. actor_mb: the most that a calibrating actor
     held; bucket_mb: of the largest bucket on its way; output_mb: of the staged files. start_seconds: until the actors
-    have started, loaded their models and probed them. mfu: reached in the calibration, or assumed of the GPU; cost: at
+    have started, loaded their models and probed them. packed_per_second: pairs that all actors could pack here with no
+    model behind it, which no GPU goes beyond. mfu: reached in the calibration, or assumed of the GPU; cost: at
     score.price_per_hour an actor.
     """
 
@@ -62,6 +63,7 @@ class Plan:
     sampled_pairs: int
     pairs_per_second: float
     tokens_per_second: float
+    packed_per_second: float
     mfu: float | None
     start_seconds: float
     hours: float
@@ -75,7 +77,7 @@ class Plan:
 @dataclass(frozen=True)
 class Sample:
     """A bucket as judged. scored, copied: pairs; read_seconds: of reading and judging; other_seconds: what an actor
-    spends on it beside scores."""
+    spends on it beside scores; pack_seconds: a pair, of what `Scorer.pack` does."""
 
     pairs: int
     users: int
@@ -88,6 +90,7 @@ class Sample:
     size_mb: float
     read_seconds: float
     other_seconds: float
+    pack_seconds: float
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,10 @@ class Calibrator:
             if calibrating and len(self.work.users):
                 self.scorer.score(self.work, range(min(len(self.work.users), max(2, self.job.score.probe_users))))
         scored = len(self.work.candidates.values)
+        few = range(min(len(self.work.users), WINDOW))
+        packing = time.monotonic()
+        self.scorer.pack(self.work, few)
+        packed = time.monotonic() - packing
         return Sample(
             pairs=work.counts["pairs_in"],
             users=len(work.users),
@@ -139,6 +146,7 @@ class Calibrator:
             size_mb=work_rows.to_row(work_rows.Bucket(0, "", work)).nbytes / 1e6,
             read_seconds=read - started,
             other_seconds=other - read,
+            pack_seconds=packed / max(int(self.work.candidates.lengths[: len(few)].sum()), 1),
         )
 
     def measure(self, seconds: float) -> Rate | None:
@@ -198,8 +206,8 @@ def plan(
     if not missing:
         none = {"in": 0, "to_score": 0, "copied": 0}
         return Plan(
-            job.run_id, job.model_uri, device, 0, len(done), 0, none, 0, 1.0, 0.0, 0, 0, 0, 0.0, 0.0, None, 0.0, 0.0,
-            0.0, None, None, 0.0, None,
+            job.run_id, job.model_uri, device, 0, len(done), 0, none, 0, 1.0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, None, 0.0,
+            0.0, 0.0, None, None, 0.0, None,
         )  # fmt: skip
     with ThreadPoolExecutor(16) as threads:
         sizes = np.asarray(list(threads.map(buckets.pairs_in, (u["candidates"] for u in missing))), np.int64)
@@ -213,8 +221,9 @@ def plan(
     }
     total = {name: share * int(sizes.sum()) for name, share in share_of.items()}
     scored = max(total["scored"], 1e-9)
-    if gpu:
-        per_pair = total["operations"] / scored / (GPUS[gpu] * mfu)
+    packing = float(np.mean([s.pack_seconds for s in samples]))
+    if gpu:  # which computes one batch while the next is packed
+        per_pair = max(packing, total["operations"] / scored / (GPUS[gpu] * mfu))
     else:
         measured = [r for r in rates if r.pairs]
         per_pair = float(np.mean([r.seconds / r.pairs for r in measured])) if measured else 0.0
@@ -240,6 +249,7 @@ def plan(
         sampled_pairs=sum(r.pairs for r in rates),
         pairs_per_second=actors / per_pair if per_pair else 0.0,
         tokens_per_second=total["tokens"] / scored * actors / per_pair if per_pair else 0.0,
+        packed_per_second=actors / packing if packing else 0.0,
         mfu=mfu if gpu else float(np.mean(known)) if known else None,
         start_seconds=start,
         hours=hours,

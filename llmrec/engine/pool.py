@@ -41,6 +41,9 @@ class Scorer(Protocol):
     def score(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
         """float32[candidates] of each of these users, by their numbers in the work."""
 
+    def pack(self, work: requests.Work, users: Sequence[int]) -> None:
+        """All that `score` does but the model's own arithmetic."""
+
     def load(self, work: requests.Work) -> Load:
         """What scoring the work takes."""
 

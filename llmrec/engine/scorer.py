@@ -18,7 +18,7 @@ from llmrec.engine.watch import Beating
 from llmrec.ranker import attention, cost, precision
 from llmrec.ranker.cost import Load, ModelCost
 from llmrec.ranker.health import Probe
-from llmrec.ranker.model import Ranker, layers_of, load_tokenizer, score_requests
+from llmrec.ranker.model import Ranker, batches, layers_of, load_tokenizer, score_requests
 from llmrec.ranker.packing import Request
 from llmrec.ranker.probe import check_labels, check_parity, slow_scores, top_kept
 from llmrec.ranker.prompts import fitting, scoring_request, trunk_openings
@@ -104,14 +104,17 @@ class ModelScorer:
         self.item_marks: np.ndarray | None = None
 
     def score(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
-        openings = self._openings(subsets.only(work, np.asarray(users, np.int64)))
-        asked = [self._request(work, user, opening) for user, opening in zip(users, openings, strict=True)]
+        asked = self._requests(work, users)
         if asked and not self.ready_seconds:
             started = time.monotonic()
             with self.beating.meanwhile():
                 self.probe = self.team.call("make_ready", asked[: self.job.score.probe_users])
             self.ready_seconds = time.monotonic() - started
         return [scores.numpy() for scores in self.team.call("score", asked)]
+
+    def pack(self, work: requests.Work, users: Sequence[int]) -> None:
+        for _ in batches(self.replica.ranker, self._requests(work, users), self.job.score.batch_tokens):
+            pass
 
     def load(self, work: requests.Work) -> Load:
         event, candidate = self.prompts.catalogue.event.lengths, self.prompts.catalogue.candidate.lengths
@@ -154,6 +157,10 @@ class ModelScorer:
         known = trunk_openings(work.openings.drop_null().to_pylist(), self.job.prompt, self.replica.ranker.tokenizer)
         left = iter(known)
         return [next(left) if there else plain for there in work.openings.is_valid().to_pylist()]
+
+    def _requests(self, work: requests.Work, users: Sequence[int]) -> list[Request]:
+        openings = self._openings(subsets.only(work, np.asarray(users, np.int64)))
+        return [self._request(work, user, opening) for user, opening in zip(users, openings, strict=True)]
 
     def _request(self, work: requests.Work, user: int, opening: np.ndarray) -> Request:
         candidates = work.candidates[user].astype(np.int64)

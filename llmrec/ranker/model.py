@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -193,28 +193,46 @@ def score_requests(
     after each batch how many candidates it scored.
     """
     dot = isinstance(ranker.head, DotHead)
-    pieces = [(i, piece) for i, r in enumerate(requests) for piece in _pieces(ranker, r, batch_tokens)]
-    scores: list[torch.Tensor] = [torch.empty(0)] * len(pieces)
+    done: list[tuple[list[Piece], list[int], torch.Tensor]] = []
     device = next(ranker.parameters()).device
     ranker.eval()
     with torch.inference_mode():
-        for group in plan([piece.tokens for _, piece in pieces], batch_tokens):
-            batch = pack([pieces[j][1] for j in group], ranker.causal).to(device)
-            states = ranker.states(batch)
-            counts = [len(requests[pieces[j][0]].branches) if dot else pieces[j][1].reads for j in group]
+        for group, batch in batches(ranker, requests, batch_tokens):
+            states = ranker.states(batch.to(device))
+            counts = [len(requests[p.request].branches) if dot else p.reads for p in group]
             if dot:
-                candidates = np.concatenate([requests[pieces[j][0]].branches.values for j in group])
+                candidates = np.concatenate([requests[p.request].branches.values for p in group])
                 flat = _dot_scores(ranker, states, candidates, counts)
             else:
                 flat = ranker.head(states)
-            for j, part in zip(group, flat.float().cpu().split(counts), strict=True):
-                scores[j] = part
+            done.append((group, counts, flat.float()))
             if progress is not None:
                 progress(sum(counts))
-    merged: list[list[torch.Tensor]] = [[] for _ in requests]
-    for (i, _), part in zip(pieces, scores, strict=True):
-        merged[i].append(part)
-    return [torch.cat(parts) if parts else torch.empty(0) for parts in merged]
+    # Fetched last, so that a GPU computes one batch while the next is packed.
+    merged: list[dict[int, torch.Tensor]] = [{} for _ in requests]
+    for group, counts, flat in done:
+        for piece, part in zip(group, flat.cpu().split(counts), strict=True):
+            merged[piece.request][piece.number] = part
+    return [torch.cat([parts[i] for i in sorted(parts)]) if parts else torch.empty(0) for parts in merged]
+
+
+class Piece(NamedTuple):
+    """What a batch holds of a request, by numbers: which request, which of its pieces, and how many rows are read."""
+
+    request: int
+    number: int
+    reads: int
+
+
+def batches(ranker: Ranker, requests: Sequence[Request], batch_tokens: int) -> Iterator[tuple[list[Piece], Batch]]:
+    """Requests in batches of a token budget, longest first, each batch with what is in it."""
+    pieces = [
+        (Piece(i, n, piece.reads), piece)
+        for i, request in enumerate(requests)
+        for n, piece in enumerate(_pieces(ranker, request, batch_tokens))
+    ]
+    for group in plan([piece.tokens for _, piece in pieces], batch_tokens):
+        yield [pieces[j][0] for j in group], pack([pieces[j][1] for j in group], ranker.causal)
 
 
 def score_pair_by_pair(ranker: Ranker, request: Request) -> torch.Tensor:

@@ -23,6 +23,7 @@ def print_plan(found: Mapping[str, Any]) -> None:
         ["arithmetic", f"{found['operations'] / 1e12:,.1f} T operations"],
         ["rate", f"{found['pairs_per_second']:,.0f} pairs/s, {found['tokens_per_second']:,.0f} tokens/s by all actors"],
         ["measured by", basis],
+        ["packing alone", f"{found['packed_per_second']:,.0f} pairs/s by as many processes like those here"],
         ["share of matrix-product rate", terminal.text(found["mfu"])],
         ["time", f"{_time(found['hours'])}, of which {found['start_seconds']:.0f} s before the first score"],
         ["actors", terminal.text(found["actors"])],

@@ -82,13 +82,13 @@ def test_a_plan_counts_what_the_run_then_does(values: dict[str, Any]) -> None:
 def test_a_gpu_is_planned_by_its_published_rate(values: dict[str, Any]) -> None:
     settings = config.build({**values, "score": {**values["score"], "gpus_per_actor": 1, "max_actors": 3, "top_k": 4}})
     layout = Layout.of(settings)
-    found = {mfu: plan.plan(settings, layout, quietly, gpu="H100", mfu=mfu) for mfu in (0.5, 0.25)}
-    half = found[0.5]
-    assert half.pairs_per_second == pytest.approx(
-        3 * half.pairs["to_score"] * 0.5 * plan.GPUS["H100"] / half.operations
-    )
-    assert half.pairs_per_second == pytest.approx(2 * found[0.25].pairs_per_second)
-    assert (half.actors, half.actors_calibrated, half.output_mb) == (3, 0, None)
+    for mfu, packs in ((0.5, True), (1e-6, False)):  # so small a model is computed faster than it is packed
+        found = plan.plan(settings, layout, quietly, gpu="H100", mfu=mfu)
+        by_arithmetic = 3 * found.pairs["to_score"] * mfu * plan.GPUS["H100"] / found.operations
+        wanted = found.packed_per_second if packs else by_arithmetic
+        assert wanted == min(found.packed_per_second, by_arithmetic)
+        assert found.pairs_per_second == pytest.approx(wanted)
+        assert (found.actors, found.actors_calibrated, found.output_mb) == (3, 0, None)
     with pytest.raises(UserError, match="--gpu H900: not known; one of L4, "):
         plan.plan(settings, layout, quietly, gpu="H900")
 
@@ -108,8 +108,8 @@ def test_makespan() -> None:
 def test_a_budget_refuses_what_is_dearer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = {"in": 10, "to_score": 10, "copied": 0}
     made = plan.Plan(
-        "r", "m", "this cluster", 1, 0, 1, nothing, 5, 1.0, 1.0, 2, 2, 10, 1.0, 1.0, 0.5, 1.0, 2.0, 8.0, 1.0, 1.0, 1.0,
-        1.0,
+        "r", "m", "this cluster", 1, 0, 1, nothing, 5, 1.0, 1.0, 2, 2, 10, 1.0, 1.0, 1.0, 0.5, 1.0, 2.0, 8.0, 1.0, 1.0,
+        1.0, 1.0,
     )  # fmt: skip
     monkeypatch.setattr(plan, "plan", lambda *_: made)
     monkeypatch.setattr(session, "connected", lambda *_: contextlib.nullcontext())

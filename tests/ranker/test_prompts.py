@@ -10,14 +10,13 @@ from llmrec.errors import UserError
 from llmrec.ranker.packing import pack
 from llmrec.ranker.prompts import (
     catalogue_training_request,
-    fill,
-    placeholders,
     scoring_request,
     tokenise_catalogue,
     training_request,
     trunk_opening,
     trunk_openings,
 )
+from llmrec.ranker.templates import fill, placeholders
 
 ITEMS = pa.table({"item_id": [3, 1, 2], "title": ["Heat", "Big", "Up"], "tags": [["a", "b"], None, []]})
 
