@@ -28,6 +28,7 @@ def worker_processes() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(280)
 def test_training_goes_on_from_its_checkpoint_after_a_worker_is_killed(
     cluster: Any, tmp_path: Path, tiny_model: Path
