@@ -108,6 +108,7 @@ def test_the_job_publishes_what_the_peers_rank(cluster: Any, layout: Layout, tmp
 MEASURED = """
 import json, time
 import numpy as np
+from benchmarks.scale.usage import Usage
 
 with Usage() as before:
     time.sleep(0.5)
