@@ -213,7 +213,7 @@ def test_an_untouched_model_scores_by_yes_and_no(done: dict[str, Any], layout: L
             "after_candidate": "? Answer yes or no. Answer:",
             "max_history": 5,
         },
-        "score": {"model": "base", "output": output, "users_share": 0.05, "max_candidates": 12, "top_k": 10},
+        "score": {"model": "base", "output": output, "users_share": 0.02, "max_candidates": 10, "top_k": 10},
     }
     cut = {**overrides, "model": {**overrides["model"], "layers": 2}}
     assert "the model says ' yes' or ' no' with probability" in why_score_fails(config.build({**SETTINGS, **cut}))
@@ -221,7 +221,7 @@ def test_an_untouched_model_scores_by_yes_and_no(done: dict[str, Any], layout: L
     summary = stages.run("score", config.build({**SETTINGS, **overrides}), quietly)
     assert summary["probe_difference"] < 1e-4
     assert 0 < summary["top10_kept"] <= 1
-    assert 20 < summary["users"] < 80
+    assert 5 < summary["users"] < 40
     both = config.build({**SETTINGS, "evaluate": {"rankings": {"zero-shot": output}, "cutoffs": [5, 10]}})
     compared = stages.run("evaluate", both, quietly)["same_users"]["zero-shot"]
     assert {row["users"] for row in compared} == {summary["users"]}
