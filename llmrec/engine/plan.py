@@ -44,7 +44,7 @@ class Plan:
     buckets to score, `to_score` by the model, `copied` from an earlier run. actor_mb: the most that a calibrating actor
     held; bucket_mb: of the largest bucket on its way; output_mb: of the staged files. start_seconds: until the actors
     have started, loaded their models and probed them. packed_per_second: pairs that all actors could pack here with no
-    model behind it, which no GPU goes beyond. mfu: reached in the calibration, or assumed of the GPU; cost: at
+    model behind it, which no GPU goes beyond. mfu: reached in the calibration, or by the GPU if packing allows it; cost: at
     score.price_per_hour an actor.
     """
 
@@ -250,7 +250,7 @@ def plan(
         pairs_per_second=actors / per_pair if per_pair else 0.0,
         tokens_per_second=total["tokens"] / scored * actors / per_pair if per_pair else 0.0,
         packed_per_second=actors / packing if packing else 0.0,
-        mfu=mfu if gpu else float(np.mean(known)) if known else None,
+        mfu=total["operations"] / scored / per_pair / GPUS[gpu] if gpu else float(np.mean(known)) if known else None,
         start_seconds=start,
         hours=hours,
         cost=cost,

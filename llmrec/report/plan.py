@@ -12,7 +12,7 @@ def print_plan(found: Mapping[str, Any]) -> None:
     basis = (
         f"{found['actors_calibrated']} of {found['actors']} actors scored {found['sampled_pairs']:,} pairs here"
         if found["actors_calibrated"]
-        else f"the published rate of {found['device']}, reached to {terminal.text(found['mfu'])}"
+        else f"the published rate of {found['device']}, and packing here"
     )
     rows = [
         ["run", found["run_id"]],
