@@ -44,8 +44,8 @@ class Plan:
     buckets to score, `to_score` by the model, `copied` from an earlier run. actor_mb: the most that a calibrating actor
     held; bucket_mb: of the largest bucket on its way; output_mb: of the staged files. start_seconds: until the actors
     have started, loaded their models and probed them. packed_per_second: pairs that all actors could pack here with no
-    model behind it, which no GPU goes beyond. mfu: reached in the calibration, or by the GPU if packing allows it; cost: at
-    score.price_per_hour an actor.
+    model behind it, which no GPU goes beyond. mfu: reached in the calibration, or by the GPU if packing allows it;
+    cost: at score.price_per_hour an actor.
     """
 
     run_id: str
