@@ -9,21 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from benchmarks.scale import figures, report, tables
 from benchmarks.scale.agreement import equal
 from benchmarks.scale.command_line import options
 from benchmarks.scale.engines import JOB, PEERS, Engine, forget, run
 from benchmarks.speed.processes import processor
+from benchmarks.speed.report import started
 from llmrec import storage
 from llmrec.layout import Layout
 
@@ -33,14 +30,7 @@ Row = dict[str, Any]
 
 def main() -> None:
     asked = options(str(__doc__))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a child is ended when this process is
-    asked.out.mkdir(parents=True, exist_ok=True)
-    console = Console(width=max(Console().width, 130))
-    start = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"{time.monotonic() - start:6.0f} s  {text}", markup=False, highlight=False)
-
+    console, say = started(asked.out)
     with tempfile.TemporaryDirectory() as temporary:
         found = measure(asked, asked.data or Path(temporary), say)
     file = asked.out / "scale.json"

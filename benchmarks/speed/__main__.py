@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 import platform
-import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import AutoTokenizer
 
 from benchmarks.speed import figures, report, workload
@@ -33,14 +30,7 @@ MODEL = "smollm2-135m-instruct"
 
 def main() -> None:
     asked = options(str(__doc__))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a child is ended when this process is
-    asked.out.mkdir(parents=True, exist_ok=True)
-    console = Console(width=max(Console().width, 130))
-    start = time.monotonic()
-
-    def say(text: str) -> None:
-        console.print(f"{time.monotonic() - start:6.0f} s  {text}", markup=False, highlight=False)
-
+    console, say = report.started(asked.out)
     with tempfile.TemporaryDirectory() as work:
         found = measure(Run(asked, assets.resolve_model(MODEL), Path(work), say))
     figures_file = asked.out / "report.json"

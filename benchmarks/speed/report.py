@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,22 @@ AGREEMENT: list[Column] = [
     ("Spearman", lambda r: f"{r['spearman']:.5f}"),
     ("users", lambda r: f"{r['users_compared']}"),
 ]
+
+
+def started(out: Path) -> tuple[Console, Callable[[str], None]]:
+    """The terminal, and what prints a line of progress there. SIGTERM ends the process, and so its children, from now.
+
+    out: the directory for what will be written, made if need be.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console(width=max(Console().width, 130))
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"{time.monotonic() - start:6.0f} s  {text}", markup=False, highlight=False)
+
+    return console, say
 
 
 def or_dash(value: float | None, form: str) -> str:

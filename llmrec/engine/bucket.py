@@ -95,7 +95,7 @@ def bucket(settings: config.Bucket, layout: Layout, say: Callable[[str], None]) 
     histories = buckets.bucket_files(layout.histories)
     prepared = _footer(min(histories.values())).columns
     found = _files(source)
-    files = _footers(list(found))
+    files = storage.each(_footer, list(found))
     item = prepared.field(ITEMS).type.value_type
     columns = candidates.common_schema({f.uri: f.columns for f in files}, prepared.field(USER).type, item, source)
     units = _units(files)
@@ -172,11 +172,6 @@ def _files(source: str) -> dict[str, int]:
     if not found:
         raise UserError(f"{source}: no Parquet files there")
     return found
-
-
-def _footers(uris: list[str]) -> list[_File]:
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(_footer, uris))
 
 
 def _footer(uri: str) -> _File:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from llmrec.ranker.health import Probe
 from llmrec.tables import buckets
 
 TABLE = "ledger.parquet"
-READERS = 16
 # Where a candidate can end. pairs_in is their sum, for every bucket and for the run.
 ENDS = ("ranked", "below_top_k", "over_limit", "seen", "blocked", "quarantined")
 
@@ -47,8 +45,7 @@ def write(layout: Layout, run_id: str, entry: Entry) -> None:
 def read(layout: Layout, run_id: str) -> dict[int, Entry]:
     """The entries of a run by bucket."""
     files = [uri for uri, _ in storage.list_files(layout.ledger(run_id), ".json")]
-    with ThreadPoolExecutor(READERS) as threads:  # a store takes its time for each
-        return {found.bucket: found for found in map(entry, threads.map(storage.read_json, files))}
+    return {found.bucket: found for found in map(entry, storage.each(storage.read_json, files))}
 
 
 def find(layout: Layout, run_id: str, bucket: int) -> Entry | None:

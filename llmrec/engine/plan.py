@@ -10,12 +10,12 @@ import heapq
 import resource
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llmrec import storage
 from llmrec.config import Config
 from llmrec.engine import ledger, watch, work_rows
 from llmrec.engine.attempts import WINDOW
@@ -98,7 +98,6 @@ class Rate:
     """What an actor did in the calibration. bytes_per_row: of staged rankings."""
 
     pairs: int
-    tokens: int
     seconds: float
     mfu: float | None
     actor_mb: float
@@ -163,15 +162,13 @@ class Calibrator:
             at += group
         spent = time.monotonic() - started
         done = subsets.only(self.work, np.arange(len(scores)))
-        load = self.scorer.load(done)
         table = requests.rank(
             done, np.concatenate(scores), self.job.score.top_k, self.rules.ids, self.job.model_version, self.job.run_id
         )
         return Rate(
             pairs=len(done.candidates.values),
-            tokens=load.tokens,
             seconds=spent,
-            mfu=self.scorer.mfu(load, spent),
+            mfu=self.scorer.mfu(self.scorer.load(done), spent),
             actor_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             bytes_per_row=len(buckets.parquet_bytes(table)) / max(table.num_rows, 1),
         )
@@ -209,8 +206,7 @@ def plan(
             job.run_id, job.model_uri, device, 0, len(done), 0, none, 0, 1.0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, None, 0.0,
             0.0, 0.0, None, None, 0.0, None,
         )  # fmt: skip
-    with ThreadPoolExecutor(16) as threads:
-        sizes = np.asarray(list(threads.map(buckets.pairs_in, (u["candidates"] for u in missing))), np.int64)
+    sizes = np.asarray(storage.each(buckets.pairs_in, (u["candidates"] for u in missing)), np.int64)
     actors = actors_for(job.score, len(missing))
     say(f"{sizes.sum():,} pairs in {len(missing)} buckets; calibrating on a few of them")
     samples, sampled, rates, start = _calibrate(job, scorer, missing, actors, 0.0 if gpu else seconds, settings, say)
@@ -225,8 +221,7 @@ def plan(
     if gpu:  # which computes one batch while the next is packed
         per_pair = max(packing, total["operations"] / scored / (GPUS[gpu] * mfu))
     else:
-        measured = [r for r in rates if r.pairs]
-        per_pair = float(np.mean([r.seconds / r.pairs for r in measured])) if measured else 0.0
+        per_pair = float(np.mean([r.seconds / r.pairs for r in rates])) if rates else 0.0
     by_bucket = sizes * (share_of["scored"] * per_pair + share_of["other_seconds"])
     ahead = start + float(by_bucket[0]) if not done and len(missing) >= job.score.canary_from else 0.0
     read = float(np.mean([s.read_seconds for s in samples]))

@@ -94,7 +94,7 @@ class PoolActor:
         work, marks = bucket.work, self.scorer.fingerprints(bucket.work)
         same = unchanged(self.job, bucket.number, work, marks)
         copied = work.users.filter(pa.array(same))
-        work = subsets.only(work, np.flatnonzero(~same)) if same.any() else work
+        work = subsets.only(work, np.flatnonzero(~same))
         journal_uri = self.job.attempts_file(bucket.number)
         found, journal = attempts.score_all(len(work.users), partial(self.scorer.score, work), journal_uri)
         left = subsets.set_aside(work, journal.aside, self.ids, bucket.source)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pyarrow as pa
 
 from llmrec import storage
@@ -46,8 +44,7 @@ def publish(layout: Layout, run_id: str) -> Published:
             raise UserError(f"run '{run_id}': {uri} has {footer.num_rows} rows, the ledger says {entry.rows}")
         return footer.schema.to_arrow_schema()
 
-    with ThreadPoolExecutor(ledger.READERS) as threads:
-        schemas = list(threads.map(found_schema, entries.values()))
+    schemas = storage.each(found_schema, entries.values())
     files = [StagedFile(b, entry.path, entry.size, entry.rows) for b, entry in sorted(entries.items()) if entry.rows]
     if not files:
         raise UserError(f"run '{run_id}' ranked no user; nothing to publish")

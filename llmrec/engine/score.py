@@ -112,15 +112,16 @@ def score(
     status = _Status(say, len(missing), settings.score.price_per_hour * actors)
     limit = settings.cluster.no_progress_seconds
     fresh: list[Entry] = []
-    pulse = watch.start_pulse()
-    shared = share(job, scorer, pulse, limit) if missing else Shared(None, None)
-    if not before and len(missing) >= settings.score.canary_from:
-        say("scoring one bucket first")
-        fresh += _run(job, missing[:1], 1, scorer, shared, pulse, limit, status)
-        _show(job, fresh[0], say)
-        missing = missing[1:]
     if missing:
-        fresh += _run(job, missing, actors, scorer, shared, pulse, limit, status)
+        pulse = watch.start_pulse()
+        shared = share(job, scorer, pulse, limit)
+        if not before and len(missing) >= settings.score.canary_from:
+            say("scoring one bucket first")
+            fresh += _run(job, missing[:1], 1, scorer, shared, pulse, limit, status)
+            _show(job, fresh[0], say)
+            missing = missing[1:]
+        if missing:
+            fresh += _run(job, missing, actors, scorer, shared, pulse, limit, status)
     entries = ledger.read(layout, job.run_id)
     assert set(entries) == {u[BUCKET] for u in units}, "a bucket left no ledger entry"
     totals = ledger.total(entries)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from llmrec import assets, storage
@@ -22,7 +23,7 @@ from llmrec.ranker.model import Ranker, batches, layers_of, load_tokenizer, scor
 from llmrec.ranker.packing import Request
 from llmrec.ranker.probe import check_labels, check_parity, slow_scores, top_kept
 from llmrec.ranker.prompts import fitting, scoring_request, trunk_openings
-from llmrec.tables import fingerprints, requests, subsets
+from llmrec.tables import fingerprints, requests
 
 PEAK_ROWS, PEAK_SECONDS = 2048, 0.3
 
@@ -119,7 +120,8 @@ class ModelScorer:
     def load(self, work: requests.Work) -> Load:
         event, candidate = self.prompts.catalogue.event.lengths, self.prompts.catalogue.candidate.lengths
         trunk = np.asarray([
-            len(opening) + int(event[self._history(work, i)].sum()) for i, opening in enumerate(self._openings(work))
+            len(opening) + int(event[self._history(work, i)].sum())
+            for i, opening in enumerate(self._openings(work, range(len(work.users))))
         ], np.int64)  # fmt: skip
         offsets, causal = work.candidates.offsets, self.replica.ranker.causal
         if self.card.head == "dot":  # a trunk alone scores, alone or together
@@ -149,17 +151,18 @@ class ModelScorer:
     def _history(self, work: requests.Work, user: int) -> np.ndarray:
         return work.histories[user][-self.prompts.max_history :].astype(np.int64)
 
-    def _openings(self, work: requests.Work) -> list[np.ndarray]:
-        """Each user's opening tokens."""
+    def _openings(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
+        """The opening tokens of each of these users."""
         plain = self.prompts.plain
         if work.openings is None:
-            return [plain] * len(work.users)
-        known = trunk_openings(work.openings.drop_null().to_pylist(), self.job.prompt, self.replica.ranker.tokenizer)
-        left = iter(known)
-        return [next(left) if there else plain for there in work.openings.is_valid().to_pylist()]
+            return [plain] * len(users)
+        texts = work.openings.take(pa.array(users, pa.int64())).to_pylist()
+        known = [text for text in texts if text is not None]
+        left = iter(trunk_openings(known, self.job.prompt, self.replica.ranker.tokenizer))
+        return [plain if text is None else next(left) for text in texts]
 
     def _requests(self, work: requests.Work, users: Sequence[int]) -> list[Request]:
-        openings = self._openings(subsets.only(work, np.asarray(users, np.int64)))
+        openings = self._openings(work, users)
         return [self._request(work, user, opening) for user, opening in zip(users, openings, strict=True)]
 
     def _request(self, work: requests.Work, user: int, opening: np.ndarray) -> Request:

@@ -15,7 +15,9 @@ from llmrec.tables.requests import Work
 
 
 def only(work: Work, rows: np.ndarray) -> Work:
-    """The work of these users (int64[m], ascending), its counts unchanged."""
+    """The work of these users (int64[m], ascending, none twice), its counts unchanged."""
+    if len(rows) == len(work.users):
+        return work
     pairs = pa.array(pairs_of(work, rows))
     return replace(
         work,

@@ -49,7 +49,7 @@ def test_an_actor_opens_each_trunk_with_its_users_own_text(tmp_path: Path, tiny_
     words = scorer.replica.ranker.tokenizer
     texts = ["w10 w0", "w0", "w30 w0"] if known else ["w0"] * 3
     wanted = [[0, *words(text, add_special_tokens=False)["input_ids"]] for text in texts]
-    assert [tokens.tolist() for tokens in scorer._openings(work)] == wanted
+    assert [tokens.tolist() for tokens in scorer._openings(work, range(3))] == wanted
     assert scorer.load(work).tokens == sum(len(w) for w in wanted) + 2 * (6 + 6)
     together = scorer.score(work, [0, 1, 2])
     for user in range(3):
