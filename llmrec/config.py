@@ -77,19 +77,39 @@ class Model(Section):
     layers: Count | None = Field(None, description="keep the first n layers; null for all")
     items: Literal["text", "token"] = Field(
         "token",
-        description="text: an item is its own tokens; token: one vector, its text's embedding plus a learned part",
+        description="text: an item is its own tokens; token: a learned vector or a few, see items",
     )
-    head: Literal["linear", "yes_no", "dot"] = Field(
-        "dot",
-        description="linear: the candidate is read as a branch; yes_no: likewise, by the untouched model's yes and no; "
-        "dot: the user's state against the item's vector (items=token only); an encoder takes linear only",
+    head: Literal["linear", "yes_no", "retrieve", "rank"] = Field(
+        "retrieve",
+        description="items=text: linear, the candidate is read as a branch, or yes_no, by the untouched model's yes "
+        "and no; items=token: retrieve, the user's state against the item's vector, or rank, that and the candidate "
+        "read as a branch; an encoder takes linear only",
     )
+    pretrained: bool = Field(True, description="false: random weights of the same form, to see what pretraining brings")
     labels: tuple[str, str] = Field((" yes", " no"), description="head=yes_no: one token each")
     attention: Literal["auto", "dense", "cascade", "flex"] = Field(
         "auto",
         description="dense: reference, one mask; cascade: skips what is hidden; flex: FlexAttention; "
         "auto: flex on CUDA, else cascade",
     )
+
+
+class Items(Section):
+    """What an item's vectors are made of (model.items = token). Parts that are left out or missing do no harm."""
+
+    encoder: str = Field(
+        "all-minilm-l6-v2",
+        description="frozen sentence encoder of the item's text: an asset's name, a directory, an s3:// prefix or a "
+        "hub id; empty for none",
+    )
+    max_tokens: Count = Field(96, description="longer texts are cut for the encoder")
+    id: bool = Field(True, description="a vector learned for each item that training sees")
+    vectors: tuple[str, ...] = Field((), description="columns of vectors of your own (image, audio), lists of floats")
+    categories: tuple[str, ...] = Field((), description="columns of texts or lists of texts, each value learned")
+    separator: str = Field("|", description="between the values of a category column of texts; empty: one value")
+    numbers: tuple[str, ...] = Field((), description="columns of numbers")
+    graph_dimensions: Count = Field(64, description="of the embedding of data.edges, if there are any")
+    per_item: Count = Field(1, description="vectors, and so positions of the model, that an item takes")
 
 
 class Train(Section):
@@ -106,19 +126,29 @@ class Train(Section):
     decisions_per_user: Count = Field(
         60, description="history events trained as decisions in one pass; an encoder trains one"
     )
+    horizon: Count = Field(
+        5, description="items=token: a decision's right answers are the event and those after it, so many in all"
+    )
+    horizon_decay: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="weight of an answer per event ahead")
     negatives: Count = Field(
-        7, description="head=linear: candidates beside the true one; head=dot: the whole catalogue"
+        7, description="head=linear and rank: candidates beside the true one; retrieve: the whole catalogue"
     )
     hard_share: Share = Field(
-        0.5, description="head=linear: share of negatives that item-item recall would have brought"
+        0.5, description="head=linear and rank: share of negatives that item-item recall would have brought"
+    )
+    events: Literal["training", "all"] = Field(
+        "training", description="all: the validation events too; then nothing is validated, and every step is taken"
     )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     head_learning_rate: Annotated[float, Field(gt=0)] = Field(
-        3e-3, description="of the head and the items' learned part"
+        3e-3, description="of the head and of what the items' vectors are made of"
     )
     warmup_share: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="of input embeddings, read states and LoRA")
+    id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="items=token: share of items that a pass knows by their other parts alone, as a new one"
+    )
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     batch_tokens: Annotated[int, Field(ge=64)] = Field(
         4096, description="tokens in one forward pass; more is accumulated"
@@ -147,12 +177,28 @@ class ItemItem(Section):
     decay: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="weight of a user's event per event of age")
 
 
+class Retrieve(Section):
+    """A trained ranker's own retrieve head, against all items (model.items = token)."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="candidates per user; 0 turns the source off")
+    model: str = Field("", description="ranker directory or URI; empty: what train saved")
+    batch_tokens: Annotated[int, Field(ge=64)] = Field(4096, description="tokens in one forward pass")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the layers' products")
+    actors: Count = Field(2, description="copies of the model at work")
+    cpus_per_actor: Annotated[float, Field(ge=0)] = 1
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+
+
+Source = Literal["item_item", "popularity", "retrieve"]
+
+
 class Recall(Section):
     """Candidate generators and their merge."""
 
     popularity: Popularity = Popularity()
     item_item: ItemItem = ItemItem()
-    merge: tuple[Literal["item_item", "popularity"], ...] = Field(
+    retrieve: Retrieve = Retrieve()
+    merge: tuple[Source, ...] = Field(
         ("item_item", "popularity"), description="sources in order; a later one fills what an earlier one left open"
     )
     candidates: Count = Field(100, description="merged candidates per user")
@@ -257,6 +303,9 @@ class Cluster(Section):
     no_progress_seconds: Count = Field(120, description="a job in which nothing moves this long ends with an error")
 
 
+HEADS_OF = {"text": ("linear", "yes_no"), "token": ("retrieve", "rank")}
+
+
 class Config(BaseSettings):
     """All settings of all jobs."""
 
@@ -268,6 +317,7 @@ class Config(BaseSettings):
     data: Data = Data()
     prompt: Prompt = Prompt()
     model: Model = Model()
+    items: Items = Items()
     train: Train = Train()
     recall: Recall = Recall()
     bucket: Bucket = Bucket()
@@ -277,15 +327,14 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if (self.model.items, self.model.head) in (("text", "dot"), ("token", "yes_no")):
-            allowed = "linear or yes_no" if self.model.items == "text" else "dot or linear"
+        if self.model.head not in HEADS_OF[self.model.items]:
+            allowed = " or ".join(HEADS_OF[self.model.items])
             raise ValueError(
                 f"model.items = {self.model.items} goes with model.head = {allowed}, not {self.model.head}"
             )
         if self.model.items == "token" and self.train.train_embeddings:
             raise ValueError(
-                "train.train_embeddings = true goes with model.items = text: an item's vector is made from the "
-                "untouched embeddings of its text"
+                "train.train_embeddings = true goes with model.items = text: with items as vectors, few words are read"
             )
         if self.model.head != "yes_no" and (self.prompt.before_candidate or self.prompt.after_candidate):
             raise ValueError(

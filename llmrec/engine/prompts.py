@@ -7,16 +7,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from llmrec import storage
-from llmrec.config import Prompt
+from llmrec import assets, storage
+from llmrec.config import Items, Prompt
+from llmrec.errors import UserError
 from llmrec.layout import Layout
+from llmrec.ranker.item_features import ItemFeatures, columns_of, read_features
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.prompts import Catalogue, tokenise_catalogue, trunk_opening, trunk_openings
 from llmrec.ranker.templates import fill
 from llmrec.schema import ITEM, USER
 from llmrec.tables import buckets
+from llmrec.tables.embeddings import open_embeddings
 
 
 @dataclass(frozen=True)
@@ -43,16 +47,57 @@ def tokenise_items(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, layout: L
     return Prompts(catalogue, trunk_opening(prompt, tokenizer), prompt.max_history)
 
 
-def bind(prompts: Prompts, ranker: Ranker) -> Prompts:
-    """The prompts in the form that this ranker packs, the ranker made ready to score their items."""
-    return replace(prompts, catalogue=ranker.bind(prompts.catalogue), positions=ranker.positions)
+def bind(prompts: Prompts, ranker: Ranker, layout: Layout, trained: np.ndarray | None = None) -> Prompts:
+    """The prompts in the form that this ranker packs, the ranker made ready for their items.
+
+    trained: see `Ranker.bind`.
+
+    Raises:
+        UserError: what is known of the items is not what the ranker was trained with.
+    """
+    features = None if ranker.card.items == "text" else load_features(ranker.card.parts, prompts.catalogue.ids, layout)
+    catalogue = ranker.bind(prompts.catalogue, features, trained)
+    return replace(prompts, catalogue=catalogue, positions=ranker.positions)
 
 
-def load_prompts(ranker: Ranker, layout: Layout) -> Prompts:
+def load_features(parts: Items, ids: pa.Array, layout: Layout) -> ItemFeatures:
+    """What is known of the items beside their tokens: what embed computed, memory-mapped, and columns of the table.
+
+    Raises:
+        UserError: embed has not run for this catalogue, or a column is missing or of the wrong type.
+    """
+    items = buckets.read_parquet(layout.items, list(dict.fromkeys((ITEM, *columns_of(parts)))))
+    items = items.sort_by(ITEM)
+    made = open_embeddings(layout.embeddings, assets.cache_directory() / "embeddings")
+    if made is None:
+        if parts.encoder:
+            raise UserError(f"{layout.embeddings}: no item embeddings; run jobs/embed.py first")
+        return read_features(ids, items, parts, {}, {})
+    if not made.ids.equals(ids):
+        raise UserError(f"{layout.embeddings}: made for other items than {layout.items} holds; run jobs/embed.py again")
+    wanted = [name for name in made.parts if name != "text" or parts.encoder]
+    vectors, present = ({name: found[name] for name in wanted} for found in (made.parts, made.present))
+    return read_features(ids, items, parts, vectors, present, made.revision if parts.encoder else "")
+
+
+def opening_tokens(
+    texts: pa.Array | None, count: int, plain: np.ndarray, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
+) -> list[np.ndarray]:
+    """int32[any] tokens that open each of `count` users' trunks.
+
+    texts: string[count], what is said of each, null where nothing is known of him; None if nothing is of anybody.
+    """
+    if texts is None:
+        return [plain] * count
+    left = iter(trunk_openings(texts.drop_null().to_pylist(), prompt, tokenizer))
+    return [next(left) if known else plain for known in texts.is_valid().to_pylist()]
+
+
+def load_prompts(ranker: Ranker, layout: Layout, trained: np.ndarray | None = None) -> Prompts:
     """Both of the above and the openings of all users, by the ranker's own tokenizer and templates."""
     prompt, of_user = ranker.card.prompt, {}
     if prompt.user and storage.exists(layout.users):
         users = buckets.read_parquet(layout.users)
         opened = trunk_openings(fill(prompt.user, users, "user"), prompt, ranker.tokenizer)
         of_user = dict(zip(users[USER].to_pylist(), opened, strict=True))
-    return replace(bind(tokenise_items(ranker.tokenizer, prompt, layout), ranker), of_user=of_user)
+    return replace(bind(tokenise_items(ranker.tokenizer, prompt, layout), ranker, layout, trained), of_user=of_user)

@@ -12,14 +12,14 @@ from scipy import sparse
 
 from llmrec import config, schema
 from llmrec.engine.counts import cooccurrence, known_histories
+from llmrec.engine.retrieve import RETRIEVE, retrieve
 from llmrec.engine.units import each, reporting
 from llmrec.layout import Layout
-from llmrec.ranker.ragged import Ragged, offsets_of
+from llmrec.ranker.ragged import Ragged
 from llmrec.recall import item_item
 from llmrec.recall.candidates import Candidates, merge, top
 from llmrec.schema import BUCKET, ITEM, USER
-from llmrec.tables import buckets
-from llmrec.tables.histories import as_lists
+from llmrec.tables import buckets, recalled
 
 CELLS_AT_ONCE = 1 << 24
 MERGED = "merged"
@@ -44,8 +44,10 @@ class _Models:
     similar: sparse.csr_matrix
 
 
-def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None]) -> Recalled:
+def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], attention: str = "auto") -> Recalled:
     """Write candidates/<source>, candidates/merged and popularity under the root, candidates bucketed like histories.
+
+    attention: how a ranker that retrieves attends.
 
     Raises:
         UserError: prepare has not written its tables.
@@ -63,6 +65,8 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None]) 
     popularity = pa.table({ITEM: ids, schema.USERS: models.popularity.astype(np.int64)})
     buckets.write_parquet(popularity, layout.popularity)
     files = buckets.bucket_files(layout.histories)
+    if settings.retrieve.top:
+        retrieve(settings, layout, attention, say)
     units = [{BUCKET: bucket, "uri": uri} for bucket, uri in files.items()]
     arguments = {"models": ray.put(models), "settings": settings, "layout": layout}
     rows = reporting(each(units, _recall_bucket, arguments), len(units), say, "recall")
@@ -90,19 +94,29 @@ def _recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout
     step = max(1, CELLS_AT_ONCE // max(n_items, 1))
     names: list[str] = list(settings.merge)
     found: dict[str, list[Candidates]] = {name: [] for name in [*names, MERGED]}
+    retrieved = (
+        recalled.read(buckets.bucket_file(layout.candidates(RETRIEVE), unit[BUCKET]), known.ids)
+        if RETRIEVE in names else None
+    )  # fmt: skip
     for start in range(0, len(histories), step):
-        part = histories.take(np.arange(start, min(start + step, len(histories))))
+        users = np.arange(start, min(start + step, len(histories)))
+        part = histories.take(users)
         seen = part if settings.exclude_seen else None
-        sources = [top(_scores(name, part, known, settings), seen, getattr(settings, name).top) for name in names]
+        sources = [
+            retrieved.take(users) if name == RETRIEVE and retrieved is not None
+            else top(_scores(name, part, known, settings), seen, getattr(settings, name).top)
+            for name in names
+        ]  # fmt: skip
         for name, candidates in zip(names, sources, strict=True):
             found[name].append(candidates)
         found[MERGED].append(merge(sources, settings.candidates, n_items))
     counts, short = [], 0
     for name, parts in found.items():
         lengths = np.concatenate([p.items.lengths for p in parts]) if parts else np.empty(0, np.int64)
-        labels = names if name == MERGED else [name]
-        written = _table(table[USER], parts, lengths, labels, known.ids)
-        buckets.write_parquet(written, buckets.bucket_file(layout.candidates(name), unit[BUCKET]))
+        if name != RETRIEVE:  # which is there already
+            labels = names if name == MERGED else [name]
+            written = recalled.table(table[USER], parts, labels, known.ids)
+            buckets.write_parquet(written, buckets.bucket_file(layout.candidates(name), unit[BUCKET]))
         counts.append(int(lengths.sum()))
         short = int((lengths < settings.candidates).sum())  # of the merge, which comes last
     return pa.table({"users": [table.num_rows], "counts": [counts], "short": [short]})
@@ -112,21 +126,3 @@ def _scores(name: str, histories: Ragged, models: _Models, settings: config.Reca
     if name == "popularity":
         return np.repeat(models.popularity[None], len(histories), axis=0)
     return item_item.score(histories, models.similar, settings.item_item.decay)
-
-
-def _table(
-    users: pa.ChunkedArray, parts: list[Candidates], lengths: np.ndarray, labels: list[str], ids: pa.Array
-) -> pa.Table:
-    offsets = offsets_of(lengths)
-    rows = np.concatenate([p.items.values for p in parts]) if parts else np.empty(0, np.int32)
-    scores = np.concatenate([p.scores for p in parts]) if parts else np.empty(0, np.float32)
-    source = np.concatenate([p.source for p in parts]) if parts else np.empty(0, np.int8)
-    names = pa.DictionaryArray.from_arrays(pa.array(source, pa.int8()), pa.array(labels)).cast(pa.string())
-    columns = [
-        users,
-        as_lists(ids.take(pa.array(rows)), offsets),
-        as_lists(pa.array(scores), offsets),
-        as_lists(names, offsets),
-    ]
-    wanted = schema.candidates(users.type, ids.type)
-    return pa.table([c.cast(f.type) for c, f in zip(columns, wanted, strict=True)], schema=wanted)

@@ -81,8 +81,10 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
             f"{candidates}: bucket {min(extra)} has no counterpart in {layout.histories}; bucket both into "
             f"{len(histories)} (data.buckets)"
         )
-    prompt = settings.prompt
+    prompt, with_vectors = settings.prompt, False
     if wanted.model == "base":
+        if settings.model.items == "token":
+            raise UserError("score.model = base: an untouched model reads items as text only; set model.items = text")
         model_uri = settings.model.base
         found = assets.resolve_model(model_uri)
         version = model_version(found) if Path(found).is_dir() else model_uri  # a hub id stands for itself
@@ -91,10 +93,11 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         saved = storage.local_directory(model_uri, assets.cache_directory() / "models")
         version = model_version(saved)
         if (Path(saved) / RANKER_FILE).exists():  # a scorer of one's own needs none
-            prompt = read_card(saved).prompt
+            card = read_card(saved)
+            prompt, with_vectors = card.prompt, card.items == "token"
     inputs = [
         storage.manifest(uri)
-        for uri in (candidates, layout.histories, layout.items, layout.users)
+        for uri in (candidates, layout.histories, layout.items, layout.users, *[layout.embeddings] * with_vectors)
         if storage.exists(uri)
     ]
     untrained = [settings.model.model_dump(), settings.prompt.model_dump()] if wanted.model == "base" else None

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from llmrec import assets, storage
-from llmrec.engine.prompts import Prompts, bind, tokenise_items
+from llmrec.engine.prompts import Prompts, bind, opening_tokens, tokenise_items
 from llmrec.engine.run import Job
 from llmrec.engine.tensor_parallel import Team
 from llmrec.engine.watch import Beating
@@ -22,7 +22,7 @@ from llmrec.ranker.health import Probe
 from llmrec.ranker.model import Ranker, batches, layers_of, load_tokenizer, score_requests
 from llmrec.ranker.packing import Request
 from llmrec.ranker.probe import check_labels, check_parity, slow_scores, top_kept
-from llmrec.ranker.prompts import fitting, scoring_request, trunk_openings
+from llmrec.ranker.prompts import fitting, scoring_request
 from llmrec.tables import fingerprints, requests
 
 PEAK_ROWS, PEAK_SECONDS = 2048, 0.3
@@ -48,7 +48,8 @@ class Replica:
             self.ranker = Ranker.from_pretrained(directory, parts)
         self.ranker.to(device)
         self.ranker.attend_by(attention.choose(job.model.attention, device))
-        self.prompts = bind(texts, self.ranker)
+        self.prompts = bind(texts, self.ranker, job.layout)
+        self.ranker.freeze_items()
         self.precision = precision.choose(job.score.precision, device)
         self.cost = ModelCost.of(layers_of(self.ranker.backbone), self.ranker.backbone.config)
         self.peak = 0.0
@@ -99,7 +100,7 @@ class ModelScorer:
         replica = self.replica
         replica.progress = beating
         self.prompts, self.card = replica.prompts, replica.ranker.card
-        self.items = replica.ranker.items
+        self.items = replica.ranker.frozen
         self.probe: Probe | None = None
         self.ready_seconds = 0.0
         self.item_marks: np.ndarray | None = None
@@ -124,7 +125,7 @@ class ModelScorer:
             for i, opening in enumerate(self._openings(work, range(len(work.users))))
         ], np.int64)  # fmt: skip
         offsets, causal = work.candidates.offsets, self.replica.ranker.causal
-        if self.card.head == "dot":  # a trunk alone scores, alone or together
+        if self.card.head == "retrieve":  # a trunk alone scores, alone or together
             found = cost.branches(trunk, np.zeros_like(offsets), np.empty(0, np.int64), causal)
             return replace(found, alone=int((trunk * work.candidates.lengths).sum()))
         lengths = candidate[work.candidates.values]
@@ -140,8 +141,8 @@ class ModelScorer:
         if self.item_marks is None:
             catalogue, vectors = self.prompts.catalogue, None
             if self.items is not None:
-                with torch.inference_mode():
-                    vectors = torch.cat([self.items()[0], self.items()[1][:, None]], dim=1).float().cpu().numpy()
+                flat = self.items.vectors.flatten(1)
+                vectors = torch.cat([flat, self.items.bias[:, None]], dim=1).float().cpu().numpy()
             self.item_marks = fingerprints.of_items(catalogue.ids, catalogue.event, catalogue.candidate, vectors)
         return fingerprints.of_users(work, self.item_marks, self.prompts.max_history)
 
@@ -153,13 +154,9 @@ class ModelScorer:
 
     def _openings(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
         """The opening tokens of each of these users."""
-        plain = self.prompts.plain
-        if work.openings is None:
-            return [plain] * len(users)
-        texts = work.openings.take(pa.array(users, pa.int64())).to_pylist()
-        known = [text for text in texts if text is not None]
-        left = iter(trunk_openings(known, self.job.prompt, self.replica.ranker.tokenizer))
-        return [plain if text is None else next(left) for text in texts]
+        texts = None if work.openings is None else work.openings.take(pa.array(users, pa.int64()))
+        tokenizer = self.replica.ranker.tokenizer
+        return opening_tokens(texts, len(users), self.prompts.plain, self.job.prompt, tokenizer)
 
     def _requests(self, work: requests.Work, users: Sequence[int]) -> list[Request]:
         openings = self._openings(work, users)

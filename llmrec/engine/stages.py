@@ -57,7 +57,7 @@ def _train(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 
 def _recall(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    return asdict(recall.recall(config.recall, layout, say))
+    return asdict(recall.recall(config.recall, layout, say, config.model.attention))
 
 
 def _bucket(config: Config, layout: Layout, say: Say) -> dict[str, Any]:

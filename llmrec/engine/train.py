@@ -68,25 +68,27 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
 
     started = time.monotonic()
     if config.model.head == "yes_no":
-        raise UserError("model.head = yes_no scores an untouched model; to train, set model.head to linear or dot")
+        raise UserError(
+            "model.head = yes_no scores an untouched model; to train, set model.head to linear, or model.items to token"
+        )
     base = assets.resolve_model(config.model.base)  # a wrong name is told before workers start
-    users, held_out = _count_users(layout)
+    training_only = config.train.events == "training"
+    users, held_out = _count_users(layout, training_only)
     if users < config.train.workers:
         raise UserError(
             f"{layout.histories}: {users} users with {MIN_EVENTS} or more training events; too few to train on"
         )
-    similar = item_item.neighbours(
-        cooccurrence(layout.histories, buckets.catalogue_ids(layout.items), training_only=True),
-        config.recall.item_item.neighbours,
-        config.recall.item_item.shrinkage,
-    )
+    counts = cooccurrence(layout.histories, buckets.catalogue_ids(layout.items), training_only)
+    settings = config.recall.item_item
+    similar = item_item.neighbours(counts, settings.neighbours, settings.shrinkage)
+    trained = counts.diagonal() > 0
     steps_per_epoch = math.ceil(users // config.train.workers / config.train.users_per_step)
     steps = steps_per_epoch * config.train.epochs
     if config.train.max_steps is not None:
         steps = min(steps, config.train.max_steps)
     task = Task(
-        config.model, config.prompt, config.train, layout, steps, ray.put(similar), config.recall.item_item.decay,
-        ray.put(_validation_histories(layout, config, held_out)),
+        config.model, config.items, config.prompt, config.train, layout, steps, ray.put(similar), settings.decay,
+        ray.put(trained), ray.put(_validation_histories(layout, config, held_out)),
     )  # fmt: skip
     name = _run_name(config, layout)
     say(
@@ -95,8 +97,8 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     )
     checkpoint, metrics = _fit(config, layout, task, name, say)
 
-    ranker = Ranker.from_base(config.model, config.prompt, base)
-    load_prompts(ranker, layout)
+    ranker = Ranker.from_base(config.model, config.prompt, base, items=config.items)
+    load_prompts(ranker, layout, trained)
     prepare_tuning(ranker, config.train)
     parameters = sum(t.numel() for t in trainable(ranker).values())
     with checkpoint.as_directory() as directory:
@@ -141,7 +143,11 @@ def _fit(
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"task": task, "news": news},
-        datasets={"train": histories.map_batches(_long_enough, batch_format="pyarrow")},
+        datasets={
+            "train": histories.map_batches(
+                _long_enough, fn_kwargs={"training_only": train.events == "training"}, batch_format="pyarrow"
+            )
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -185,24 +191,25 @@ def _relay(news: Any, say: Callable[[str], None], stop: threading.Event) -> None
             return
 
 
-def _long_enough(batch: pa.Table) -> pa.Table:
-    return batch.filter(pa.compute.greater_equal(batch[TRAIN_LENGTH], MIN_EVENTS))
+def _long_enough(batch: pa.Table, training_only: bool) -> pa.Table:
+    lengths = batch[TRAIN_LENGTH] if training_only else pa.compute.list_value_length(batch[ITEMS])
+    return batch.filter(pa.compute.greater_equal(lengths, MIN_EVENTS))
 
 
-def _count_users(layout: Layout) -> tuple[int, int]:
-    """Users who can be trained on, and users with validation events."""
+def _count_users(layout: Layout, training_only: bool) -> tuple[int, int]:
+    """Users who can be trained on, and users with events that validate."""
     trained = held_out = 0
     for uri in buckets.bucket_files(layout.histories).values():
         table = buckets.read_parquet(uri, [ITEMS, TRAIN_LENGTH])
-        length = table[TRAIN_LENGTH].to_numpy()
-        trained += int((length >= MIN_EVENTS).sum())
-        held_out += int((_lengths(table) > length).sum())
+        trained += _long_enough(table, training_only).num_rows
+        held_out += int((_lengths(table) > table[TRAIN_LENGTH].to_numpy()).sum()) if training_only else 0
     return trained, held_out
 
 
 def _validation_histories(layout: Layout, config: Config, held_out: int) -> pa.Table:
-    """Histories of a stable choice of about `validation_users` users with validation events."""
-    share = min(1.0, config.train.validation_users / max(held_out, 1))
+    """Histories of a stable choice of about `validation_users` users with validation events; of none if all events
+    train."""
+    share = 0.0 if held_out == 0 else min(1.0, config.train.validation_users / max(held_out, 1))
     parts = []
     for uri in buckets.bucket_files(layout.histories).values():
         table = buckets.read_parquet(uri)
@@ -219,8 +226,8 @@ def _lengths(table: pa.Table) -> np.ndarray:
 def _run_name(config: Config, layout: Layout) -> str:
     """The same for the same settings and histories, so that Ray Train finds the checkpoints of a run cut off."""
     files = [(uri, size) for uri, size in storage.list_files(layout.histories)]
-    what = [config.model.model_dump(), config.prompt.model_dump(), config.train.model_dump(), files]
-    return "run-" + hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    what = [getattr(config, part).model_dump() for part in ("model", "items", "prompt", "train")]
+    return "run-" + hashlib.sha256(json.dumps([what, files], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _save(ranker: Ranker, layout: Layout, card: str) -> str:

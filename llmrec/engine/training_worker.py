@@ -6,11 +6,11 @@ Ranks see equally many users per step and equally many forward passes per step, 
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,17 @@ from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
 from llmrec.ranker.examples import Example, Recaller, sample, sample_last
 from llmrec.ranker.losses import catalogue_softmax, listwise_softmax
-from llmrec.ranker.model import Ranker, layers_of, score_requests
+from llmrec.ranker.model import Ranker, Scores, layers_of
 from llmrec.ranker.packing import Request, pack, plan
 from llmrec.ranker.prompts import (
     branch_training_request,
     catalogue_training_request,
     fitting,
-    scoring_request,
     training_request,
 )
+from llmrec.ranker.retrieval import retrieve_head
 from llmrec.ranker.tuning import prepare_tuning
+from llmrec.ranker.validation import HeldOut, gain
 from llmrec.schema import TRAIN_LENGTH, USER
 
 METRIC = "validation_ndcg@10"
@@ -47,15 +48,21 @@ NEWS_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs. similar: object reference to the item-item csr matrix; validation: one to histories."""
+    """What a worker needs.
+
+    similar: object reference to the item-item csr matrix; trained: one to bool[n_items], the items with events that are
+    trained; validation: one to histories.
+    """
 
     model: config.Model
+    items: config.Items
     prompt: config.Prompt
     train: config.Train
     layout: Layout
     steps: int
     similar: Any
     decay: float
+    trained: Any
     validation: Any
 
 
@@ -83,14 +90,20 @@ def run_worker(settings: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(train.cpus_per_worker)))
     torch.manual_seed(train.seed)
 
-    ranker = Ranker.from_base(task.model, task.prompt, assets.resolve_model(task.model.base))
-    prompts = load_prompts(ranker, task.layout)
+    base = assets.resolve_model(task.model.base)
+    ranker = Ranker.from_base(task.model, task.prompt, base, items=task.items)
+    trained = ray.get(task.trained)
+    prompts = load_prompts(ranker, task.layout, trained)
     prepare_tuning(ranker, train)
     ranker.dropout.p = train.dropout
     ranker.to(device)
+    if ranker.items is not None:
+        ranker.items.to_device(device, train.id_dropout)
     ranker.attend_by(attention.choose(task.model.attention, device, training=True))
-    recaller = Recaller(ray.get(task.similar), task.decay, depth=100)
-    validation = validation_requests(ray.get(task.validation), prompts, recaller, train, rank, world)
+    recaller = Recaller(ray.get(task.similar), task.decay, 100, np.flatnonzero(trained))
+    everywhere = retrieve_head(ranker) is not None
+    held = held_out(ray.get(task.validation), prompts, recaller, train, everywhere, rank, world)
+    choices = torch.from_numpy(trained).to(device) if everywhere else None
     dtype = getattr(torch, precision.choose(train.precision, device))
 
     model = _distributed(ranker, train.strategy, device, world)
@@ -104,14 +117,17 @@ def run_worker(settings: dict[str, Any]) -> None:
     tokens_before = progress.tokens
 
     losses: list[float] = []
-    negatives_from = None if task.model.head == "dot" else recaller
+    negatives_from = None if task.model.head == "retrieve" else recaller
     causal = ranker.causal
     draw: Any = sample if causal else sample_last
     for histories in _steps(task, prompts, rng, progress.step):
         examples = [draw(h, train, task.prompt.max_history, negatives_from, rng) for _, h in histories]
         requests = [_request(prompts, user, e, causal) for (user, _), e in zip(histories, examples, strict=True)]
         decisions = _sum(float(sum(len(e.decisions) for e in examples)), device, world)
-        loss = _step(model, causal, requests, examples, decisions, train.batch_tokens, dtype, device, world)
+        loss = _step(
+            model, causal, requests, examples, decisions, partial(loss_of, train, choices), train.batch_tokens, dtype,
+            device, world,
+        )  # fmt: skip
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
         optimizer.step()
         schedule.step()
@@ -130,7 +146,7 @@ def run_worker(settings: dict[str, Any]) -> None:
             news.put_nowait(f"step {progress.step}/{task.steps}  loss {recent:.3f}  {rate:,.0f} tokens/s")
         if progress.step % train.validate_every == 0 or progress.step == task.steps:
             with _whole(model):
-                metric = _validate(ranker, validation, train.batch_tokens, dtype, device, world)
+                metric = _validate(ranker, prompts, held, task, dtype, device, world)
             improved = metric is None or metric > progress.best
             progress.best = max(progress.best, metric or 0.0)
             progress.without_gain = 0 if improved else progress.without_gain + 1
@@ -148,28 +164,34 @@ def run_worker(settings: dict[str, Any]) -> None:
         curves.close()
 
 
-def validation_requests(
-    histories: pa.Table, prompts: Prompts, recaller: Recaller, train: config.Train, rank: int, world: int
-) -> list[tuple[Request, int]]:
-    """This rank's users as requests over what recall brings, with the place of the true item among the candidates.
+def held_out(
+    histories: pa.Table,
+    prompts: Prompts,
+    recaller: Recaller,
+    train: config.Train,
+    everywhere: bool,
+    rank: int,
+    world: int,
+) -> HeldOut:
+    """This rank's users of a validation table.
 
-    Users whose held-out item recall does not bring are left out: no order of candidates would find it.
+    everywhere: their item is looked for in the whole catalogue; else among what recall brings, and users to whom it is
+    not brought are left out: no order of candidates would find it.
     """
     rows = known_histories(histories, prompts.catalogue.ids, training_only=False)
-    found = []
+    found: list[tuple[np.ndarray, np.ndarray, int, np.ndarray]] = []
     for i in range(rank, len(rows), world):
         length = int(histories[TRAIN_LENGTH][i].as_py())
         history, rest = rows[i][:length].astype(np.int64), rows[i][length:]
         if not len(history) or not len(rest):
             continue
-        candidates = recaller.top(history, history)[: train.validation_candidates]
-        place = np.flatnonzero(candidates == rest[0])
-        if len(place):
-            prefix = prompts.prefix(histories[USER][i].as_py())
-            newest = history[-prompts.max_history :]
-            request = scoring_request(prefix, prompts.catalogue, newest, candidates)
-            found.append((fitting(request, prompts.positions), int(place[0])))
-    return found
+        none = history[:0]
+        candidates = none if everywhere else recaller.top(history, history)[: train.validation_candidates]
+        if everywhere or (candidates == rest[0]).any():
+            found.append((prompts.prefix(histories[USER][i].as_py()), history, int(rest[0]), candidates))
+    return HeldOut(
+        [f[0] for f in found], [f[1] for f in found], np.asarray([f[2] for f in found], np.int64), [f[3] for f in found]
+    )
 
 
 def _steps(task: Task, prompts: Prompts, rng: np.random.Generator, done: int) -> Iterator[list[tuple[Any, np.ndarray]]]:
@@ -184,7 +206,7 @@ def _steps(task: Task, prompts: Prompts, rng: np.random.Generator, done: int) ->
             batch_size=users, batch_format="pyarrow", local_shuffle_buffer_size=64 * users, local_shuffle_seed=seed
         )
         for batch in batches:
-            rows = known_histories(batch, prompts.catalogue.ids, training_only=True)
+            rows = known_histories(batch, prompts.catalogue.ids, training_only=task.train.events == "training")
             yield [(batch[USER][i].as_py(), rows[i].astype(np.int64)) for i in range(len(rows)) if len(rows[i])]
             done += 1
             if done == task.steps:
@@ -197,6 +219,7 @@ def _step(
     requests: list[Request],
     examples: list[Example],
     decisions: float,
+    loss_of: Callable[[Scores, list[Example]], torch.Tensor],
     batch_tokens: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -213,7 +236,7 @@ def _step(
         with _synchronising(model, index == passes - 1):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 scores = model(pack([requests[i] for i in group], causal).to(device))
-            loss = _loss(scores.float(), [examples[i] for i in group]) * (weight / decisions)
+            loss = loss_of(scores, [examples[i] for i in group]) * (weight / decisions)
             # Gradients are averaged over ranks; the loss is a sum over them.
             (loss * world).backward()
         total += float(loss.detach())
@@ -230,11 +253,25 @@ def _request(prompts: Prompts, user: Any, example: Example, causal: bool) -> Req
     return training_request(prefix, catalogue, example.history, example.decisions, example.negatives)
 
 
-def _loss(scores: torch.Tensor, examples: list[Example]) -> torch.Tensor:
-    """Listwise loss over packed scores: of the catalogue, or each example's true items first, then its negatives."""
-    if scores.ndim == 2:
-        true = np.concatenate([e.history[e.decisions] for e in examples])
-        return catalogue_softmax(scores, torch.from_numpy(true).to(scores.device))
+def loss_of(train: config.Train, choices: torch.Tensor | None, scores: Scores, examples: list[Example]) -> torch.Tensor:
+    """The objective over a packed batch, summed over decisions: listwise softmax over each decision's candidates, over
+    the catalogue, or both, whichever scores there are.
+
+    choices: bool[n_items], the items of the catalogue that may be an answer.
+    """
+    parts = []
+    if scores.catalogue is not None:
+        assert choices is not None
+        answers = torch.from_numpy(np.concatenate([e.answers for e in examples])).to(scores.catalogue.device)
+        among = scores.catalogue.float().masked_fill(~choices, float("-inf"))
+        parts.append(catalogue_softmax(among, answers, train.horizon_decay))
+    if scores.items is not None:
+        parts.append(_against_negatives(scores.items.float(), examples))
+    return torch.stack(parts).sum()
+
+
+def _against_negatives(scores: torch.Tensor, examples: list[Example]) -> torch.Tensor:
+    """scores: float32[B], each example's true items first, then its negatives."""
     positive, negative, start = [], [], 0
     for example in examples:
         d, n = example.negatives.shape
@@ -246,23 +283,20 @@ def _loss(scores: torch.Tensor, examples: list[Example]) -> torch.Tensor:
 
 
 def _validate(
-    ranker: Ranker,
-    requests: list[tuple[Request, int]],
-    batch_tokens: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    world: int,
+    ranker: Ranker, prompts: Prompts, held: HeldOut, task: Task, dtype: torch.dtype, device: torch.device, world: int
 ) -> float | None:
     """Mean NDCG@10 of the true item over all ranks' users; None if there are none."""
+    ranker.freeze_items()
+    train = task.train
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        scores = score_requests(ranker, [r for r, _ in requests], batch_tokens) if requests else []
+        found = gain(
+            ranker, prompts.catalogue, held, task.prompt.max_history, train.validation_candidates, train.batch_tokens
+        )
+    ranker.thaw_items()
     ranker.train()
-    gain = 0.0
-    for s, (_, place) in zip(scores, requests, strict=True):
-        above = int((s > s[place]).sum()) + int((s[:place] == s[place]).sum())
-        gain += 1 / math.log2(above + 2) if above < 10 else 0.0
-    users = _sum(float(len(requests)), device, world)
-    return _sum(gain, device, world) / users if users else None
+    users = _sum(float(len(held.targets)), device, world)
+    found = _sum(found, device, world)
+    return found / users if users else None
 
 
 def _distributed(ranker: Ranker, strategy: str, device: torch.device, world: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from llmrec.config import Prompt
+from llmrec.config import Items, Prompt
 from llmrec.errors import UserError
 
 RANKER_FILE = "ranker.json"
@@ -17,17 +17,19 @@ RANKER_FILE = "ranker.json"
 class RankerCard(BaseModel):
     """What `ranker.json` holds: all that is needed to score as in training.
 
+    parts: what items' vectors are made of, with items=token.
     packing: "branches" is the mask that training uses; "pairs", for an encoder that training has not touched, scores
     every pair as a plain sequence, since its trunk has learned to see the item.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     base: str
     layers: int
     items: Literal["text", "token"]
-    head: Literal["linear", "yes_no", "dot"]
+    parts: Items = Items()
+    head: Literal["linear", "yes_no", "retrieve", "rank"]
     labels: tuple[str, str]
     prompt: Prompt
     trained: bool

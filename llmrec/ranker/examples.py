@@ -14,23 +14,29 @@ from llmrec.config import Train
 class Example:
     """One pass over a part of a user's history.
 
-    history: int64[m] catalogue rows, oldest first; decisions: int64[d], the events that are trained;
-    negatives: int64[d, n] rows; usable: bool[d, n], false where a negative is the decision's own item.
+    history: int64[m] catalogue rows, oldest first; decisions: int64[d], the events that are trained, ascending;
+    negatives: int64[d, n] rows; usable: bool[d, n], false where a negative is the decision's own item;
+    answers: int64[d, w] rows, each decision's event and those after it, -1 beyond the history's end.
     """
 
     history: np.ndarray
     decisions: np.ndarray
     negatives: np.ndarray
     usable: np.ndarray
+    answers: np.ndarray
 
 
 @dataclass(frozen=True)
 class Recaller:
-    """Draws the candidates that recall would bring: item-item neighbours of what the user had by then."""
+    """Draws the candidates that recall would bring: item-item neighbours of what the user had by then.
+
+    pool: int64[any], the rows that other negatives are drawn from: an item that nobody had yet is not a wrong one.
+    """
 
     similar: sparse.csr_matrix
     decay: float
     depth: int
+    pool: np.ndarray
 
     def top(self, history: np.ndarray, without: np.ndarray) -> np.ndarray:
         """int64[<= depth] rows, best first, for a history of rows (oldest first); items in `without` left out."""
@@ -49,7 +55,7 @@ def sample(
     """A random window of at most `max_history` events, some of them decisions, each with its own negatives.
 
     Without a recaller there are no negatives: the decisions are against the whole catalogue. A negative is drawn, with
-    probability `hard_share`, from what recall would have brought at that point, else uniformly from the catalogue.
+    probability `hard_share`, from what recall would have brought at that point, else uniformly from its pool.
     history: int64[>= 1].
     """
     end = len(history)
@@ -60,7 +66,7 @@ def sample(
     decisions = np.sort(rng.permutation(len(window))[:count])
     if recaller is None:
         none = np.empty((count, 0), np.int64)
-        return Example(window, decisions, none, none.astype(bool))
+        return Example(window, decisions, none, none.astype(bool), _answers(window, decisions, train.horizon))
     return _against_negatives(window, decisions, train, recaller, rng)
 
 
@@ -79,8 +85,7 @@ def _against_negatives(
     window: np.ndarray, decisions: np.ndarray, train: Train, recaller: Recaller, rng: np.random.Generator
 ) -> Example:
     """These decisions of a window, each with its own negatives."""
-    n_items = recaller.similar.shape[0]
-    negatives = rng.integers(0, n_items, size=(len(decisions), train.negatives))
+    negatives = rng.choice(recaller.pool, size=(len(decisions), train.negatives))
     hard = rng.random(negatives.shape) < train.hard_share
     for row, event in enumerate(decisions):
         wanted = int(hard[row].sum())
@@ -89,4 +94,10 @@ def _against_negatives(
         recalled = recaller.top(window[:event], window[: event + 1])
         if len(recalled):
             negatives[row, hard[row]] = rng.choice(recalled, wanted, replace=len(recalled) < wanted)
-    return Example(window, decisions, negatives, negatives != window[decisions][:, None])
+    usable = negatives != window[decisions][:, None]
+    return Example(window, decisions, negatives, usable, _answers(window, decisions, train.horizon))
+
+
+def _answers(window: np.ndarray, decisions: np.ndarray, horizon: int) -> np.ndarray:
+    place = decisions[:, None] + np.arange(horizon)
+    return np.where(place < len(window), window[np.minimum(place, len(window) - 1)], -1)

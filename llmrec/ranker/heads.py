@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from llmrec.ranker.item_encoder import ItemVectors
+
 
 class LinearHead(nn.Module):
     """score = w . h at the end of a branch; w starts at zero, so that an untrained head prefers nothing."""
@@ -32,7 +34,7 @@ class YesNoHead(LinearHead):
         self.register_buffer("vocabulary", vocabulary.detach(), persistent=False)
 
 
-class DotHead(nn.Module):
+class RetrieveHead(nn.Module):
     """score = s * cos(W h, v) + b: a user's state against an item's vector, s a learned scale, b the item's bias."""
 
     def __init__(self, hidden: int) -> None:
@@ -40,19 +42,30 @@ class DotHead(nn.Module):
         self.weight = nn.Parameter(torch.eye(hidden))
         self.log_scale = nn.Parameter(torch.tensor(2.5))
 
-    def forward(self, states: torch.Tensor, items: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """states: [B, hidden]; items: vectors [n, hidden] and biases [n] -> float32[B, n]."""
-        vectors, bias = items
-        return self._users(states) @ normalize(vectors.float(), dim=-1).T + bias.float()
+    def forward(self, states: torch.Tensor, items: ItemVectors) -> torch.Tensor:
+        """states: [B, hidden]; n items -> float32[B, n]."""
+        return self.users(states) @ items.direction().T + items.bias
 
-    def pairs(self, states: torch.Tensor, vectors: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """states, vectors: [N, hidden]; bias: [N] -> float32[N], the state and the item of the same row."""
-        return (self._users(states) * normalize(vectors.float(), dim=-1)).sum(-1) + bias.float()
+    def pairs(self, states: torch.Tensor, items: ItemVectors, rows: torch.Tensor) -> torch.Tensor:
+        """states: [N, hidden]; rows: int64[N] -> float32[N], each state and the item beside it."""
+        return (self.users(states) * items.direction(rows)).sum(-1) + items.bias[rows]
 
-    def _users(self, states: torch.Tensor) -> torch.Tensor:
+    def users(self, states: torch.Tensor) -> torch.Tensor:
+        """float32[B, hidden] of length s, what items' directions are multiplied with."""
         return normalize((states @ self.weight.to(states.dtype).T).float(), dim=-1) * self.log_scale.exp()
 
 
-Head = LinearHead | DotHead
+class RankHead(nn.Module):
+    """score = retrieve(h, v) + w . g: what the user's state says of an item, corrected by the state g of the item as a
+    branch, which has seen the history. w starts at zero, so that training starts from the retrieved order."""
 
-HEADS: dict[str, type[LinearHead] | type[DotHead]] = {"linear": LinearHead, "yes_no": LinearHead, "dot": DotHead}
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.retrieve, self.branch = RetrieveHead(hidden), LinearHead(hidden)
+
+
+Head = LinearHead | RetrieveHead | RankHead
+
+HEADS: dict[str, type[LinearHead] | type[RetrieveHead] | type[RankHead]] = {
+    "linear": LinearHead, "yes_no": LinearHead, "retrieve": RetrieveHead, "rank": RankHead,
+}  # fmt: skip

@@ -17,9 +17,15 @@ def listwise_softmax(positive: torch.Tensor, negative: torch.Tensor, usable: tor
     return cross_entropy(scores, torch.zeros(len(positive), dtype=torch.long, device=scores.device), reduction="sum")
 
 
-def catalogue_softmax(scores: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """Listwise softmax with the whole catalogue as the list, summed over decisions.
+def catalogue_softmax(scores: torch.Tensor, answers: torch.Tensor, decay: float) -> torch.Tensor:
+    """Softmax cross-entropy over the whole catalogue, summed over decisions.
 
-    scores: float32[D, n_items]; true: int64[D] catalogue rows.
+    A decision's answers weigh 1, decay, decay**2 ..., together 1: what comes a little later is right too, if less so.
+
+    scores: float32[D, n_items], -inf for items that are no choice; answers: int64[D, w] catalogue rows, -1 for
+    none, the first always one.
     """
-    return cross_entropy(scores, true, reduction="sum")
+    weight = (answers >= 0) * decay ** torch.arange(answers.shape[1], device=answers.device)
+    chosen = scores.gather(1, answers.clamp(min=0))
+    surprise = (scores.logsumexp(1, keepdim=True) - chosen).masked_fill(answers < 0, 0.0)
+    return (surprise * weight / weight.sum(1, keepdim=True)).sum()

@@ -23,14 +23,15 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
-from llmrec.config import Model, Prompt
+from llmrec.config import Items, Model, Prompt
 from llmrec.errors import UserError
 from llmrec.ranker.attention import BACKENDS, PREFIX
 from llmrec.ranker.card import RANKER_FILE, RankerCard, read_card
-from llmrec.ranker.heads import HEADS, DotHead, Head, YesNoHead
-from llmrec.ranker.item_vectors import ItemVectors
+from llmrec.ranker.heads import HEADS, Head, RankHead, RetrieveHead, YesNoHead
+from llmrec.ranker.item_encoder import ItemEncoder, ItemVectors
+from llmrec.ranker.item_features import ItemFeatures
 from llmrec.ranker.last_layer import compute_only_reads
-from llmrec.ranker.packing import Batch, Request, pack, pairs, plan, split, trunk_only
+from llmrec.ranker.packing import Batch, Request, compared, pack, pairs, plan, split, trunk_only
 from llmrec.ranker.precision import Precision, lower
 from llmrec.ranker.prepack import prepack
 from llmrec.ranker.prompts import Catalogue
@@ -38,19 +39,31 @@ from llmrec.ranker.prompts import Catalogue
 HEAD_FILE = "head.safetensors"
 
 
+class Scores(NamedTuple):
+    """What a packed batch is scored for training; None where the head gives none.
+
+    items: float32[B], of the item that ends at each read position. catalogue: float32[D, n_items], of every item as the
+    next after each position that is compared, ascending.
+    """
+
+    items: torch.Tensor | None
+    catalogue: torch.Tensor | None
+
+
 class Ranker(nn.Module):
     """A backbone without its vocabulary head, a score head over read positions, and items as vectors if it has them.
 
     causal: whether the backbone is a decoder; batches for it are packed so. positions: how many positions a request may
-    take (an encoder's learned table), None if any.
+    take (an encoder's learned table), None if any. frozen: the items' vectors, once they are not to change any more.
     """
 
     def __init__(
         self, backbone: PreTrainedModel, head: Head, tokenizer: PreTrainedTokenizerBase, card: RankerCard,
-        items: ItemVectors | None = None,
+        items: ItemEncoder | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.backbone, self.head, self.items = backbone, head, items
+        self.frozen: ItemVectors | None = None
         self.dropout = nn.Dropout(0.0)
         self.tokenizer, self.card = tokenizer, card
         self.vocabulary: int = backbone.config.vocab_size
@@ -80,52 +93,112 @@ class Ranker(nn.Module):
             for layer in layers[:-1]:
                 layer.compile(dynamic=True)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Scores at the read positions of a packed batch.
+    def forward(self, batch: Batch) -> Scores:
+        """Scores at the read positions of a packed batch, to train."""
+        head, items = self.head, self.vectors()
+        if isinstance(head, RankHead):
+            query, which = self._compared(batch)
+            states = self.dropout(self.states(batch, items, torch.cat([batch.read, query])))
+            assert items is not None
+            found = head.retrieve(states[len(batch.read) :], items)
+            corrected = found[which, self._rows(batch)] + head.branch(states[: len(batch.read)])
+            return Scores(corrected, found)
+        states = self.dropout(self.states(batch, items))
+        if isinstance(head, RetrieveHead):
+            assert items is not None
+            return Scores(None, head(states, items))
+        return Scores(head(states), None)
 
-        Branch heads: float32[B], of the item that ends there. Dot head: float32[B, n_items], of every item as the next.
+    def score(self, batch: Batch) -> torch.Tensor:
+        """float32[B]: the score of the item that ends at each read position; for all heads but `retrieve`."""
+        head, items = self.head, self.vectors()
+        if isinstance(head, RankHead):
+            query, which = self._compared(batch)
+            states = self.states(batch, items, torch.cat([batch.read, query]))
+            assert items is not None
+            users = states[len(batch.read) :][which]
+            return head.retrieve.pairs(users, items, self._rows(batch)) + head.branch(states[: len(batch.read)])
+        assert not isinstance(head, RetrieveHead)
+        return head(self.states(batch, items))
+
+    def states(self, batch: Batch, items: ItemVectors | None = None, read: torch.Tensor | None = None) -> torch.Tensor:
+        """Last hidden states at the batch's read positions, or at others (int64[B]): [B, hidden].
+
+        items: the items' vectors, if the caller has them already.
         """
-        states = self.dropout(self.states(batch))
-        if isinstance(self.head, DotHead):
-            assert self.items is not None
-            return self.head(states, self.items())
-        return self.head(states)
-
-    def states(self, batch: Batch) -> torch.Tensor:
-        """Last hidden states at the read positions: [B, hidden]."""
+        items, read = items or self.vectors(), batch.read if read is None else read
         hidden = self.backbone(
-            inputs_embeds=self.dropout(self.embed(batch.token))[None],
+            inputs_embeds=self.dropout(self.embed(batch.token, items))[None],
             position_ids=batch.position[None] + self.first_position,
             packed=BACKENDS[self.attention].layout(batch),
-            read=batch.read,
+            read=read,
             use_cache=False,
         ).last_hidden_state[0]
-        return hidden if self.only_reads else hidden[batch.read]
+        return hidden if self.only_reads else hidden[read]
 
-    def embed(self, token: torch.Tensor) -> torch.Tensor:
-        """Input vectors [T, hidden] of tokens int64[T]; `vocabulary + row` stands for an item of the catalogue."""
+    def embed(self, token: torch.Tensor, items: ItemVectors | None) -> torch.Tensor:
+        """Input vectors [T, hidden] of tokens int64[T]; those from `vocabulary` on stand for items' vectors."""
         words = self.backbone.get_input_embeddings()
-        if self.items is None:
+        if items is None:
             return words(token)
-        row = token - self.vocabulary
-        return torch.where(
-            (row >= 0)[:, None], self.items.of(row.clamp(min=0)), words(token.clamp(max=self.vocabulary - 1))
-        )
+        assert self.items is not None
+        flat, place = items.vectors.flatten(0, 1), token - self.vocabulary
+        found = self.items.inputs(flat[place.clamp(min=0)])
+        return torch.where((place >= 0)[:, None], found, words(token.clamp(max=self.vocabulary - 1)))
 
-    def bind(self, catalogue: Catalogue) -> Catalogue:
-        """Make ready to score a catalogue, and return it in the form that this ranker packs.
+    def vectors(self) -> ItemVectors | None:
+        """The vectors of all items of the catalogue, if items are vectors."""
+        return self.frozen or (None if self.items is None else self.items())
 
-        With items=token this computes each item's vector: what was learned of an item is found again by its id, and an
-        item that training did not know has its text alone.
+    def freeze_items(self) -> None:
+        """Compute the items' vectors now and once for all passes, until `thaw_items`."""
+        self.frozen = None if self.items is None else self.items.frozen()
+
+    def thaw_items(self) -> None:
+        self.frozen = None
+
+    def bind(
+        self, catalogue: Catalogue, features: ItemFeatures | None = None, trained: np.ndarray | None = None
+    ) -> Catalogue:
+        """Make ready for a catalogue, and return it in the form that this ranker packs.
+
+        features: with items=token, what is known of each item, in the catalogue's order. trained: bool[n], the items
+        that training sees events of, for a ranker that is not trained yet (None: all).
+
+        Raises:
+            UserError: the features lack what the ranker was trained with.
         """
         if self.card.items == "text":
             return catalogue
+        assert features is not None and len(features.ids) == len(catalogue.ids)
         words = _whole(self.backbone.get_input_embeddings().weight).detach()
-        self.items = ItemVectors.of_catalogue(catalogue.ids, catalogue.event, words, known=self.items).to(words.device)
-        return catalogue.as_item_tokens(self.vocabulary)
+        if self.items is None:
+            seen = np.ones(len(features.ids), bool) if trained is None else trained
+            length = float(words.norm(dim=-1).mean())
+            self.items = ItemEncoder.fresh(features, self.card.parts, seen, words.shape[1], length).to(words.device)
+        else:
+            self.items.to(words.device).bind(features)
+        self.frozen = None
+        return catalogue.as_item_tokens(self.vocabulary, self.items.k)
+
+    def _compared(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The positions whose states the read items are compared with, ascending, and which of them each has."""
+        assert self.items is not None
+        return compared(batch, self.items.k).unique(return_inverse=True)
+
+    def _rows(self, batch: Batch) -> torch.Tensor:
+        """int64[B]: the catalogue rows of the items that are read."""
+        assert self.items is not None
+        return torch.div(batch.token[batch.read] - self.vocabulary, self.items.k, rounding_mode="floor")
 
     @staticmethod
-    def from_base(model: Model, prompt: Prompt, directory: str, parts: int = 1) -> Ranker:
+    def from_base(
+        model: Model,
+        prompt: Prompt,
+        directory: str,
+        parts: int = 1,
+        items: Items = Items(),  # noqa: B008 - frozen
+    ) -> Ranker:
         """A ranker with an untouched backbone from a model directory or hub id.
 
         parts: this process holds one of so many parts of the layers, the rest lies in the other processes of
@@ -137,18 +210,18 @@ class Ranker(nn.Module):
         """
         head: Head
         if model.head == "yes_no":
-            lm, tokenizer = _load(AutoModelForCausalLM, directory, parts)
+            lm, tokenizer = _load(AutoModelForCausalLM, directory, parts, model.pretrained)
             backbone = _cut_layers(lm.base_model, model.layers)
             _check_head(backbone, model)
             head = YesNoHead(_whole(lm.get_output_embeddings().weight), _label_ids(tokenizer, model.labels))
         else:
-            backbone, tokenizer = _load(AutoModel, directory, parts)
+            backbone, tokenizer = _load(AutoModel, directory, parts, model.pretrained)
             backbone = _cut_layers(backbone, model.layers)
             _check_head(backbone, model)
             head = HEADS[model.head](backbone.config.hidden_size)
         card = RankerCard(
-            base=model.base, layers=len(layers_of(backbone)), items=model.items, head=model.head, labels=model.labels,
-            prompt=prompt, trained=False, packing="branches" if is_causal(backbone) else "pairs",
+            base=model.base, layers=len(layers_of(backbone)), items=model.items, parts=items, head=model.head,
+            labels=model.labels, prompt=prompt, trained=False, packing="branches" if is_causal(backbone) else "pairs",
         )  # fmt: skip
         return Ranker(backbone, head, tokenizer, card)
 
@@ -165,7 +238,7 @@ class Ranker(nn.Module):
         backbone = _cut_layers(backbone, card.layers)
         head = HEADS[card.head](backbone.config.hidden_size)
         head.load_state_dict(load_file(directory / HEAD_FILE))
-        items = ItemVectors.from_pretrained(directory) if card.items == "token" else None
+        items = ItemEncoder.from_pretrained(directory) if card.items == "token" else None
         return Ranker(backbone, head, tokenizer, card, items)
 
     def save_pretrained(self, directory: str | Path, model_card: str) -> None:
@@ -192,19 +265,18 @@ def score_requests(
     Requests larger than the budget are split, their trunk computed once per piece, and merged again. progress: told
     after each batch how many candidates it scored.
     """
-    dot = isinstance(ranker.head, DotHead)
+    retrieve = isinstance(ranker.head, RetrieveHead)
     done: list[tuple[list[Piece], list[int], torch.Tensor]] = []
     device = next(ranker.parameters()).device
     ranker.eval()
     with torch.inference_mode():
         for group, batch in batches(ranker, requests, batch_tokens):
-            states = ranker.states(batch.to(device))
-            counts = [len(requests[p.request].branches) if dot else p.reads for p in group]
-            if dot:
+            counts = [len(requests[p.request].branches) if retrieve else p.reads for p in group]
+            if retrieve:
                 candidates = np.concatenate([requests[p.request].branches.values for p in group])
-                flat = _dot_scores(ranker, states, candidates, counts)
+                flat = _retrieve_scores(ranker, ranker.states(batch.to(device)), candidates, counts)
             else:
-                flat = ranker.head(states)
+                flat = ranker.score(batch.to(device))
             done.append((group, counts, flat.float()))
             if progress is not None:
                 progress(sum(counts))
@@ -241,29 +313,33 @@ def score_pair_by_pair(ranker: Ranker, request: Request) -> torch.Tensor:
     Returns float32[N]. The reference that packed scores are held against. The sequence is an ordinary one, but for an
     encoder that was trained on branches: there the trunk's tokens do not see the candidate.
     """
-    states = last_states(ranker, request)
-    if not len(states):
-        return torch.empty(0)
+    head = ranker.head
+    rows = _candidate_rows(ranker, request.branches.values)
     with torch.inference_mode():
-        if isinstance(ranker.head, DotHead):
-            return _dot_scores(ranker, states, request.branches.values, [1] * len(states)).float().cpu()
-        return ranker.head(states).float().cpu()
+        if isinstance(head, RetrieveHead):
+            users = last_states(ranker, request, without_item=True)
+            return head.pairs(users, _vectors(ranker), rows).float().cpu()
+        if isinstance(head, RankHead):
+            ends, users = (last_states(ranker, request, without_item=w) for w in (False, True))
+            return (head.retrieve.pairs(users, _vectors(ranker), rows) + head.branch(ends)).float().cpu()
+        return head(last_states(ranker, request)).float().cpu()
 
 
-def last_states(ranker: Ranker, request: Request) -> torch.Tensor:
-    """[N, hidden]: the state that each candidate is scored by, computed without packing, one pair after another."""
+def last_states(ranker: Ranker, request: Request, without_item: bool = False) -> torch.Tensor:
+    """[N, hidden]: the state at the end of each candidate, or of what it sees without itself, computed without packing,
+    one pair after another."""
     device = next(ranker.parameters()).device
-    dot = isinstance(ranker.head, DotHead)
     blind = not ranker.causal and ranker.card.packing == "branches"
     ranker.eval()
     ranker.backbone.set_attn_implementation("eager")
     states = [torch.empty(0, ranker.backbone.config.hidden_size, device=device)]
     try:
         with torch.inference_mode():
+            items = ranker.vectors()
             for i in range(len(request.branches)):
                 seen = request.trunk[: int(request.attach[i]) + 1]
-                tokens = seen if dot else np.concatenate([seen, request.branches[i]])
-                inputs = ranker.embed(torch.from_numpy(tokens.astype(np.int64)).to(device))[None]
+                tokens = seen if without_item else np.concatenate([seen, request.branches[i]])
+                inputs = ranker.embed(torch.from_numpy(tokens.astype(np.int64)).to(device), items)[None]
                 hidden = ranker.backbone(
                     inputs_embeds=inputs, attention_mask=_blind_trunk(len(seen), inputs) if blind else None,
                     use_cache=False,
@@ -286,7 +362,7 @@ def is_causal(backbone: Any) -> bool:
 
 def _pieces(ranker: Ranker, request: Request, batch_tokens: int) -> list[Request]:
     """What is packed of a request; its reads, one piece after another, are its scores."""
-    if isinstance(ranker.head, DotHead):
+    if isinstance(ranker.head, RetrieveHead):
         return [trunk_only(request)]
     return pairs(request) if ranker.card.packing == "pairs" else split(request, batch_tokens)
 
@@ -302,12 +378,25 @@ def _blind_trunk(trunk: int, inputs: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-def _dot_scores(ranker: Ranker, states: torch.Tensor, candidates: np.ndarray, counts: list[int]) -> torch.Tensor:
-    """float32[sum of counts]: each user's state ([R, hidden]) against his own candidates' vectors."""
-    assert isinstance(ranker.head, DotHead) and ranker.items is not None
-    rows = torch.from_numpy(candidates.astype(np.int64)).to(states.device) - ranker.vocabulary
+def _retrieve_scores(ranker: Ranker, states: torch.Tensor, candidates: np.ndarray, counts: list[int]) -> torch.Tensor:
+    """float32[sum of counts]: each user's state ([R, hidden]) against his own candidates (their tokens)."""
+    assert isinstance(ranker.head, RetrieveHead)
     user = torch.repeat_interleave(torch.tensor(counts, device=states.device))
-    return ranker.head.pairs(states[user], ranker.items.of(rows), ranker.items.bias[rows])
+    return ranker.head.pairs(states[user], _vectors(ranker), _candidate_rows(ranker, candidates))
+
+
+def _candidate_rows(ranker: Ranker, tokens: np.ndarray) -> torch.Tensor:
+    """int64[N]: the catalogue rows of N candidates of as many tokens each as an item has."""
+    if ranker.items is None:
+        return torch.empty(0, dtype=torch.int64)
+    first = tokens.astype(np.int64)[:: ranker.items.k]
+    return (torch.from_numpy(first).to(next(ranker.parameters()).device) - ranker.vocabulary) // ranker.items.k
+
+
+def _vectors(ranker: Ranker) -> ItemVectors:
+    found = ranker.vectors()
+    assert found is not None
+    return found
 
 
 def load_tokenizer(directory: str) -> PreTrainedTokenizerBase:
@@ -324,7 +413,7 @@ def load_tokenizer(directory: str) -> PreTrainedTokenizerBase:
         ) from None
 
 
-def _load(kind: Any, directory: str, parts: int) -> tuple[Any, PreTrainedTokenizerBase]:
+def _load(kind: Any, directory: str, parts: int, pretrained: bool = True) -> tuple[Any, PreTrainedTokenizerBase]:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
@@ -344,7 +433,10 @@ def _load(kind: Any, directory: str, parts: int) -> tuple[Any, PreTrainedTokeniz
                     f"{' and '.join(str(n) for n in sorted(heads))}"
                 )
             split["distributed_config"] = DistributedConfig(tp_size=parts, tp_plan="auto")
-        model = kind.from_pretrained(directory, config=config, dtype=torch.float32, **split)
+        if pretrained:
+            model = kind.from_pretrained(directory, config=config, dtype=torch.float32, **split)
+        else:
+            model = kind.from_config(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model '{directory}' cannot be loaded: {str(error).splitlines()[0]}") from None
     tokenizer = load_tokenizer(directory)

@@ -124,6 +124,15 @@ def pack(requests: Sequence[Request], causal: bool = True) -> Batch:
     )
 
 
+def compared(batch: Batch, per_item: int) -> torch.Tensor:
+    """int64[B], indices into T: for each item read, the last token before it of what it sees.
+
+    For a branch that is where it hangs, for an item of the trunk, of `per_item` tokens, the token before it.
+    """
+    starts = torch.tensor([start for start, _ in batch.bounds], device=batch.read.device)[batch.request[batch.read]]
+    return torch.where(batch.branch[batch.read] == 0, batch.read - per_item, starts + batch.attach[batch.read])
+
+
 def visible(batch: Batch) -> torch.Tensor:
     """The mask rule over a batch as bool[T, T], rows queries, columns keys."""
     position, branch, request = batch.position, batch.branch, batch.request

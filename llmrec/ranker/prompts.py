@@ -33,10 +33,15 @@ class Catalogue:
     candidate: Ragged
     cut: np.ndarray
 
-    def as_item_tokens(self, vocabulary: int) -> Catalogue:
-        """The catalogue with one token an item, `vocabulary + row`, which the ranker embeds as the item's vector."""
-        single = Ragged.of(np.arange(vocabulary, vocabulary + len(self.ids), dtype=np.int32)[:, None])
-        return Catalogue(self.ids, single, single, self.cut)
+    def as_item_tokens(self, vocabulary: int, per_item: int) -> Catalogue:
+        """The catalogue with so many tokens an item, which the ranker embeds as the item's vectors: from
+        `vocabulary + row * per_item` on."""
+        n = len(self.ids)
+        last = vocabulary + n * per_item
+        if last > np.iinfo(np.int32).max:
+            raise UserError(f"{n:,} items of {per_item} vectors are more than a ranker can number; split the catalogue")
+        tokens = Ragged(np.arange(vocabulary, last, dtype=np.int32), np.arange(n + 1, dtype=np.int64) * per_item)
+        return Catalogue(self.ids, tokens, tokens, self.cut)
 
     def rows(self, ids: pa.Array) -> np.ndarray:
         """int64[m]: the row of each id, -1 where the catalogue lacks it."""

@@ -21,6 +21,13 @@ class Candidates:
     scores: np.ndarray
     source: np.ndarray
 
+    def take(self, users: np.ndarray) -> Candidates:
+        """Those of some users (int64[m])."""
+        at = Ragged(np.arange(len(self.scores), dtype=np.int32), self.items.offsets).take(users)
+        return Candidates(
+            Ragged(self.items.values[at.values], at.offsets), self.scores[at.values], self.source[at.values]
+        )
+
 
 def top(scores: np.ndarray, seen: Ragged | None, count: int) -> Candidates:
     """The `count` best-scored items of each user, seen ones and items scored 0 left out; ties go to the smaller row.

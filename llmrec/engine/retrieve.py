@@ -1,0 +1,112 @@
+"""The ranker's retrieve head as a source of candidates: a pool of actors, bucket by bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from llmrec import assets, config, storage
+from llmrec.engine.counts import known_histories
+from llmrec.engine.prompts import bind, opening_tokens, tokenise_items
+from llmrec.engine.units import reporting
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.ranker import attention, precision
+from llmrec.ranker.card import read_card
+from llmrec.ranker.model import Ranker
+from llmrec.ranker.packing import Request
+from llmrec.ranker.prompts import fitting, scoring_request
+from llmrec.ranker.ragged import Ragged, offsets_of
+from llmrec.ranker.retrieval import nearest, retrieve_head, user_vectors
+from llmrec.recall.candidates import Candidates
+from llmrec.schema import BUCKET, USER
+from llmrec.tables import buckets, recalled
+from llmrec.tables.users import openings
+
+RETRIEVE = "retrieve"
+
+
+def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable[[str], None]) -> None:
+    """Write candidates/retrieve, a file a bucket of histories.
+
+    Raises:
+        UserError: there is no trained ranker, or it has no retrieve head.
+    """
+    import ray
+
+    wanted = settings.retrieve
+    model = storage.absolute(wanted.model) if wanted.model else layout.ranker
+    if not wanted.model and not storage.exists(layout.ranker):
+        raise UserError(
+            f"recall.retrieve needs a trained ranker, and {layout.ranker} has none; run jobs/train.py first"
+        )
+    card = read_card(_directory(model))
+    if card.items != "token":
+        raise UserError(f"{model}: reads items as text and has no retrieve head; set recall.retrieve.top = 0")
+    known = buckets.bucket_files(layout.users) if card.prompt.user and storage.exists(layout.users) else {}
+    histories = buckets.bucket_files(layout.histories)
+    units = [{BUCKET: b, "uri": uri, "users": known.get(b, "")} for b, uri in histories.items()]
+    say(f"retrieving for the users of {len(units)} buckets from all items")
+    done = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
+        _Retriever,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_constructor_args=(settings, layout, model, attend),
+        compute=ray.data.ActorPoolStrategy(size=min(wanted.actors, len(units))),
+        num_cpus=wanted.cpus_per_actor,
+        num_gpus=wanted.gpus_per_actor,
+    )
+    reporting(done.iter_rows(), len(units), say, "retrieve")
+    buckets.delete_others(layout.candidates(RETRIEVE), histories)
+
+
+class _Retriever:
+    """A member of the pool: the ranker and all items' vectors."""
+
+    def __init__(self, settings: config.Recall, layout: Layout, model: str, attend: str) -> None:
+        wanted = settings.retrieve
+        device = torch.device("cuda") if wanted.gpus_per_actor else torch.device("cpu")
+        if device.type == "cpu":
+            torch.set_num_threads(max(1, round(wanted.cpus_per_actor)))
+        self.settings, self.layout = settings, layout
+        self.ranker = Ranker.from_pretrained(_directory(model)).to(device)
+        self.ranker.attend_by(attention.choose(attend, device))
+        prompt = self.ranker.card.prompt
+        self.prompts = bind(tokenise_items(self.ranker.tokenizer, prompt, layout), self.ranker, layout)
+        self.ranker.freeze_items()
+        assert retrieve_head(self.ranker) is not None
+        self.ranker.only_score(precision.choose(wanted.precision, device))
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        (unit,) = batch.to_pylist()
+        table = buckets.read_parquet(unit["uri"])
+        ids, prompt = self.prompts.catalogue.ids, self.ranker.card.prompt
+        histories = known_histories(table, ids, training_only=False)
+        users = table[USER].combine_chunks()
+        texts = openings(users, unit["users"], prompt) if unit["users"] else None
+        opened = opening_tokens(texts, len(users), self.prompts.plain, prompt, self.ranker.tokenizer)
+        requests = [self._request(opening, histories[i]) for i, opening in enumerate(opened)]
+        vectors = user_vectors(self.ranker, requests, self.settings.retrieve.batch_tokens)
+        items = self.ranker.frozen
+        assert items is not None
+        seen = histories if self.settings.exclude_seen else None
+        rows, scores = nearest(vectors, items, seen, self.settings.retrieve.top)
+        kept = np.isfinite(scores)
+        lists = Ragged(rows[kept].astype(np.int32), offsets_of(kept.sum(axis=1)))
+        found = Candidates(lists, scores[kept], np.zeros(int(kept.sum()), np.int8))
+        written = recalled.table(table[USER], [found], [RETRIEVE], ids)
+        buckets.write_parquet(written, buckets.bucket_file(self.layout.candidates(RETRIEVE), unit[BUCKET]))
+        return pa.table({"users": [len(users)]})
+
+    def _request(self, opening: np.ndarray, history: np.ndarray) -> Request:
+        newest = history[-self.prompts.max_history :].astype(np.int64)
+        request = scoring_request(opening, self.prompts.catalogue, newest, newest[:0])
+        return fitting(request, self.prompts.positions)
+
+
+def _directory(model: str) -> Path:
+    return storage.local_directory(model, assets.cache_directory() / "models")

@@ -1,0 +1,121 @@
+"""What is known of items beside their tokens: the frozen parts that an item encoder reads. Plain numpy and arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from llmrec.config import Items
+from llmrec.errors import UserError
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """n items, in the catalogue's order.
+
+    ids: arrow array[n], ascending. vectors: float32[n, d] by the part's name, rows of zeros where `present`, bool[n],
+    is false. categories: list<string>[n] by column. numbers: float32[n] by column, NaN where missing.
+    revision: of the sentence encoder that made the text part, empty if there is none.
+    """
+
+    ids: pa.Array
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    present: Mapping[str, np.ndarray] = field(default_factory=dict)
+    categories: Mapping[str, pa.Array] = field(default_factory=dict)
+    numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    revision: str = ""
+
+    def part(self, names: list[str]) -> ItemFeatures:
+        """The features with these vector parts only."""
+        return ItemFeatures(
+            self.ids, {n: self.vectors[n] for n in names}, {n: self.present[n] for n in names}, self.categories,
+            self.numbers, self.revision,
+        )  # fmt: skip
+
+
+def columns_of(settings: Items) -> list[str]:
+    """The columns of the items table that `settings` names."""
+    return list(dict.fromkeys((*settings.vectors, *settings.categories, *settings.numbers)))
+
+
+def read_features(
+    ids: pa.Array,
+    items: pa.Table,
+    settings: Items,
+    vectors: Mapping[str, np.ndarray],
+    present: Mapping[str, np.ndarray],
+    revision: str = "",
+) -> ItemFeatures:
+    """Features from computed vectors and the columns that `settings` names.
+
+    items: rows in the order of `ids`. A null, a list with a value that is not finite and a number that is not finite
+    count as missing.
+
+    Raises:
+        UserError: a column is not there or of another type, or a column's vectors differ in length.
+    """
+    for name in columns_of(settings):
+        if name not in items.column_names:
+            raise UserError(f"items: no column '{name}', which items.* names; it has: {', '.join(items.column_names)}")
+    vectors, present = dict(vectors), dict(present)
+    for name in settings.vectors:
+        if name in vectors:
+            raise UserError(f"items.vectors: '{name}' is the name of a part already; rename the column")
+        vectors[name], present[name] = _vectors(items[name], name)
+    return ItemFeatures(
+        ids=ids,
+        vectors=vectors,
+        present=present,
+        categories={name: _texts(items[name], name, settings.separator) for name in settings.categories},
+        numbers={name: _numbers(items[name], name) for name in settings.numbers},
+        revision=revision,
+    )
+
+
+def _vectors(column: pa.ChunkedArray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or
+            pa.types.is_fixed_size_list(column.type)) or not pa.types.is_floating(column.type.value_type):  # fmt: skip
+        raise UserError(f"items: column '{name}' is {column.type}; items.vectors takes lists of floats")
+    lists = column.combine_chunks().cast(pa.list_(pa.float32()))
+    lengths = pa.compute.list_value_length(lists)
+    sizes = pa.compute.unique(lengths.drop_null()).to_pylist()
+    if len(sizes) != 1 or sizes[0] == 0:
+        raise UserError(f"items: vectors in column '{name}' differ in length or are empty ({sorted(sizes)[:5]})")
+    (size,) = sizes
+    there = lists.is_valid().to_numpy(zero_copy_only=False)
+    found = np.zeros((len(lists), size), np.float32)
+    found[there] = lists.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, size)
+    finite = np.isfinite(found).all(axis=1)
+    found[~finite] = 0
+    return found, there & finite
+
+
+def _texts(column: pa.ChunkedArray, name: str, separator: str) -> pa.Array:
+    """list<string>: text is split at the separator, and each value is stripped."""
+    array = column.combine_chunks()
+    if not _is_list(array.type):
+        text = array.cast(pa.string())
+        array = pa.compute.split_pattern(text, separator) if separator else _single(text)
+    if _is_list(array.type.value_type):
+        raise UserError(f"items: column '{name}' is {column.type}; items.categories takes texts or lists of texts")
+    return array.cast(pa.list_(pa.string()))
+
+
+def _single(text: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(np.arange(len(text) + 1), pa.int32()), text)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    try:
+        found = column.combine_chunks().cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise UserError(f"items: column '{name}' is {column.type}; items.numbers takes numbers") from None
+    return np.where(np.isfinite(found), found, np.nan).astype(np.float32)

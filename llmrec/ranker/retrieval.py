@@ -1,0 +1,82 @@
+"""The retrieve head as a recall source: each user's best items of the whole catalogue, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from llmrec.ranker.heads import RankHead, RetrieveHead
+from llmrec.ranker.item_encoder import ItemVectors
+from llmrec.ranker.model import Ranker, batches
+from llmrec.ranker.packing import Request, trunk_only
+from llmrec.ranker.ragged import Ragged
+
+USERS_AT_ONCE, ITEMS_AT_ONCE = 512, 1 << 15
+
+
+def retrieve_head(ranker: Ranker) -> RetrieveHead | None:
+    """The head that retrieves, if the ranker has one."""
+    head = ranker.head
+    return head.retrieve if isinstance(head, RankHead) else head if isinstance(head, RetrieveHead) else None
+
+
+def user_vectors(
+    ranker: Ranker, requests: Sequence[Request], batch_tokens: int, progress: Callable[[int], None] | None = None
+) -> torch.Tensor:
+    """float32[n, hidden]: of each request's trunk, what items are compared with. progress: as of `score_requests`, told
+    of users."""
+    head = retrieve_head(ranker)
+    assert head is not None
+    device = next(ranker.parameters()).device
+    trunks = [trunk_only(request) for request in requests]
+    found = torch.empty(len(trunks), ranker.backbone.config.hidden_size)
+    ranker.eval()
+    with torch.inference_mode():
+        for group, batch in batches(ranker, trunks, batch_tokens):
+            users = head.users(ranker.states(batch.to(device)))
+            found[[piece.request for piece in group]] = users.float().cpu()
+            if progress is not None:
+                progress(len(group))
+    return found
+
+
+def nearest(
+    users: torch.Tensor, items: ItemVectors, seen: Ragged | None, top: int
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Each user's best items by exact search, a blocked matrix product.
+
+    users: float32[m, hidden] from `user_vectors`; seen: m users' rows that are no choice. Returns rows int64[m, t] and
+    scores float32[m, t], t = min(top, n), best first, ties by row; what is no choice has score -inf.
+    """
+    n, device = len(items.bias), items.bias.device
+    t = min(top, n)
+    all_rows, all_scores = np.empty((len(users), t), np.int64), np.empty((len(users), t), np.float32)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        for first in range(0, len(users), USERS_AT_ONCE):
+            some = users[first : first + USERS_AT_ONCE].to(device)
+            without = None if seen is None else seen.take(np.arange(first, first + len(some)))
+            scores = torch.empty(len(some), 0, device=device)
+            rows = torch.empty(len(some), 0, dtype=torch.int64, device=device)
+            for start in range(0, n, ITEMS_AT_ONCE):
+                block = torch.arange(start, min(start + ITEMS_AT_ONCE, n), device=device)
+                found = torch.addmm(items.bias[block], some, items.direction(block).T)
+                if without is not None:
+                    _hide(found, without, start)
+                score, place = found.topk(min(t, len(block)), dim=1)
+                scores, rows = torch.cat([scores, score], 1), torch.cat([rows, place + start], 1)
+                scores, place = scores.topk(min(t, scores.shape[1]), dim=1)
+                rows = rows.gather(1, place)
+            here = slice(first, first + len(some))
+            all_rows[here], all_scores[here] = rows.cpu().numpy(), scores.cpu().numpy()
+    order = np.lexsort((all_rows, -all_scores), axis=1)
+    return np.take_along_axis(all_rows, order, 1), np.take_along_axis(all_scores, order, 1)
+
+
+def _hide(scores: torch.Tensor, seen: Ragged, start: int) -> None:
+    """Scores [m, b] of items start.. to -inf where a user has seen them, in place."""
+    user = np.repeat(np.arange(len(seen)), seen.lengths)
+    item = seen.values.astype(np.int64) - start
+    here = (item >= 0) & (item < scores.shape[1])
+    scores[torch.from_numpy(user[here]), torch.from_numpy(item[here])] = float("-inf")
