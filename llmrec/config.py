@@ -42,6 +42,10 @@ class Data(Section):
     items: str = Field("", description="Parquet file or directory of items")
     interactions: str = Field("", description="Parquet file or directory of the log")
     users: str = Field("", description="Parquet file or directory of user attributes; empty for none")
+    edges: str = Field(
+        "", description="Parquet file or directory of a knowledge graph's edges from items: head (an item's id), "
+        "relation, tail and, if you have it, weight; empty for none"
+    )  # fmt: skip
     columns: Columns = Columns()
     min_user_events: Count = Field(3, description="users with fewer clean events are set aside")
     min_timestamp: int = Field(1, description="unix seconds; earlier events are impossible")
@@ -95,21 +99,26 @@ class Model(Section):
 
 
 class Items(Section):
-    """What an item's vectors are made of (model.items = token). Parts that are left out or missing do no harm."""
+    """What the vector of an item is made of (model.items=token), and how embed computes its frozen parts."""
 
     encoder: str = Field(
         "all-minilm-l6-v2",
-        description="frozen sentence encoder of the item's text: an asset's name, a directory, an s3:// prefix or a "
-        "hub id; empty for none",
+        description="frozen encoder of prompt.item: an asset's name, a directory, an s3:// prefix or a hub id; empty "
+        "for no text part",
     )
     max_tokens: Count = Field(96, description="longer texts are cut for the encoder")
-    id: bool = Field(True, description="a vector learned for each item that training sees")
-    vectors: tuple[str, ...] = Field((), description="columns of vectors of your own (image, audio), lists of floats")
-    categories: tuple[str, ...] = Field((), description="columns of texts or lists of texts, each value learned")
-    separator: str = Field("|", description="between the values of a category column of texts; empty: one value")
+    id: bool = Field(True, description="a part learned for each item; one that training has not seen does without")
+    vectors: tuple[str, ...] = Field((), description="columns of number lists, of one length each: images, audio ...")
+    categories: tuple[str, ...] = Field((), description="columns of texts, of lists of texts, or of joined texts")
+    separator: str = Field("|", description="parts the joined texts of a category column; empty: nothing is parted")
     numbers: tuple[str, ...] = Field((), description="columns of numbers")
-    graph_dimensions: Count = Field(64, description="of the embedding of data.edges, if there are any")
-    per_item: Count = Field(1, description="vectors, and so positions of the model, that an item takes")
+    graph_dimensions: Count = Field(64, description="at most so many of the graph part, which data.edges brings")
+    per_item: Count = Field(1, description="vectors of the model, and so tokens, that an item takes")
+    shard: Count = Field(65_536, description="items in a file of embeddings, the unit of work of embed")
+    batch_size: Count = Field(64, description="texts in one pass of the encoder")
+    actors: Count = 2
+    cpus_per_actor: Annotated[float, Field(ge=0)] = 1
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
 
 
 class Train(Section):
@@ -153,6 +162,11 @@ class Train(Section):
     batch_tokens: Annotated[int, Field(ge=64)] = Field(
         4096, description="tokens in one forward pass; more is accumulated"
     )
+    teacher: str = Field(
+        "", description="rankings table whose scores are distilled, made with score.history = training; empty for none"
+    )
+    teacher_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="of distillation beside the events' loss")
+    teacher_temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of both softmaxes in distillation")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is fast")
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     workers: Count = 2
@@ -203,6 +217,9 @@ class Recall(Section):
     )
     candidates: Count = Field(100, description="merged candidates per user")
     exclude_seen: bool = True
+    history: Literal["known", "training"] = Field(
+        "known", description="training: from training events alone, to be scored as a teacher is"
+    )
 
     @model_validator(mode="after")
     def _sources_on(self) -> Recall:
@@ -237,6 +254,10 @@ class Score(Section):
     output: str = Field("", description="rankings table; empty: ROOT/rankings")
     top_k: Count = 10
     max_candidates: Count = Field(100, description="best-recalled candidates scored per user")
+    history: Literal["known", "training"] = Field(
+        "known",
+        description="training: the trunk ends before the validation events, as a teacher's must (train.teacher)",
+    )
     users_share: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of users, chosen by stable hash")
     exclude_seen: bool = True
     blocked_items: str = Field("", description="Parquet file with an item id column, never recommended; empty for none")
@@ -335,6 +356,13 @@ class Config(BaseSettings):
         if self.model.items == "token" and self.train.train_embeddings:
             raise ValueError(
                 "train.train_embeddings = true goes with model.items = text: with items as vectors, few words are read"
+            )
+        of_items = (self.items.id, self.items.encoder, self.data.edges, self.items.vectors, self.items.categories,
+                    self.items.numbers)  # fmt: skip
+        if self.model.items == "token" and not any(of_items):
+            raise ValueError(
+                "model.items = token: an item's vector needs a part at least; set items.encoder or items.id, or name "
+                "columns in items.vectors, items.categories or items.numbers"
             )
         if self.model.head != "yes_no" and (self.prompt.before_candidate or self.prompt.after_candidate):
             raise ValueError(

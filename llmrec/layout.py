@@ -38,8 +38,11 @@ class Layout:
         return self._at("tables", "users")
 
     @property
+    def edges(self) -> str:
+        return self._at("tables", "edges", "edges.parquet")
+
+    @property
     def embeddings(self) -> str:
-        """Frozen vectors of the items, from the embed stage."""
         return self._at("tables", "embeddings")
 
     @property

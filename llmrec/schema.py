@@ -15,11 +15,18 @@ from llmrec.errors import UserError
 USER, ITEM, TIMESTAMP, TITLE = "user_id", "item_id", "timestamp", "title"
 ITEMS, TIMESTAMPS, RECALL_SCORES, SOURCES = "item_ids", "timestamps", "recall_scores", "sources"
 TRAIN_LENGTH, USERS = "train_length", "users"
+TEACHER_ITEMS, TEACHER_SCORES = "teacher_items", "teacher_scores"
 RANK, SCORE, RECALL_SCORE, SOURCE, MODEL_VERSION, RUN_ID = (
     "rank", "score", "recall_score", "source", "model_version", "run_id",
 )  # fmt: skip
 BUCKET = "bucket"
+HEAD, RELATION, TAIL, WEIGHT = "head", "relation", "tail", "weight"
 KEY, REASON, DETAIL, ORIGIN = "key", "reason_code", "detail", "source_file"
+
+
+def edges(item: pa.DataType) -> pa.Schema:
+    """A knowledge graph: one row an edge from an item, its weight above 0."""
+    return pa.schema([(HEAD, item), (RELATION, pa.string()), (TAIL, pa.string()), (WEIGHT, pa.float32())])
 
 
 def histories(user: pa.DataType, item: pa.DataType) -> pa.Schema:

@@ -99,7 +99,9 @@ def test_another_process_may_finish_first(
 
 
 def test_an_unknown_asset_is_named_with_those_known() -> None:
-    with pytest.raises(UserError, match="unknown asset 'gpt-9'; known: smollm2-135m-instruct, ml-100k"):
+    with pytest.raises(
+        UserError, match="unknown asset 'gpt-9'; known: smollm2-135m-instruct, all-minilm-l6-v2, ml-100k"
+    ):
         assets.fetch("gpt-9")
 
 

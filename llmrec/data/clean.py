@@ -8,7 +8,24 @@ import pyarrow.compute
 
 from llmrec.config import Columns
 from llmrec.errors import UserError
-from llmrec.schema import DETAIL, ITEM, KEY, ORIGIN, QUARANTINE, REASON, TIMESTAMP, TITLE, USER, id_type, require
+from llmrec.schema import (
+    DETAIL,
+    HEAD,
+    ITEM,
+    KEY,
+    ORIGIN,
+    QUARANTINE,
+    REASON,
+    RELATION,
+    TAIL,
+    TIMESTAMP,
+    TITLE,
+    USER,
+    WEIGHT,
+    edges,
+    id_type,
+    require,
+)
 
 ROW = "row"
 """int64: place of an event in the input, files in name order; breaks ties in time."""
@@ -45,6 +62,49 @@ def clean_items(items: pa.Table, columns: Columns, source: str) -> tuple[pa.Tabl
     bad = frame.with_columns(reason).filter(~good)
     set_aside = _quarantine(bad.select(pl.col(ITEM).alias(KEY), REASON, pl.col(TITLE).alias(DETAIL)), source)
     return items.filter(good.to_arrow()), set_aside
+
+
+def clean_edges(rows: pa.Table, known_items: pa.Array, source: str) -> tuple[pa.Table, pa.Table]:
+    """Usable edges, as `schema.edges`, and set-aside ones, whose key is the head.
+
+    Reasons: `null_id` (head, relation or tail), `impossible_weight` (null, not finite, or not above 0), `unknown_item`
+    (the head is none). Without a column `weight` every edge weighs 1. Heads are brought to the type of the items' ids.
+
+    Raises:
+        UserError: a column is missing or of the wrong type.
+    """
+    item_type = known_items.type
+    for column in (HEAD, RELATION, TAIL):
+        if column not in rows.column_names:
+            raise UserError(
+                f"{source}: column '{column}' is missing (it has: {', '.join(rows.column_names)}); edges have "
+                f"{HEAD}, {RELATION}, {TAIL} and maybe {WEIGHT}"
+            )
+    given = {column: rows[column].cast(id_type(rows.schema, column, source)) for column in (HEAD, RELATION, TAIL)}
+    if WEIGHT in rows.column_names:
+        require(rows.schema, {WEIGHT: "number"}, source)
+    weight = rows[WEIGHT].cast(pa.float32()) if WEIGHT in rows.column_names else [1.0] * rows.num_rows
+    frame = pl.DataFrame({
+        KEY: pl.Series(values=given[HEAD]), RELATION: pl.Series(values=given[RELATION]).cast(pl.String),
+        TAIL: pl.Series(values=given[TAIL]).cast(pl.String), WEIGHT: pl.Series(values=weight, dtype=pl.Float32),
+    })  # fmt: skip
+    kind = pl.Int64 if pa.types.is_integer(item_type) else pl.String
+    frame = frame.with_columns(pl.col(KEY).cast(kind, strict=False).alias(HEAD))
+    known = pl.Series(values=known_items)
+    frame = frame.with_columns(
+        pl.when(pl.any_horizontal(pl.col(KEY, RELATION, TAIL).is_null()))
+        .then(pl.lit("null_id"))
+        .when((pl.col(WEIGHT).is_finite() & (pl.col(WEIGHT) > 0)).fill_null(False).not_())
+        .then(pl.lit("impossible_weight"))
+        .when(pl.col(HEAD).is_in(known.implode()).fill_null(False).not_())
+        .then(pl.lit("unknown_item"))
+        .alias(REASON)
+    )
+    shown = [pl.col(column).cast(pl.String).fill_null("null") for column in (RELATION, TAIL, WEIGHT)]
+    frame = frame.with_columns(pl.format("relation={} tail={} weight={}", *shown).alias(DETAIL))
+    good, bad = frame.filter(pl.col(REASON).is_null()), frame.filter(pl.col(REASON).is_not_null())
+    wanted = edges(item_type)
+    return good.select(wanted.names).to_arrow().cast(wanted), _quarantine(bad, source)
 
 
 def judge_interactions(

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from llmrec import schema, storage
 from llmrec.config import Columns, Data
-from llmrec.data.clean import ROW, clean_items, interactions_quarantine, judge_interactions
+from llmrec.data.clean import ROW, clean_edges, clean_items, interactions_quarantine, judge_interactions
 from llmrec.data.split import Boundaries, split_events
 from llmrec.errors import UserError
 from llmrec.layout import Layout
@@ -32,7 +32,7 @@ TIME_QUANTILES = 1000
 
 @dataclass(frozen=True)
 class Prepared:
-    """What prepare did. rows_in = events_kept + the counts in `set_aside` other than items'."""
+    """What prepare did. rows_in = events_kept + the counts in `set_aside`; edges: kept ones."""
 
     items: int
     users: int
@@ -40,6 +40,8 @@ class Prepared:
     events_kept: int
     set_aside: dict[str, int]
     items_set_aside: dict[str, int]
+    edges: int
+    edges_set_aside: dict[str, int]
     buckets: int
 
 
@@ -55,7 +57,7 @@ class _Job:
 
 
 def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
-    """Write items, users, histories, targets and quarantine under the root.
+    """Write items, users, edges, histories, targets and quarantine under the root.
 
     Raises:
         UserError: the input is missing, unreadable or of the wrong shape, or more of it is bad than allowed.
@@ -70,6 +72,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
         raise UserError(f"{data.items}: the items table is empty")
     items, bad_items = clean_items(items, data.columns, data.items)
     users = _read_users(data)
+    edges, bad_edges = _read_edges(data, items[ITEM].combine_chunks())
     units, user_type, item_type = _input_units(data)
 
     known = ray.put(items[ITEM].combine_chunks())
@@ -95,6 +98,10 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     storage.delete(layout.quarantine("prepare"))
     buckets.write_parquet(items, layout.items)
     buckets.write_parquet(bad_items, storage.join(layout.quarantine("prepare"), "items.parquet"))
+    storage.delete(layout.edges)
+    if data.edges:
+        buckets.write_parquet(edges, layout.edges)
+        buckets.write_parquet(bad_edges, storage.join(layout.quarantine("prepare"), "edges.parquet"))
     storage.delete(layout.users)
     if users is not None:
         which = buckets.bucket_of(users[USER], data.buckets)
@@ -131,6 +138,8 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
         events_kept=sum(row["kept"] for row in written),
         set_aside=dict(sorted(set_aside.items())),
         items_set_aside=dict(Counter(bad_items[REASON].to_pylist())),
+        edges=edges.num_rows,
+        edges_set_aside=dict(Counter(bad_edges[REASON].to_pylist())),
         buckets=data.buckets,
     )
 
@@ -143,6 +152,22 @@ def _read_users(data: Data) -> pa.Table | None:
     users = users.rename_columns({data.columns.user: USER})
     users = users.set_column(users.column_names.index(USER), USER, users[USER].cast(kind))
     return users.filter(pa.compute.is_valid(users[USER]))
+
+
+def _read_edges(data: Data, known_items: pa.Array) -> tuple[pa.Table, pa.Table]:
+    """Usable edges and set-aside ones. A graph is mostly of more things than these items, so that edges from others are
+    no sign of bad data."""
+    if not data.edges:
+        return schema.edges(known_items.type).empty_table(), schema.QUARANTINE.empty_table()
+    rows = buckets.read_parquet(data.edges)
+    edges, set_aside = clean_edges(rows, known_items, data.edges)
+    reasons = Counter(set_aside[REASON].to_pylist())
+    if sum(reasons.values()) - reasons["unknown_item"] > data.max_bad_share * rows.num_rows:
+        raise UserError(
+            f"{data.edges}: of {rows.num_rows:,} edges {_tally(reasons)}, more bad ones than data.max_bad_share = "
+            f"{data.max_bad_share} allows; nothing was written"
+        )
+    return edges, set_aside
 
 
 def _input_units(data: Data) -> tuple[list[dict[str, Any]], pa.DataType, pa.DataType]:

@@ -56,7 +56,7 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], 
 
     ids = buckets.catalogue_ids(layout.items)
     say(f"counting co-occurrence of {len(ids):,} items")
-    counts = cooccurrence(layout.histories, ids, training_only=False)
+    counts = cooccurrence(layout.histories, ids, settings.history == "training")
     models = _Models(
         ids,
         counts.diagonal().astype(np.float32),
@@ -89,7 +89,7 @@ def _recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout
     known: _Models = ray.get(models)
     (unit,) = batch.to_pylist()
     table = buckets.read_parquet(unit["uri"])
-    histories = known_histories(table, known.ids, training_only=False)
+    histories = known_histories(table, known.ids, settings.history == "training")
     n_items = len(known.ids)
     step = max(1, CELLS_AT_ONCE // max(n_items, 1))
     names: list[str] = list(settings.merge)

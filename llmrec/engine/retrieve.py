@@ -85,7 +85,7 @@ class _Retriever:
         (unit,) = batch.to_pylist()
         table = buckets.read_parquet(unit["uri"])
         ids, prompt = self.prompts.catalogue.ids, self.ranker.card.prompt
-        histories = known_histories(table, ids, training_only=False)
+        histories = known_histories(table, ids, training_only=self.settings.history == "training")
         users = table[USER].combine_chunks()
         texts = openings(users, unit["users"], prompt) if unit["users"] else None
         opened = opening_tokens(texts, len(users), self.prompts.plain, prompt, self.ranker.tokenizer)

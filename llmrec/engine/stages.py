@@ -11,26 +11,27 @@ from typing import Any
 
 from llmrec import storage
 from llmrec.config import Config
-from llmrec.engine import bucket, evaluate, prepare, publish, recall, score, train
+from llmrec.engine import bucket, embed, evaluate, prepare, publish, recall, score, train
 from llmrec.errors import UserError
 from llmrec.layout import Layout
+from llmrec.tables import embeddings
 
 Say = Callable[[str], None]
-ORDER = ("prepare", "train", "recall", "score", "publish", "evaluate")
+ORDER = ("prepare", "embed", "train", "recall", "score", "publish", "evaluate")
 
 
 def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, Any]:
     """Run one stage and leave its summary under the root, last; the summary as a dict.
 
     A stage's summary is deleted when the stage starts and written when it is done, so a later stage knows whether the
-    tables of an earlier one are whole. reuse: skip prepare, train and recall when neither their settings nor the
+    tables of an earlier one are whole. reuse: skip prepare, embed, train and recall when neither their settings nor the
     content of their inputs changed.
 
     Raises:
         UserError: a setting or an input is wrong, or an earlier stage has not finished.
     """
     layout = Layout.of(config)
-    for earlier in _NEEDS[name]:
+    for earlier in _needs(name, config):
         if not storage.exists(layout.summary(earlier)):
             raise UserError(f"{layout.root}: {earlier} has not finished there; run jobs/{earlier}.py first")
     depends = _fingerprint(name, config, layout)
@@ -49,7 +50,13 @@ def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, A
 def _prepare(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     done = prepare.prepare(config.data, layout, say)
     tables = {"items": layout.items, "histories": layout.histories, "targets": layout.targets}
+    if config.data.edges:
+        tables["edges"] = layout.edges
     return {**asdict(done), "tables": tables, "quarantine": layout.quarantine("prepare")}
+
+
+def _embed(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    return asdict(embed.embed(config, layout, say))
 
 
 def _train(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
@@ -92,6 +99,7 @@ def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
     "prepare": _prepare,
+    "embed": _embed,
     "train": _train,
     "recall": _recall,
     "bucket": _bucket,
@@ -101,20 +109,30 @@ _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
 }
 
 _NEEDS: dict[str, tuple[str, ...]] = {
-    "prepare": (), "train": ("prepare",), "recall": ("prepare",), "bucket": ("prepare",), "score": ("prepare",),
+    "prepare": (), "embed": ("prepare",), "train": ("prepare",), "recall": ("prepare",), "bucket": ("prepare",),
+    "score": ("prepare",),
     "publish": ("score",), "evaluate": ("prepare", "recall"),
 }  # fmt: skip
+
+
+def _needs(name: str, config: Config) -> tuple[str, ...]:
+    """The stages that must have finished before this one."""
+    return (*_NEEDS[name], "embed") if name == "train" and embed.wanted(config) else _NEEDS[name]
 
 
 def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     """A hash of the settings and the content of the inputs that a stage's output depends on; None: never reused."""
     dump = config.model_dump(mode="json")
     prepared: tuple[str, ...] = (layout.items, layout.histories)
+    embedded = storage.join(layout.embeddings, embeddings.DESCRIPTION)
     inputs: tuple[str, ...]
     if name == "prepare":
-        sections, inputs = ["data"], (config.data.items, config.data.interactions, config.data.users)
+        data = config.data
+        sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges)
+    elif name == "embed":
+        sections, inputs = ["model", "prompt", "items"], (layout.items, layout.edges)
     elif name == "train":
-        sections, inputs = ["model", "prompt", "train", "recall"], (*prepared, layout.users)
+        sections, inputs = ["model", "prompt", "items", "train", "recall"], (*prepared, layout.users, embedded)
     elif name == "recall":
         sections, inputs = ["recall"], prepared
     else:

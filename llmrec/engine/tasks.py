@@ -18,8 +18,9 @@ from llmrec.engine.run import Job
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.ranker.health import Probe
-from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, USER
+from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, TRAIN_LENGTH, USER
 from llmrec.tables import buckets, rankings, requests
+from llmrec.tables.histories import training_part
 from llmrec.tables.users import openings
 
 
@@ -48,7 +49,10 @@ def judged(unit: dict[str, Any], job: Job, by: requests.Rules) -> requests.Work:
     candidates = requests.read_candidates(unit["candidates"])
     if job.score.users_share < 1:
         candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
-    work = requests.build(buckets.read_parquet(unit["histories"], [USER, ITEMS]), candidates, by, unit["candidates"])
+    histories = buckets.read_parquet(unit["histories"], [USER, ITEMS, TRAIN_LENGTH])
+    if job.score.history == "training":
+        histories = training_part(histories)
+    work = requests.build(histories, candidates, by, unit["candidates"])
     strays = np.flatnonzero(buckets.bucket_of(work.users, job.buckets) != unit[BUCKET])
     if len(strays):
         raise UserError(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute
 import torch
@@ -32,8 +33,8 @@ from llmrec.ranker.card import model_version
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
 from llmrec.recall import item_item
-from llmrec.schema import ITEMS, TRAIN_LENGTH, USER
-from llmrec.tables import buckets
+from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, SCORE, TEACHER_ITEMS, TEACHER_SCORES, TRAIN_LENGTH, USER
+from llmrec.tables import buckets, rankings
 
 MIN_EVENTS = 2
 POLL_SECONDS = 1.0
@@ -78,6 +79,8 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         raise UserError(
             f"{layout.histories}: {users} users with {MIN_EVENTS} or more training events; too few to train on"
         )
+    if config.train.teacher:
+        _check_teacher(storage.absolute(config.train.teacher), layout)
     counts = cooccurrence(layout.histories, buckets.catalogue_ids(layout.items), training_only)
     settings = config.recall.item_item
     similar = item_item.neighbours(counts, settings.neighbours, settings.shrinkage)
@@ -137,8 +140,14 @@ def _fit(
     train = config.train
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
     fs, path = storage.filesystem(layout.training)
-    files = list(buckets.bucket_files(layout.histories).values())
-    histories = ray.data.read_parquet(files).select_columns([USER, ITEMS, TRAIN_LENGTH])
+    files = buckets.bucket_files(layout.histories)
+    if train.teacher:
+        units = [{BUCKET: bucket, "uri": uri} for bucket, uri in files.items()]
+        histories = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
+            _with_lessons, batch_size=1, batch_format="pyarrow", fn_kwargs={"teacher": storage.absolute(train.teacher)}
+        )
+    else:
+        histories = ray.data.read_parquet(list(files.values())).select_columns([USER, ITEMS, TRAIN_LENGTH])
     news = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         run_worker,
@@ -189,6 +198,23 @@ def _relay(news: Any, say: Callable[[str], None], stop: threading.Event) -> None
             continue
         except Exception:  # noqa: BLE001 - the queue's actor may be gone with its node; progress is not worth a job
             return
+
+
+def _check_teacher(teacher: str, layout: Layout) -> None:
+    taught, here = rankings.snapshot(teacher).buckets, len(buckets.bucket_files(layout.histories))
+    if taught != here:
+        raise UserError(f"train.teacher = {teacher}: has {taught} buckets, the histories have {here}; score it again")
+
+
+def _with_lessons(batch: pa.Table, teacher: str) -> pa.Table:
+    """A bucket's histories, each user with the items that the teacher has scored, if he has, as lists."""
+    (unit,) = batch.to_pylist()
+    histories = pl.from_arrow(buckets.read_parquet(unit["uri"], [USER, ITEMS, TRAIN_LENGTH]))
+    scored = pl.from_arrow(rankings.read_bucket(teacher, unit[BUCKET]).select([USER, RANK, ITEM, SCORE]))
+    assert isinstance(histories, pl.DataFrame) and isinstance(scored, pl.DataFrame)
+    lists = scored.sort(USER, RANK).group_by(USER, maintain_order=True)
+    lessons = lists.agg(pl.col(ITEM).alias(TEACHER_ITEMS), pl.col(SCORE).alias(TEACHER_SCORES))
+    return histories.join(lessons, on=USER, how="left", maintain_order="left").to_arrow()
 
 
 def _long_enough(batch: pa.Table, training_only: bool) -> pa.Table:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,20 +26,15 @@ from llmrec.engine.counts import known_histories
 from llmrec.engine.prompts import Prompts, load_prompts
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
-from llmrec.ranker.examples import Example, Recaller, sample, sample_last
-from llmrec.ranker.losses import catalogue_softmax, listwise_softmax
+from llmrec.ranker.examples import Example, Lesson, Recaller, sample, sample_last
 from llmrec.ranker.model import Ranker, Scores, layers_of
+from llmrec.ranker.objective import Entry, loss_of, request_of
 from llmrec.ranker.packing import Request, pack, plan
-from llmrec.ranker.prompts import (
-    branch_training_request,
-    catalogue_training_request,
-    fitting,
-    training_request,
-)
 from llmrec.ranker.retrieval import retrieve_head
 from llmrec.ranker.tuning import prepare_tuning
 from llmrec.ranker.validation import HeldOut, gain
-from llmrec.schema import TRAIN_LENGTH, USER
+from llmrec.schema import TEACHER_ITEMS, TEACHER_SCORES, TRAIN_LENGTH, USER
+from llmrec.tables.histories import flatten, item_rows, keep
 
 METRIC = "validation_ndcg@10"
 STATE_FILE = "state.pt"
@@ -120,14 +115,20 @@ def run_worker(settings: dict[str, Any]) -> None:
     negatives_from = None if task.model.head == "retrieve" else recaller
     causal = ranker.causal
     draw: Any = sample if causal else sample_last
-    for histories in _steps(task, prompts, rng, progress.step):
-        examples = [draw(h, train, task.prompt.max_history, negatives_from, rng) for _, h in histories]
-        requests = [_request(prompts, user, e, causal) for (user, _), e in zip(histories, examples, strict=True)]
-        decisions = _sum(float(sum(len(e.decisions) for e in examples)), device, world)
-        loss = _step(
-            model, causal, requests, examples, decisions, partial(loss_of, train, choices), train.batch_tokens, dtype,
-            device, world,
-        )  # fmt: skip
+    for users in _steps(task, prompts, rng, progress.step):
+        examples: list[Entry] = [
+            draw(user.history, train, task.prompt.max_history, negatives_from, rng) for user in users
+        ]
+        taught = [user for user in users if len(user.lesson.items)]
+        entries = [*examples, *(user.lesson for user in taught)]
+        requests = [
+            request_of(entry, prompts.prefix(user.id), prompts.catalogue, ranker)
+            for user, entry in zip([*users, *taught], entries, strict=True)
+        ]
+        decisions = _sum(float(sum(len(e.decisions) for e in examples if isinstance(e, Example))), device, world)
+        lessons = max(1.0, _sum(float(len(taught)), device, world))
+        objective = partial(loss_of, train=train, choices=choices, decisions=decisions, lessons=lessons)
+        loss = _step(model, causal, requests, entries, objective, train.batch_tokens, dtype, device, world)
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
         optimizer.step()
         schedule.step()
@@ -194,8 +195,16 @@ def held_out(
     )
 
 
-def _steps(task: Task, prompts: Prompts, rng: np.random.Generator, done: int) -> Iterator[list[tuple[Any, np.ndarray]]]:
-    """(user, history rows) of each remaining step, epoch after epoch, streamed from the store and shuffled."""
+class User(NamedTuple):
+    """A user of a step: his training history, int64[>= 1] catalogue rows, and a lesson, of no items if he has none."""
+
+    id: Any
+    history: np.ndarray
+    lesson: Lesson
+
+
+def _steps(task: Task, prompts: Prompts, rng: np.random.Generator, done: int) -> Iterator[list[User]]:
+    """The users of each remaining step, epoch after epoch, streamed from the store and shuffled."""
     import ray.train
 
     shard = ray.train.get_dataset_shard("train")
@@ -206,26 +215,43 @@ def _steps(task: Task, prompts: Prompts, rng: np.random.Generator, done: int) ->
             batch_size=users, batch_format="pyarrow", local_shuffle_buffer_size=64 * users, local_shuffle_seed=seed
         )
         for batch in batches:
-            rows = known_histories(batch, prompts.catalogue.ids, training_only=task.train.events == "training")
-            yield [(batch[USER][i].as_py(), rows[i].astype(np.int64)) for i in range(len(rows)) if len(rows[i])]
+            yield _users(batch, task, prompts)
             done += 1
             if done == task.steps:
                 return
+
+
+def _users(batch: pa.Table, task: Task, prompts: Prompts) -> list[User]:
+    ids = prompts.catalogue.ids
+    rows = known_histories(batch, ids, training_only=task.train.events == "training")
+    taught = scores = None
+    if TEACHER_SCORES in batch.column_names:
+        lists = item_rows(batch[TEACHER_ITEMS], ids)
+        flat = flatten(batch[TEACHER_SCORES])[0].to_numpy(zero_copy_only=False)
+        taught, scores = keep(lists, lists.values >= 0), flat[lists.values >= 0].astype(np.float32)
+    users = []
+    for i, user in enumerate(batch[USER].to_pylist()):
+        history = rows[i].astype(np.int64)
+        items, own = np.empty(0, np.int64), np.empty(0, np.float32)
+        if taught is not None and scores is not None:
+            items, own = taught[i].astype(np.int64), scores[taught.offsets[i] : taught.offsets[i + 1]]
+        if len(history):
+            users.append(User(user, history, Lesson(history[-prompts.max_history :], items, own)))
+    return users
 
 
 def _step(
     model: Any,
     causal: bool,
     requests: list[Request],
-    examples: list[Example],
-    decisions: float,
-    loss_of: Callable[[Scores, list[Example]], torch.Tensor],
+    entries: list[Entry],
+    loss: Callable[[Scores, list[Entry]], torch.Tensor],
     batch_tokens: int,
     dtype: torch.dtype,
     device: torch.device,
     world: int,
 ) -> float:
-    """Accumulate the gradient of the mean loss over all ranks' decisions; this rank's share of that mean."""
+    """Accumulate the gradient of the step's loss over all ranks; this rank's share of that loss."""
     groups = plan([r.tokens for r in requests], batch_tokens)
     passes = int(_max(len(groups), device, world))
     total = 0.0
@@ -236,50 +262,11 @@ def _step(
         with _synchronising(model, index == passes - 1):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 scores = model(pack([requests[i] for i in group], causal).to(device))
-            loss = loss_of(scores, [examples[i] for i in group]) * (weight / decisions)
+            found = loss(scores, [entries[i] for i in group]) * weight
             # Gradients are averaged over ranks; the loss is a sum over them.
-            (loss * world).backward()
-        total += float(loss.detach())
+            (found * world).backward()
+        total += float(found.detach())
     return total
-
-
-def _request(prompts: Prompts, user: Any, example: Example, causal: bool) -> Request:
-    prefix, catalogue = prompts.prefix(user), prompts.catalogue
-    if not causal:
-        request = branch_training_request(prefix, catalogue, example.history, example.negatives)
-        return fitting(request, prompts.positions)
-    if example.negatives.shape[1] == 0:
-        return catalogue_training_request(prefix, catalogue, example.history, example.decisions)
-    return training_request(prefix, catalogue, example.history, example.decisions, example.negatives)
-
-
-def loss_of(train: config.Train, choices: torch.Tensor | None, scores: Scores, examples: list[Example]) -> torch.Tensor:
-    """The objective over a packed batch, summed over decisions: listwise softmax over each decision's candidates, over
-    the catalogue, or both, whichever scores there are.
-
-    choices: bool[n_items], the items of the catalogue that may be an answer.
-    """
-    parts = []
-    if scores.catalogue is not None:
-        assert choices is not None
-        answers = torch.from_numpy(np.concatenate([e.answers for e in examples])).to(scores.catalogue.device)
-        among = scores.catalogue.float().masked_fill(~choices, float("-inf"))
-        parts.append(catalogue_softmax(among, answers, train.horizon_decay))
-    if scores.items is not None:
-        parts.append(_against_negatives(scores.items.float(), examples))
-    return torch.stack(parts).sum()
-
-
-def _against_negatives(scores: torch.Tensor, examples: list[Example]) -> torch.Tensor:
-    """scores: float32[B], each example's true items first, then its negatives."""
-    positive, negative, start = [], [], 0
-    for example in examples:
-        d, n = example.negatives.shape
-        positive.append(scores[start : start + d])
-        negative.append(scores[start + d : start + d + d * n].view(d, n))
-        start += d + d * n
-    usable = torch.from_numpy(np.concatenate([e.usable for e in examples])).to(scores.device)
-    return listwise_softmax(torch.cat(positive), torch.cat(negative), usable)
 
 
 def _validate(

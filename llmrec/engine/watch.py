@@ -74,17 +74,21 @@ class Beating:
 
 
 def watched(
-    rows: Iterator[dict[str, Any]], pulse: Any, limit: float, tick: Callable[[int], None]
+    rows: Iterator[dict[str, Any]],
+    pulse: Any,
+    limit: float,
+    tick: Callable[[int], None],
+    setting: str = "score.max_actors",
 ) -> Iterator[dict[str, Any]]:
     """The rows of a Ray Data run, as they come. To be called in the main thread, the only one that can be interrupted.
 
     tick: called about once a second, from another thread, with the pairs scored so far; limit: seconds without a row
-    or a sign of life after which it is an error.
+    or a sign of life after which it is an error; setting: of how many actors there are.
 
     Raises:
         UserError: nothing moves; says how many nodes and CPUs are left.
     """
-    watch = _Watch(pulse, limit, tick)
+    watch = _Watch(pulse, limit, tick, setting)
     thread = threading.Thread(target=watch.run, daemon=True)
     thread.start()
     try:
@@ -118,8 +122,8 @@ def waited(task: Any, pulse: Any, limit: float) -> Any:
 class _Watch:
     """Looks at a run from a thread; interrupts the main thread, as Ctrl-C does, once `found` says what is wrong."""
 
-    def __init__(self, pulse: Any, limit: float, tick: Callable[[int], None]) -> None:
-        self.pulse, self.limit, self.tick = pulse, limit, tick
+    def __init__(self, pulse: Any, limit: float, tick: Callable[[int], None], setting: str) -> None:
+        self.pulse, self.limit, self.tick, self.setting = pulse, limit, tick, setting
         self.moved = time.monotonic()
         self.found: str | None = None
         self.over = threading.Event()
@@ -135,12 +139,12 @@ class _Watch:
                 self.moved = max(self.moved, time.monotonic() - silent)
             self.tick(pairs)
             if time.monotonic() - self.moved > self.limit and not self.over.is_set():
-                self.found = _standstill(self.limit, self.nodes)
+                self.found = _standstill(self.limit, self.nodes, self.setting)
                 os.kill(os.getpid(), signal.SIGINT)
                 return
 
 
-def _standstill(limit: float, nodes_before: int = 0) -> str:
+def _standstill(limit: float, nodes_before: int = 0, setting: str = "score.max_actors") -> str:
     import ray
 
     free, every = (get().get("CPU", 0.0) for get in (ray.available_resources, ray.cluster_resources))
@@ -148,7 +152,7 @@ def _standstill(limit: float, nodes_before: int = 0) -> str:
     return (
         f"nothing has moved for {limit:.0f} s (cluster.no_progress_seconds): {alive} of {max(nodes_before, alive)} "
         f"nodes are alive, {free:g} of {every:g} CPUs are free; actors that hold every CPU, as after the loss of a "
-        "node, leave no room to read for them: add a node or lower score.max_actors, and run the same command again, "
+        f"node, leave no room for the rest: add a node or lower {setting}, and run the same command again, "
         "which does only what is missing"
     )
 

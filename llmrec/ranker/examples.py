@@ -27,6 +27,18 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """A user whose candidates a teacher has scored.
+
+    history: int64[any] catalogue rows, oldest first, as the teacher saw it; items: int64[N] rows; scores: float32[N].
+    """
+
+    history: np.ndarray
+    items: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
 class Recaller:
     """Draws the candidates that recall would bring: item-item neighbours of what the user had by then.
 

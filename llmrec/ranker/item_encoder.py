@@ -54,7 +54,9 @@ class ItemEncoder(nn.Module):
         super().__init__()
         self.plan, self.k, self.hidden = dict(plan), int(plan["per_item"]), hidden
         width = self.k * hidden
-        self.frozen_parts = nn.ModuleDict({name: _VectorPart(size, hidden, width) for name, size in plan["vectors"].items()})
+        self.frozen_parts = nn.ModuleDict(
+            {name: _VectorPart(size, hidden, width) for name, size in plan["vectors"].items()}
+        )
         self.categories = nn.ModuleDict(
             {name: _CategoryPart(len(words), width) for name, words in plan["categories"].items()}
         )

@@ -17,6 +17,15 @@ def listwise_softmax(positive: torch.Tensor, negative: torch.Tensor, usable: tor
     return cross_entropy(scores, torch.zeros(len(positive), dtype=torch.long, device=scores.device), reduction="sum")
 
 
+def distillation(scores: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """How far a list's softmax is from a teacher's, KL(teacher || own) * temperature ** 2 (Hinton et al., 2015).
+
+    scores, teacher: float32[N], of the same items.
+    """
+    own, wanted = ((t / temperature).log_softmax(0) for t in (scores, teacher.float()))
+    return temperature**2 * (wanted.exp() * (wanted - own)).sum()
+
+
 def catalogue_softmax(scores: torch.Tensor, answers: torch.Tensor, decay: float) -> torch.Tensor:
     """Softmax cross-entropy over the whole catalogue, summed over decisions.
 

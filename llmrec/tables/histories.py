@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from llmrec.ranker.ragged import Ragged, offsets_of
+from llmrec.ranker.ragged import Ragged, offsets_of, within
+from llmrec.schema import ITEMS, TRAIN_LENGTH
 from llmrec.tables.catalogue import rows_of
 
 
@@ -30,6 +31,16 @@ def flatten(lists: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
 def as_lists(values: pa.Array, offsets: np.ndarray) -> pa.Array:
     """The inverse of `flatten`."""
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values)
+
+
+def training_part(histories: pa.Table) -> pa.Table:
+    """A histories table whose lists end where training does."""
+    flat, offsets = flatten(histories[ITEMS])
+    lengths = np.diff(offsets)
+    kept = np.minimum(lengths, histories[TRAIN_LENGTH].to_numpy())
+    lists = as_lists(flat.filter(pa.array(within(lengths) < kept.repeat(lengths))), offsets_of(kept))
+    place = histories.column_names.index(ITEMS)
+    return histories.set_column(place, ITEMS, lists.cast(histories.schema.field(ITEMS).type))
 
 
 def keep(ragged: Ragged, mask: np.ndarray) -> Ragged:

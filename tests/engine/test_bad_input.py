@@ -51,6 +51,7 @@ def settings(root: Path | str, tables: dict[str, Any], base: Path, **sections: A
         },
         "prompt": {"max_history": 6, "before_history": "w0 ", "before_item": "", "after_item": " \n"},
         "model": {"base": str(base)},
+        "items": {"encoder": ""},
         "train": {"max_steps": 2, "validate_every": 1, "users_per_step": 4, "validation_users": 10},
         "recall": {"candidates": 20},
         "score": {"top_k": 5},

@@ -193,7 +193,7 @@ def test_a_changed_setting_or_input_starts_a_new_run_and_the_old_one_stays_reada
 
 def test_reuse_skips_stages_whose_inputs_are_the_same(done: dict[str, Any]) -> None:
     settings = config.build(SETTINGS)
-    for name in ("prepare", "train", "recall"):
+    for name in ("prepare", "embed", "train", "recall"):
         assert stages.run(name, settings, quietly, reuse=True).get("reused") is True, name
 
 

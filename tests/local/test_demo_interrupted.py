@@ -19,6 +19,7 @@ HERE = Path(__file__).parents[2]
 def test_ctrl_c_stops_the_cluster_and_the_store(tmp_path: Path) -> None:
     assets.fetch("ml-100k")
     assets.fetch("smollm2-135m-instruct")
+    assets.fetch("all-minilm-l6-v2")
     (tmp_path / "assets").symlink_to(assets.cache_directory() / "assets")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RAY_", "LLMREC_"))}
     process = subprocess.Popen(

@@ -2,19 +2,23 @@
 
 The mask rule is never built as a matrix over a whole request: a trunk is plain attention over itself, and a branch
 attends to its trunk (one product for all branches, keys and values not copied) and to itself (small blocks), in one
-softmax.
+softmax. Trunks without branches lie side by side, those of about the same length in one block.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 
 from llmrec.ranker.packing import Batch
+from llmrec.ranker.ragged import like_lengths
+
+BLOCK_TOKENS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,57 @@ class Layout:
     branches: Branches | None
 
 
-def layout(batch: Batch) -> tuple[Layout, ...]:
-    """The layout of each request, worked out once per batch and used by every layer."""
-    found = []
-    for start, end in batch.bounds:
-        middle = start + int((batch.branch[start:end] == 0).sum())
+@dataclass(frozen=True)
+class Trunks:
+    """N causal requests of n tokens in all, trunks alone and at most L long each, as one block.
+
+    shape: N, L. token: int64[N * L], the token of the batch at each place, its first again beyond a trunk's end, which
+    nothing sees; place: int64[n], where each token lies in the block.
+    """
+
+    shape: tuple[int, int]
+    token: torch.Tensor
+    place: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a batch is attended: its requests one by one, then blocks of others. order: int64[T], which token of what
+    this gives, one after another, is each token of the batch; None if it is their order already."""
+
+    requests: tuple[Layout, ...]
+    blocks: tuple[Trunks, ...]
+    order: torch.Tensor | None
+
+
+def layout(batch: Batch) -> Plan:
+    """Worked out once per batch and used by every layer."""
+    bounds = np.asarray(batch.bounds, np.int64).reshape(-1, 2)
+    starts, sizes = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
+    in_trunk = np.append(0, np.cumsum((batch.branch == 0).cpu().numpy()))
+    middles = starts + in_trunk[bounds[:, 1]] - in_trunk[starts]
+    alone = (middles == bounds[:, 1]) & batch.causal
+    groups = [rows for rows in like_lengths(np.where(alone, sizes, 0), BLOCK_TOKENS) if len(rows) > 1]
+    grouped = np.concatenate([np.empty(0, np.int64), *groups])
+    singly = np.setdiff1d(np.arange(len(bounds)), grouped)
+    requests = []
+    for start, middle, end in zip(*(a[singly].tolist() for a in (starts, middles, bounds[:, 1])), strict=True):
         branches = _branches(batch, middle, end, middle - start) if end > middle else None
-        found.append(Layout(start, middle, end, batch.causal, branches))
-    return tuple(found)
+        requests.append(Layout(start, middle, end, batch.causal, branches))
+    if not groups:
+        return Plan(tuple(requests), (), None)
+    device = batch.branch.device
+    given = [np.arange(r.start, r.end) for r in requests]
+    blocks = []
+    for rows in groups:
+        length = int(sizes[rows].max())
+        inside = np.arange(length) < sizes[rows, None]
+        token = starts[rows, None] + np.where(inside, np.arange(length), 0)
+        place = np.flatnonzero(inside)
+        given.append(token.ravel()[place])
+        blocks.append(Trunks((len(rows), length), *(torch.from_numpy(a).to(device) for a in (token.ravel(), place))))
+    order = np.argsort(np.concatenate(given))
+    return Plan(tuple(requests), tuple(blocks), torch.from_numpy(order).to(device))
 
 
 def _branches(batch: Batch, middle: int, end: int, trunk_length: int) -> Branches:
@@ -91,7 +138,7 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    packed: tuple[Layout, ...],
+    packed: Plan,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: object,
@@ -105,7 +152,7 @@ def attend(
     query, key = (query * scale).to(value.dtype), key.to(value.dtype)
     grouped = query.shape[1] != key.shape[1]
     parts = []
-    for request in packed:
+    for request in packed.requests:
         trunk, own = slice(request.start, request.middle), slice(request.middle, request.end)
         q, k, v = query[:, :, trunk], key[:, :, trunk], value[:, :, trunk]
         found = scaled_dot_product_attention(
@@ -116,7 +163,14 @@ def attend(
             q_own, k_own, v_own = query[0, :, own], key[0, :, own], value[0, :, own]
             found = _branch_attention(q_own, k_own, v_own, k[0], v[0], request.branches, dropout)
             parts.append(found.transpose(0, 1))
-    return torch.cat(parts)[None], None
+    for block in packed.blocks:
+        q, k, v = (
+            t[0].index_select(1, block.token).unflatten(1, block.shape).transpose(0, 1) for t in (query, key, value)
+        )
+        found = scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=1.0, enable_gqa=grouped)
+        parts.append(found.transpose(1, 2).flatten(0, 1).index_select(0, block.place))
+    together = torch.cat(parts)
+    return (together if packed.order is None else together.index_select(0, packed.order))[None], None
 
 
 def _branch_attention(
