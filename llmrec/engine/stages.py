@@ -117,7 +117,11 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 
 def _needs(name: str, config: Config) -> tuple[str, ...]:
     """The stages that must have finished before this one."""
-    return (*_NEEDS[name], "embed") if name == "train" and embed.wanted(config) else _NEEDS[name]
+    if name == "train" and embed.wanted(config):
+        return (*_NEEDS[name], "embed")
+    if name == "recall" and config.recall.retrieve.top and not config.recall.retrieve.model:
+        return (*_NEEDS[name], "train")
+    return _NEEDS[name]
 
 
 def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
@@ -132,9 +136,13 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     elif name == "embed":
         sections, inputs = ["model", "prompt", "items"], (layout.items, layout.edges)
     elif name == "train":
-        sections, inputs = ["model", "prompt", "items", "train", "recall"], (*prepared, layout.users, embedded)
+        inputs = (*prepared, layout.users, embedded)
+        sections = ["model", "prompt", "items", "train"]
+        dump["train"]["negatives_from"] = dump["recall"]["item_item"]
     elif name == "recall":
         sections, inputs = ["recall"], prepared
+        if config.recall.retrieve.top:
+            inputs = (*prepared, layout.users, embedded, config.recall.retrieve.model or layout.ranker)
     else:
         return None
     content = [storage.manifest(uri) for uri in inputs if uri and storage.exists(uri)]
