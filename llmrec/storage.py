@@ -6,10 +6,13 @@ store answers go through s3fs, whose errors tell a wrong key from a missing buck
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -269,6 +272,31 @@ def local_directory(uri: str, cache: Path) -> Path:
     except OSError:  # another process was first; its copy is as good
         if not target.is_dir():
             raise
+    return target
+
+
+def made_once(folder: Path, version: str, make: Callable[[Path], None]) -> Path:
+    """A directory of this machine under `folder`, filled by `make` unless this version of it is there.
+
+    Processes that ask at once wait for the first. Other versions go; who has their files open keeps them.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    target = folder / version
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.is_dir():
+                for other in folder.iterdir():
+                    if other.is_dir():  # an older version, or what a killed process left
+                        shutil.rmtree(other)
+                work = Path(tempfile.mkdtemp(dir=folder))
+                make(work)
+                work.rename(target)
+    except OSError as error:
+        raise UserError(f"{folder}: this cache cannot be written ({error.strerror or error})") from None
     return target
 
 

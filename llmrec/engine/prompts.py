@@ -14,7 +14,7 @@ from llmrec import assets, storage
 from llmrec.config import Items, Prompt
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.item_features import ItemFeatures, columns_of, read_features
+from llmrec.ranker.item_features import ItemFeatures, check_columns, columns_of, read_features
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.prompts import Catalogue, tokenise_catalogue, trunk_opening, trunk_openings
 from llmrec.ranker.templates import fill
@@ -66,8 +66,8 @@ def load_features(parts: Items, ids: pa.Array, layout: Layout) -> ItemFeatures:
     Raises:
         UserError: embed has not run for this catalogue, or a column is missing or of the wrong type.
     """
-    items = buckets.read_parquet(layout.items, list(dict.fromkeys((ITEM, *columns_of(parts)))))
-    items = items.sort_by(ITEM)
+    check_columns(buckets.columns_of(layout.items), parts)
+    items = buckets.read_parquet(layout.items, list(dict.fromkeys((ITEM, *columns_of(parts))))).sort_by(ITEM)
     made = open_embeddings(layout.embeddings, assets.cache_directory() / "embeddings")
     if made is None:
         if parts.encoder:

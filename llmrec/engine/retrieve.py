@@ -11,12 +11,13 @@ import torch
 
 from llmrec import assets, config, storage
 from llmrec.engine.counts import known_histories
+from llmrec.engine.item_vectors import freeze
 from llmrec.engine.prompts import bind, opening_tokens, tokenise_items
 from llmrec.engine.units import reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
-from llmrec.ranker.card import read_card
+from llmrec.ranker.card import model_version, read_card
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.packing import Request
 from llmrec.ranker.prompts import fitting, scoring_request
@@ -72,12 +73,12 @@ class _Retriever:
         device = torch.device("cuda") if wanted.gpus_per_actor else torch.device("cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, round(wanted.cpus_per_actor)))
-        self.settings, self.layout = settings, layout
-        self.ranker = Ranker.from_pretrained(_directory(model)).to(device)
+        self.settings, self.layout, directory = settings, layout, _directory(model)
+        self.ranker = Ranker.from_pretrained(directory).to(device)
         self.ranker.attend_by(attention.choose(attend, device))
         prompt = self.ranker.card.prompt
         self.prompts = bind(tokenise_items(self.ranker.tokenizer, prompt, layout), self.ranker, layout)
-        self.ranker.freeze_items()
+        freeze(self.ranker, model_version(directory), layout)
         assert retrieve_head(self.ranker) is not None
         self.ranker.only_score(precision.choose(wanted.precision, device))
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from llmrec import assets, storage
+from llmrec.engine.item_vectors import freeze
 from llmrec.engine.prompts import Prompts, bind, opening_tokens, tokenise_items
 from llmrec.engine.run import Job
 from llmrec.engine.tensor_parallel import Team
@@ -49,7 +50,7 @@ class Replica:
         self.ranker.to(device)
         self.ranker.attend_by(attention.choose(job.model.attention, device))
         self.prompts = bind(texts, self.ranker, job.layout)
-        self.ranker.freeze_items()
+        freeze(self.ranker, job.model_version, job.layout)
         self.precision = precision.choose(job.score.precision, device)
         self.cost = ModelCost.of(layers_of(self.ranker.backbone), self.ranker.backbone.config)
         self.peak = 0.0
@@ -139,10 +140,8 @@ class ModelScorer:
 
     def fingerprints(self, work: requests.Work) -> np.ndarray:
         if self.item_marks is None:
-            catalogue, vectors = self.prompts.catalogue, None
-            if self.items is not None:
-                flat = self.items.vectors.flatten(1)
-                vectors = torch.cat([flat, self.items.bias[:, None]], dim=1).float().cpu().numpy()
+            catalogue = self.prompts.catalogue
+            vectors = [] if self.items is None else [part.cpu().numpy() for part in self.items]
             self.item_marks = fingerprints.of_items(catalogue.ids, catalogue.event, catalogue.candidate, vectors)
         return fingerprints.of_users(work, self.item_marks, self.prompts.max_history)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,15 +127,22 @@ class ItemEncoder(nn.Module):
         """Vectors [..., hidden] as the backbone takes them, of about the length of its words."""
         return self.norm(vectors.float())
 
-    def frozen(self) -> ItemVectors:
-        """All bound items' vectors without gradient, made some at a time."""
-        assert self.features is not None
+    def __len__(self) -> int:
+        """How many items are bound."""
+        return 0 if self.features is None else len(self.features.known)
+
+    def in_blocks(self) -> Iterator[tuple[int, ItemVectors]]:
+        """All bound items' vectors without gradient, some at a time, each time with the first one's row."""
         training = self.training
         self.eval()
-        with torch.no_grad():
-            n = len(self.features.known)
-            parts = [self(at, at + ROWS_AT_ONCE) for at in range(0, n, ROWS_AT_ONCE)]
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            with torch.no_grad():
+                yield start, self(start, start + ROWS_AT_ONCE)
         self.train(training)
+
+    def frozen(self) -> ItemVectors:
+        """All bound items' vectors without gradient."""
+        parts = [found for _, found in self.in_blocks()]
         return ItemVectors(torch.cat([p.vectors for p in parts]), torch.cat([p.bias for p in parts]))
 
     def save_pretrained(self, directory: Path) -> None:

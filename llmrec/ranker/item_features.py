@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +42,17 @@ def columns_of(settings: Items) -> list[str]:
     return list(dict.fromkeys((*settings.vectors, *settings.categories, *settings.numbers)))
 
 
+def check_columns(found: Sequence[str], settings: Items) -> None:
+    """Are the columns that `settings` names among these of the items table?
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in columns_of(settings):
+        if name not in found:
+            raise UserError(f"items: no column '{name}', which items.* names; there are: {', '.join(found)}")
+
+
 def read_features(
     ids: pa.Array,
     items: pa.Table,
@@ -58,9 +69,7 @@ def read_features(
     Raises:
         UserError: a column is not there or of another type, or a column's vectors differ in length.
     """
-    for name in columns_of(settings):
-        if name not in items.column_names:
-            raise UserError(f"items: no column '{name}', which items.* names; it has: {', '.join(items.column_names)}")
+    check_columns(items.column_names, settings)
     vectors, present = dict(vectors), dict(present)
     for name in settings.vectors:
         if name in vectors:

@@ -116,16 +116,28 @@ def pairs_in(uri: str) -> int:
     Raises:
         UserError: no readable Parquet file.
     """
-    fs, _ = storage.filesystem(uri)
-    try:
-        footer = pq.read_metadata(uri.removeprefix("s3://"), filesystem=fs)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{uri}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
-    found = 0
+    footer, found = _footer(uri), 0
     for group in range(footer.num_row_groups):
         columns = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
         found += sum(c.num_values for c in columns if c.path_in_schema.split(".")[0] in (ITEM, ITEMS))
     return found
+
+
+def columns_of(uri: str) -> list[str]:
+    """The columns of a Parquet file.
+
+    Raises:
+        UserError: no readable Parquet file.
+    """
+    return list(_footer(uri).schema.to_arrow_schema().names)
+
+
+def _footer(uri: str) -> pq.FileMetaData:
+    fs, _ = storage.filesystem(uri)
+    try:
+        return pq.read_metadata(uri.removeprefix("s3://"), filesystem=fs)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{uri}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
 
 
 def _dictionaries(footer: pq.FileMetaData, columns: set[str]) -> list[str]:

@@ -9,12 +9,7 @@ a new table comes beside the old one until `_embeddings.json` names it.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +26,7 @@ from llmrec.schema import ITEM
 DESCRIPTION = "_embeddings.json"
 MARK, TEXT, GRAPH = "mark", "text", "graph"
 PARTS = (TEXT, GRAPH)
-IDS_FILE, LOCK_FILE = "ids.arrow", ".lock"
+IDS_FILE = "ids.arrow"
 
 
 @dataclass(frozen=True)
@@ -184,27 +179,8 @@ def open_embeddings(uri: str, cache: Path) -> Embeddings | None:
     if described is None:
         return None
     mine = cache / hashlib.sha256(storage.absolute(uri).encode()).hexdigest()[:16]
-    target = mine / described.version
-    try:
-        with _alone(mine):
-            if not target.is_dir():
-                for other in mine.iterdir():
-                    if other.is_dir():  # an older version, or what a killed process left
-                        shutil.rmtree(other)
-                work = Path(tempfile.mkdtemp(dir=mine))
-                _assemble(uri, described, work)
-                work.rename(target)
-            return _mapped(target, described)
-    except OSError as error:
-        raise UserError(f"{mine}: the cache of embeddings cannot be written ({error.strerror or error})") from None
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    folder = storage.made_once(mine, described.version, lambda folder: _assemble(uri, described, folder))
+    return _mapped(folder, described)
 
 
 def _assemble(uri: str, described: Description, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
@@ -14,16 +16,16 @@ from llmrec.tables.requests import Work
 FINGERPRINT = "fingerprint"
 
 
-def of_items(ids: pa.Array, event: Ragged, candidate: Ragged, vectors: np.ndarray | None = None) -> np.ndarray:
+def of_items(ids: pa.Array, event: Ragged, candidate: Ragged, vectors: Sequence[np.ndarray] = ()) -> np.ndarray:
     """uint64[n]: of each item's id and of what the model sees of it, its tokens or its vector.
 
-    ids: arrow[n]; event, candidate: n token sequences; vectors: float32[n, any], with which the tokens, mere rows of
-    the catalogue then, do not count.
+    ids: arrow[n]; event, candidate: n token sequences; vectors: arrays of n rows, with which the tokens, mere rows
+    of the catalogue then, do not count.
     """
     found = np.empty(len(ids), np.uint64)
     for i, item in enumerate(ids.to_pylist()):
         hashed = xxhash.xxh3_64(str(item).encode())
-        for part in (event[i], candidate[i]) if vectors is None else (vectors[i],):
+        for part in [of[i] for of in vectors] or (event[i], candidate[i]):
             hashed.update(b"|" + np.ascontiguousarray(part).tobytes())
         found[i] = hashed.intdigest()
     return found

@@ -1,0 +1,245 @@
+"""Items as vectors through the real jobs: embed, train, retrieve, rank, distil, on a mini cluster and an S3 server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+
+from llmrec import config, schema, storage
+from llmrec.engine import stages
+from llmrec.engine.prompts import load_features
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.ranker.model import Ranker
+from llmrec.tables import buckets, rankings
+
+USERS, ITEMS = 60, 24
+RAW = "s3://llmrec-test/raw-tokens"
+
+
+def quietly(message: str) -> None:
+    """A `say` for stages."""
+
+
+def tables() -> dict[str, pa.Table]:
+    """Two tastes: the users of one have the even items in a ring, those of the other the odd ones."""
+    rng = np.random.default_rng(0)
+    log = []
+    for user in range(USERS):
+        ring = np.arange(user % 2, ITEMS, 2)
+        start = int(rng.integers(len(ring)))
+        log += [(f"u{user:02}", f"i{ring[(start + step) % len(ring)]:02}", 100 + step) for step in range(8)]
+    items = pa.table({
+        "item_id": [f"i{i:02}" for i in range(ITEMS)],
+        "title": [f"w{i} w{i % 7}" for i in range(ITEMS)],
+        "kind": ["a|b" if i % 3 else "b" for i in range(ITEMS)],
+        "price": pa.array([None if i == 5 else float(i) for i in range(ITEMS)]),
+        "picture": [None if i == 7 else [float(i % 2), 1.0, float(i)] for i in range(ITEMS)],
+    })  # fmt: skip
+    users, item, at = zip(*log, strict=True)
+    edges = pa.table({"head": list(item), "relation": ["had_by"] * len(item), "tail": list(users)})
+    interactions = pa.table({"user_id": list(users), "item_id": list(item), "timestamp": list(at)})
+    return {"items": items, "interactions": interactions, "edges": edges}
+
+
+def settings(root: str, model: Path, encoder: Path, **sections: Any) -> config.Config:
+    values: dict[str, Any] = {
+        "root": root,
+        "data": {**{name: f"{RAW}/{name}.parquet" for name in ("items", "interactions", "edges")}, "buckets": 3},
+        "prompt": {"max_history": 8, "before_history": "w1"},
+        "model": {"base": str(model), "items": "token", "head": "rank"},
+        "items": {
+            "encoder": str(encoder), "max_tokens": 16, "categories": ["kind"], "numbers": ["price"], "vectors": ["picture"],
+            "graph_dimensions": 4, "actors": 1,
+        },
+        "train": {
+            "epochs": 40, "max_steps": 60, "users_per_step": 15, "validate_every": 20, "head_learning_rate": 1e-2,
+            "precision": "float32", "horizon": 2, "seed": 3,
+        },
+        "recall": {"retrieve": {"top": 10, "actors": 1, "precision": "float32"}, "merge": ["retrieve", "popularity"]},
+        "score": {"top_k": 5, "precision": "float32"},
+    }  # fmt: skip
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return config.build(values)
+
+
+@pytest.fixture(scope="module")
+def made(cluster: Any, tiny_model: Path, tiny_encoder: Path) -> config.Config:
+    for name, table in tables().items():
+        buckets.write_parquet(table, f"{RAW}/{name}.parquet")
+    wanted = settings("s3://llmrec-test/tokens", tiny_model, tiny_encoder)
+    for stage in ("prepare", "embed", "train", "recall", "score"):
+        stages.run(stage, wanted, quietly)
+    return wanted
+
+
+def summary(wanted: config.Config, stage: str) -> dict[str, Any]:
+    return dict(storage.read_json(Layout.of(wanted).summary(stage))["summary"])
+
+
+def loaded(wanted: config.Config, tmp_path: Path) -> tuple[Ranker, pa.Array]:
+    """The trained ranker with its items, by the public parts alone."""
+    layout = Layout.of(wanted)
+    ranker = Ranker.from_pretrained(storage.local_directory(layout.ranker, tmp_path))
+    ids = buckets.catalogue_ids(layout.items)
+    assert ranker.items is not None
+    ranker.items.bind(load_features(ranker.card.parts, ids, layout))
+    ranker.freeze_items()
+    return ranker.eval(), ids
+
+
+def plain_states(ranker: Ranker, rows: list[int], after: int | None = None) -> torch.Tensor:
+    """Last states of a sequence of words and items in the backbone's own code: [length, hidden]."""
+    assert ranker.items is not None and ranker.frozen is not None
+    words = ranker.tokenizer(ranker.card.prompt.before_history, add_special_tokens=False)["input_ids"]
+    opening = torch.tensor([ranker.tokenizer.bos_token_id, *words])
+    rows = rows if after is None else [*rows, after]
+    items = ranker.items.inputs(ranker.frozen.vectors[rows][:, 0])
+    sequence = torch.cat([ranker.backbone.get_input_embeddings()(opening), items])
+    ranker.backbone.set_attn_implementation("eager")
+    with torch.no_grad():
+        return ranker.backbone(inputs_embeds=sequence[None], use_cache=False).last_hidden_state[0]
+
+
+def naive_scores(ranker: Ranker, rows: list[int], item: int) -> tuple[float, float]:
+    """What the retrieve head and the rank head say of an item after a history."""
+    assert ranker.frozen is not None
+    head = ranker.head
+    user = head.retrieve.weight @ plain_states(ranker, rows)[-1]
+    vector = ranker.frozen.vectors[item, 0]
+    cosine = (user @ vector) / (user.norm() * vector.norm())
+    retrieved = head.retrieve.log_scale.exp() * cosine + ranker.frozen.bias[item]
+    ranked = retrieved + plain_states(ranker, rows, item)[-1] @ head.branch.weight
+    return float(retrieved.detach()), float(ranked.detach())
+
+
+class TestTheJobs:
+    def test_training_learns_the_rings(self, made: config.Config) -> None:
+        found = summary(made, "train")
+        assert found["steps"] == 60 and found["best"] > 0.6  # chance is about 0.2
+
+    def test_retrieved_are_the_best_of_the_whole_catalogue(self, made: config.Config, tmp_path: Path) -> None:
+        ranker, ids = loaded(made, tmp_path)
+        layout, place = Layout.of(made), {item: i for i, item in enumerate(ids.to_pylist())}
+        histories = buckets.read_parquet(layout.histories)
+        found = pl.from_arrow(buckets.read_parquet(layout.candidates("retrieve")))
+        assert isinstance(found, pl.DataFrame) and len(found) == USERS
+        for user, items in list(zip(*(histories[c].to_pylist() for c in ("user_id", "item_ids")), strict=True))[:6]:
+            rows = [place[item] for item in items]
+            scores = {item: naive_scores(ranker, rows, place[item])[0] for item in place if item not in items}
+            wanted = sorted(scores, key=lambda item: -scores[item])[:10]
+            row = found.row(by_predicate=pl.col("user_id") == user, named=True)
+            assert row["item_ids"] == wanted
+            assert row["recall_scores"] == pytest.approx([scores[item] for item in wanted], rel=1e-4, abs=1e-4)
+            assert set(row["sources"]) == {"retrieve"}
+
+    def test_rankings_are_the_rank_heads_scores_of_the_candidates(self, made: config.Config, tmp_path: Path) -> None:
+        ranker, ids = loaded(made, tmp_path)
+        layout, place = Layout.of(made), {item: i for i, item in enumerate(ids.to_pylist())}
+        histories = buckets.read_parquet(layout.histories)
+        had = dict(zip(histories["user_id"].to_pylist(), histories["item_ids"].to_pylist(), strict=True))
+        table = pl.from_arrow(rankings.read(layout.rankings))
+        assert isinstance(table, pl.DataFrame) and table["user_id"].n_unique() == USERS
+        for row in table.filter(pl.col("user_id").is_in(["u03", "u10"])).iter_rows(named=True):
+            rows = [place[item] for item in had[row["user_id"]]]
+            assert row["score"] == pytest.approx(
+                naive_scores(ranker, rows, place[row["item_id"]])[1], rel=1e-3, abs=1e-3
+            )
+
+    def test_a_part_that_is_gone_stops_the_job_by_name(self, made: config.Config, tiny_encoder: Path) -> None:
+        layout = Layout.of(made)
+        items = buckets.read_parquet(layout.items)
+        buckets.write_parquet(items.drop_columns(["picture"]), layout.items)
+        try:
+            with pytest.raises(UserError, match="no column 'picture'"):
+                stages.run(
+                    "score", made.model_copy(update={"score": made.score.model_copy(update={"top_k": 4})}), quietly
+                )
+        finally:
+            buckets.write_parquet(items, layout.items)
+
+    def test_an_untouched_model_takes_no_item_tokens(self, made: config.Config) -> None:
+        base = made.model_copy(update={"score": made.score.model_copy(update={"model": "base"})})
+        with pytest.raises(UserError, match=r"score\.model = base: .* set model\.items = text"):
+            stages.run("score", base, quietly)
+
+
+class TestDistillation:
+    def test_a_student_takes_its_teachers_order(
+        self, made: config.Config, tiny_model: Path, tiny_encoder: Path, tmp_path: Path
+    ) -> None:
+        """The teacher prefers items of small numbers, whatever the user; no event says so."""
+        root = "s3://llmrec-test/student"
+        wanted = settings(
+            root, tiny_model, tiny_encoder, data={"edges": ""},
+            train={"teacher": f"{root}/teacher", "teacher_weight": 50.0, "max_steps": 40, "validate_every": 40},
+        )  # fmt: skip
+        layout = Layout.of(wanted)
+        for stage in ("prepare", "embed"):
+            stages.run(stage, wanted, quietly)
+        histories = buckets.bucket_files(layout.histories)
+        files = []
+        for bucket, uri in histories.items():
+            rows = [
+                {"user_id": user, "rank": rank + 1, "item_id": f"i{rank:02}", "score": 3.0 - rank, "recall_score": None,
+                 "source": "", "model_version": "t", "run_id": "t"}
+                for user in buckets.read_parquet(uri)["user_id"].to_pylist() for rank in range(6)
+            ]  # fmt: skip
+            table = pa.Table.from_pylist(rows, schema=schema.rankings(pa.string(), pa.string()))
+            path = rankings.staged_path("t", bucket)
+            size = buckets.write_parquet(table, storage.join(f"{root}/teacher", path))
+            files.append(rankings.StagedFile(bucket, path, size, table.num_rows))
+        rankings.publish(f"{root}/teacher", files, 3, schema.rankings(pa.string(), pa.string()), "t")
+        stages.run("train", wanted, quietly)
+        ranker, _ = loaded(wanted, tmp_path)
+        scores = [naive_scores(ranker, [10, 12], item)[1] for item in range(6)]
+        assert scores == sorted(scores, reverse=True)
+        assert np.diff(scores).tolist() == pytest.approx([-1.0] * 5, abs=0.5)
+
+    def test_a_teacher_of_other_buckets_is_refused(self, made: config.Config, tmp_path: Path) -> None:
+        other = made.model_copy(update={
+            "root": str(tmp_path), "data": made.data.model_copy(update={"buckets": 2}),
+            "train": made.train.model_copy(update={"teacher": Layout.of(made).rankings}),
+        })  # fmt: skip
+        for stage in ("prepare", "embed"):
+            stages.run(stage, other, quietly)
+        with pytest.raises(UserError, match=r"train\.teacher = .* has 3 buckets, the histories have 2"):
+            stages.run("train", other, quietly)
+
+
+class TestHistoryOfATeacher:
+    def test_recall_and_score_may_stop_where_training_does(self, made: config.Config, tmp_path: Path) -> None:
+        """Held-out validation items are candidates again, and no trunk holds them."""
+        before = {"recall": {"history": "training"}, "score": {"history": "training", "output": str(tmp_path / "out")}}
+        changed = made.model_copy(update={
+            name: getattr(made, name).model_copy(update=values) for name, values in before.items()
+        })  # fmt: skip
+        layout = Layout.of(made)
+        try:
+            for stage in ("recall", "score"):
+                stages.run(stage, changed, quietly)
+            ranker, ids = loaded(made, tmp_path)
+            place = {item: i for i, item in enumerate(ids.to_pylist())}
+            histories = {
+                row["user_id"]: row["item_ids"][: row["train_length"]]
+                for row in buckets.read_parquet(layout.histories).to_pylist()
+            }
+            table = rankings.read(str(tmp_path / "out")).to_pylist()
+            assert any(
+                row["item_id"] == last["item_ids"][-1]
+                for last in buckets.read_parquet(layout.histories).to_pylist()
+                for row in table if row["user_id"] == last["user_id"]
+            )  # fmt: skip
+            for row in table[:10]:
+                rows = [place[item] for item in histories[row["user_id"]]]
+                wanted = naive_scores(ranker, rows, place[row["item_id"]])[1]
+                assert row["score"] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+        finally:
+            stages.run("recall", made, quietly)
