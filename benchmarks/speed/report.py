@@ -61,8 +61,8 @@ def or_dash(value: float | None, form: str) -> str:
 
 def table(title: str, columns: list[Column], rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE)
-    for heading, _ in columns:
-        table.add_column(heading, justify="left" if heading == "engine" else "right", no_wrap=True)
+    for place, (heading, _) in enumerate(columns):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(text(row) for _, text in columns))
     return table

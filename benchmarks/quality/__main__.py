@@ -1,0 +1,104 @@
+"""Ranking quality of recommenders in one harness: leave-one-out by time, the whole catalogue ranked, seen items left
+out. Prints a table per data set; ranks are kept, so that a second run only prints, and a killed one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from benchmarks.quality import cache, datasets, figures, protocol, report, settings, titles, tuning
+from benchmarks.quality.cache import OutOfTimeError
+from benchmarks.quality.command_line import options
+from benchmarks.quality.datasets import Dataset
+from benchmarks.quality.methods import TITLES, Fusion, Method, baseline
+from benchmarks.quality.splits import split
+from benchmarks.speed.processes import processor
+from benchmarks.speed.report import started
+from llmrec.errors import UserError
+
+Say = Callable[[str], None]
+
+
+def main() -> None:
+    asked = options(str(__doc__))
+    console, say = started(asked.out)
+    torch.set_num_threads(asked.threads)
+    try:
+        with threadpool_limits(asked.threads):
+            found = measure(asked, say)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    report.show(console, found)
+    if asked.json:
+        asked.json.write_text(json.dumps(found, indent=2) + "\n")
+        console.print("written:", asked.json)
+
+
+def measure(asked: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Every method on every data set, as one report that JSON can hold."""
+    deadline = time.monotonic() + 60 * asked.limit_minutes
+    not_run: dict[str, str] = {}
+    measured = partial(cache.measured, asked.out, deadline)
+    read = [datasets.read(source) for source in asked.data]
+    found = [on_dataset(asked, dataset, measured, not_run, say) for dataset in read]
+    setup = {"cpu": processor(), "threads": asked.threads, "seeds": asked.seeds}
+    return {"setup": setup, "datasets": found, "not_run": not_run}
+
+
+def on_dataset(
+    asked: argparse.Namespace, dataset: Dataset, measured: tuning.Measure, not_run: dict[str, str], say: Say
+) -> dict[str, Any]:
+    """The figures of one data set; what was left out is added to `not_run` with the reason."""
+    tuned: dict[str, list[tuple[settings.Settings, float]]] = {}
+    vectors = None
+    if asked.encoder and any(TITLES in names for names in asked.methods):
+        vectors = titles.vectors(dataset, asked.encoder, asked.out)
+
+    def made(names: list[str]) -> Method:
+        """The method, with settings searched first if that was asked for."""
+        for name in names if asked.tune else ():
+            if name not in tuned:
+                tuned[name] = tuning.tried(dataset, name, vectors, measured)
+                say(f"{dataset.name} {name}: ndcg@10 {tuned[name][0][1]:.4f} on validation with {tuned[name][0][0]}")
+        chosen = {name: tuned[name][0][0] if name in tuned else settings.of(dataset.name, name) for name in names}
+        members = [baseline(name, chosen[name], vectors) for name in names]
+        return members[0] if len(members) == 1 else Fusion(members)
+
+    splits = {name: split(dataset, name) for name in asked.splits}
+    kept: dict[str, list] = {name: [] for name in splits}
+    for names in asked.methods:
+        what = f"{dataset.name} {'+'.join(names)}"
+        if TITLES in names and vectors is None:
+            not_run[what] = "it needs --encoder DIR"
+            continue
+        try:
+            method = made(names)
+            seeds = asked.seeds if method.seeded else asked.seeds[:1]
+            for name, of in splits.items():
+                runs = [measured(dataset, method, name, seed) for seed in seeds]
+                kept[name].append((figures.row(method, seeds, runs, protocol.segments(of)), runs))
+                say(f"{what}: ndcg@10 {kept[name][-1][0]['ndcg@10']:.4f} on {name}")
+        except OutOfTimeError:
+            not_run[what] = "out of time; another call goes on from here"
+    return {
+        "name": dataset.name, "users": len(dataset.users), "items": dataset.items.num_rows,
+        "events": len(dataset.histories.values), "tuned": tuned,
+        "splits": {
+            name: {"users": len(splits[name].users), "methods": figures.to_best(*zip(*rows, strict=True))}
+            for name, rows in kept.items() if rows
+        },
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

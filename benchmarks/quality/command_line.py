@@ -1,0 +1,49 @@
+"""The command line's options."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import chain
+from pathlib import Path
+
+from benchmarks.quality.datasets import MOVIELENS
+from benchmarks.quality.methods import MODULES, TITLES
+from benchmarks.quality.splits import SPLITS, TEST
+from benchmarks.speed.processes import ROOT
+
+
+def options(about: str, arguments: list[str] | None = None) -> argparse.Namespace:
+    """What was asked for, with `methods` as a list of lists: a method's baselines, several for a fusion."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    # fmt: off
+    add("--data", nargs="+", default=[MOVIELENS], metavar="DIR[:Ncore]",
+        help=f"data sets: {MOVIELENS}, which is fetched, or folders with interactions.parquet (user_id, item_id, order "
+        "or timestamp) and items.parquet (item_id, title); ':5core' leaves out whatever has fewer than 5 events")
+    add("--methods", default=",".join(MODULES), metavar="NAME,...",
+        help="baselines; some joined by '+' are fused by reciprocal rank")
+    add("--splits", nargs="+", choices=SPLITS, default=[TEST], metavar="SPLIT",
+        help="of validation, test, cold (a tenth of the items has no events in training; users with such a test item), "
+        "cold-only (the same, ranked among such items)")
+    add("--seeds", type=int, nargs="+", default=[0], help="of methods that draw numbers")
+    add("--encoder", type=Path, metavar="DIR",
+        help=f"a sentence-transformers model, for {TITLES}, which is not run without it")
+    add("--tune", action="store_true",
+        help="search every baseline's grid on validation and use the best; else the values in settings.py")
+    add("--threads", type=int, default=1, help="of linear algebra and torch")
+    add("--limit-minutes", type=float, default=float("inf"), metavar="MINUTES",
+        help="start nothing new after so long; the next call goes on from there")
+    add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "quality",
+        help="where ranks are kept; what is there is not measured again")
+    add("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    # fmt: on
+    found = parser.parse_args(arguments)
+    found.methods = [name.split("+") for name in found.methods.split(",")]
+    for name in chain.from_iterable(found.methods):
+        if name not in MODULES:
+            parser.error(f"--methods: no method '{name}'; there are {', '.join(MODULES)}")
+    if found.threads < 1:
+        parser.error("--threads: at least 1")
+    return found

@@ -1,0 +1,100 @@
+"""What a method is to the harness, and the baselines as methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.quality import fusion, protocol
+from benchmarks.quality.baselines import ease, ials, item_item, popularity, sasrec, title_similarity
+from benchmarks.quality.datasets import Dataset
+from benchmarks.quality.protocol import Scorer
+from benchmarks.quality.splits import split
+from llmrec.ranker.ragged import Ragged
+
+TITLES = "title-similarity"
+MODULES = {
+    "popularity": popularity, TITLES: title_similarity, "item-item": item_item, "ease": ease, "ials": ials,
+    "sasrec": sasrec,
+}  # fmt: skip
+RANDOM = ("ials", "sasrec")
+
+
+class Method(Protocol):
+    """Anything that ranks. settings: all that its ranks depend on beside the data set, the split and the seed, as JSON
+    can hold it: the key under which they are kept. seeded: whether the seed matters."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def seeded(self) -> bool: ...
+
+    def ranks(self, dataset: Dataset, split: str, seed: int) -> np.ndarray:
+        """float32[m]: the rank, from 1, of the target of each user of `splits.split(dataset, split)` among its
+        candidates, what he has seen left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Fitted on a split's training histories. fit: (histories, n_items, settings, seed) -> scorer."""
+
+    name: str
+    fit: Callable[[Ragged, int, Mapping[str, Any], int], Scorer]
+    settings: Mapping[str, Any]
+    seeded: bool
+
+    def scorer(self, histories: Ragged, n_items: int, seed: int) -> Scorer:
+        return self.fit(histories, n_items, self.settings, seed)
+
+    def ranks(self, dataset: Dataset, split: str, seed: int) -> np.ndarray:
+        return _ranks(self, dataset, split, seed)
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Reciprocal-rank fusion of baselines."""
+
+    members: Sequence[Baseline]
+
+    @property
+    def name(self) -> str:
+        return "+".join(member.name for member in self.members)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"k": fusion.K} | {member.name: member.settings for member in self.members}
+
+    @property
+    def seeded(self) -> bool:
+        return any(member.seeded for member in self.members)
+
+    def scorer(self, histories: Ragged, n_items: int, seed: int) -> Scorer:
+        return fusion.fused([member.scorer(histories, n_items, seed) for member in self.members])
+
+    def ranks(self, dataset: Dataset, split: str, seed: int) -> np.ndarray:
+        return _ranks(self, dataset, split, seed)
+
+
+def baseline(name: str, settings: Mapping[str, Any], titles: tuple[np.ndarray, str] | None = None) -> Baseline:
+    """titles: float32[n_items, any] from `titles.vectors` and their digest, which title similarity needs."""
+    module = MODULES[name]
+    fit, of = module.fit, dict(settings) | {"version": module.VERSION}
+    if name == TITLES:
+        assert titles is not None
+        fit, of["encoder"] = partial(module.fit, titles[0]), titles[1]
+    return Baseline(name, fit, of, name in RANDOM)
+
+
+def _ranks(method: Baseline | Fusion, dataset: Dataset, name: str, seed: int) -> np.ndarray:
+    asked = split(dataset, name)
+    scorer = method.scorer(asked.training, dataset.items.num_rows, seed)
+    return protocol.target_ranks(scorer, asked)

@@ -1,0 +1,60 @@
+"""The tables in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.quality.figures import Row
+from benchmarks.quality.tuning import varied
+from benchmarks.speed.report import Column, table
+
+
+def mean(name: str) -> Column:
+    def text(r: Row) -> str:
+        return f"{r[name]:.4f}" + ("" if r["std"][name] is None else f" ±{r['std'][name]:.4f}")
+
+    return name, text
+
+
+def difference(r: Row) -> str:
+    found = r["to_best"]
+    return "-" if found is None else f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+
+
+COLUMNS: list[Column] = [
+    ("method", lambda r: r["method"]),
+    *(mean(name) for name in ("ndcg@10", "recall@10", "mrr@10", "recall@100")),
+    ("ndcg@10 less the best's, 95%", difference),
+    ("seeds", lambda r: f"{len(r['seeds'])}"),
+    ("seconds", lambda r: f"{r['seconds']:.1f}"),
+]
+TITLES = {
+    "validation": "validation", "test": "test", "cold": "test items without training events, whole catalogue",
+    "cold-only": "test items without training events, among such items only",
+}  # fmt: skip
+
+
+def show(console: Console, report: dict[str, Any]) -> None:
+    """Print everything that a report holds."""
+    for data in report["datasets"]:
+        size = f"{data['users']:,} users, {data['items']:,} items, {data['events']:,} events"
+        console.print(f"\n[bold]{data['name']}[/bold]: {size}", highlight=False)
+        for name, cells in ((name, cells) for name, cells in data["tuned"].items() if len(cells) > 1):
+            rows = [
+                {"method": str(varied(cell, name)), "ndcg@10": ndcg, "std": {"ndcg@10": None}} for cell, ndcg in cells
+            ]
+            console.print(table(f"{name}: settings on validation", [COLUMNS[0], mean("ndcg@10")], rows))
+        for split, found in data["splits"].items():
+            console.print(table(f"{TITLES[split]}, {found['users']:,} users", COLUMNS, found["methods"]))
+            if found["methods"] and len(found["methods"][0]["segments"]) > 1:
+                parts = found["methods"][0]["segments"]
+                columns = [COLUMNS[0], *(segment(name, part["users"]) for name, part in parts.items())]
+                console.print(table("recall@10 by training events of the true item", columns, found["methods"]))
+    for what, reason in report["not_run"].items():
+        console.print(f"{what} not run: {reason}", markup=False)
+
+
+def segment(name: str, users: int) -> Column:
+    return f"{name} ({users:,} users)", lambda r: f"{r['segments'][name]['recall@10']:.4f}"

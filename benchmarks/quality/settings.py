@@ -1,0 +1,56 @@
+"""Settings of the baselines: what `--tune` tries on validation, and what it found.
+
+A data set that is not named here takes the first value of every list, unless it is tuned in the same run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+Settings = dict[str, Any]
+
+GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "popularity": {},
+    "title-similarity": {"decay": [0.5, 0.3, 0.7, 0.85, 1.0]},
+    "item-item": {"neighbours": [1000, 200], "shrinkage": [50, 10, 100], "decay": [0.65, 0.5, 0.85, 1.0]},
+    "ease": {"l2": [100.0, 30.0, 300.0, 1000.0]},
+    "ials": {
+        "factors": [64, 32, 256], "regularization": [1.0, 0.1, 10.0], "alpha": [5.0, 2.0, 20.0], "iterations": [15],
+    },
+    "sasrec": {
+        "positions": [50, 200], "width": [64], "heads": [2], "blocks": [2], "dropout": [0.3, 0.5],
+        "learning_rate": [1e-3, 3e-3], "epochs": [200], "patience": [10], "refit": [True],
+    },
+}  # fmt: skip
+
+# Not searched over their whole grids yet: sasrec (two learning rates on ml-100k), and on amazon-beauty and coco-courses
+# everything but item-item.
+CHOSEN: Mapping[str, Mapping[str, Settings]] = {
+    "ml-100k": {
+        "title-similarity": {"decay": 0.3},
+        "item-item": {"neighbours": 200, "shrinkage": 10, "decay": 0.85},
+        "ials": {"factors": 256, "regularization": 10.0, "alpha": 2.0},
+        "sasrec": {"positions": 200, "learning_rate": 3e-3},
+    },
+    "amazon-beauty": {
+        "item-item": {"neighbours": 1000, "shrinkage": 50, "decay": 0.5},
+        "ials": {"factors": 256},
+    },
+    "coco-courses": {
+        "item-item": {"neighbours": 1000, "shrinkage": 100, "decay": 0.65},
+        "ials": {"factors": 256},
+    },
+}
+
+
+def of(dataset: str, method: str) -> Settings:
+    first = {name: values[0] for name, values in GRID[method].items()}
+    return first | CHOSEN.get(dataset, {}).get(method, {})
+
+
+def grid(method: str) -> list[Settings]:
+    """Every combination."""
+    names = list(GRID[method])
+    return [dict(zip(names, values, strict=True)) for values in product(*GRID[method].values())]

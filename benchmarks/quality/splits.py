@@ -1,0 +1,63 @@
+"""What a method may see of a data set, and what it is asked: leave-one-out by time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from benchmarks.quality.datasets import Dataset
+from llmrec.ranker.ragged import Ragged, within
+from llmrec.schema import ITEM
+from llmrec.tables.histories import keep
+
+VALIDATION, TEST, COLD, COLD_ONLY = "validation", "test", "cold", "cold-only"
+SPLITS = (VALIDATION, TEST, COLD, COLD_ONLY)
+COLD_SHARE, COLD_SEED = 0.1, 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """training: histories of all users, to fit on. Of m users who are asked for: users: int64[m], their rows; known:
+    what is scored from; seen: what is masked; target: int32[m], the true item, not among those seen. candidates:
+    bool[n_items]."""
+
+    training: Ragged
+    users: np.ndarray
+    known: Ragged
+    seen: Ragged
+    target: np.ndarray
+    candidates: np.ndarray
+
+
+def split(dataset: Dataset, name: str) -> Split:
+    """validation: all but the last two events are for training, the last but one is the target.
+    test: all but the last are for training, the last is the target.
+    cold: as test, but a tenth of the items has no events in training; users whose target is one of these.
+    cold-only: as cold, among these items alone.
+    """
+    n_items = dataset.items.num_rows
+    held_out = 2 if name == VALIDATION else 1
+    training = without_last(dataset.histories, held_out)
+    target = dataset.histories.values[dataset.histories.offsets[1:] - held_out]
+    users, everything = np.arange(len(training)), np.ones(n_items, bool)
+    if name in (VALIDATION, TEST):
+        return Split(training, users, training, training, target, everything)
+    cold = cold_items(dataset.items[ITEM], COLD_SHARE, COLD_SEED)
+    users = np.flatnonzero(cold[target])
+    warm = keep(training, ~cold[training.values])
+    candidates = cold if name == COLD_ONLY else everything
+    return Split(warm, users, warm.take(users), training.take(users), target[users], candidates)
+
+
+def without_last(histories: Ragged, count: int) -> Ragged:
+    lengths = histories.lengths
+    return keep(histories, within(lengths) < np.repeat(lengths - count, lengths))
+
+
+def cold_items(ids: pa.ChunkedArray, share: float, seed: int) -> np.ndarray:
+    """bool[n]: by a hash of the id, so that an item is cold or not whatever else the catalogue has."""
+    hashes = np.array([xxhash.xxh3_64_intdigest(f"{seed} {i}".encode()) for i in ids.to_pylist()], np.uint64)
+    return hashes < np.uint64(share * 2**64)
