@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.quality import cache, datasets, figures, protocol, report, settings, titles, tuning
+from benchmarks.quality import cache, datasets, figures, protocol, rankers, report, settings, titles, tuning
 from benchmarks.quality.cache import OutOfTimeError
 from benchmarks.quality.command_line import options
 from benchmarks.quality.datasets import Dataset
+from benchmarks.quality.language_model import LanguageModel
 from benchmarks.quality.methods import TITLES, Fusion, Method, baseline
 from benchmarks.quality.splits import split
 from benchmarks.speed.processes import processor
@@ -66,6 +67,11 @@ def on_dataset(
 
     def made(names: list[str]) -> Method:
         """The method, with settings searched first if that was asked for."""
+        if names[0] in rankers.VARIANTS:
+            chosen_sections = rankers.sections(dataset.name, names[0])
+            for section, key, value in asked.changed:
+                chosen_sections.setdefault(section, {})[key] = value
+            return LanguageModel(names[0], chosen_sections, asked.out / "work", asked.threads, say)
         for name in names if asked.tune else ():
             if name not in tuned:
                 tuned[name] = tuning.tried(dataset, name, vectors, measured)

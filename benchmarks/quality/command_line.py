@@ -5,11 +5,24 @@ from __future__ import annotations
 import argparse
 from itertools import chain
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from benchmarks.quality.datasets import MOVIELENS
 from benchmarks.quality.methods import MODULES, TITLES
+from benchmarks.quality.rankers import VARIANTS
 from benchmarks.quality.splits import SPLITS, TEST
 from benchmarks.speed.processes import ROOT
+
+
+def _setting(parser: argparse.ArgumentParser, text: str) -> tuple[str, str, Any]:
+    """(section, key, value) of SECTION.KEY=VALUE."""
+    place, _, value = text.partition("=")
+    section, _, key = place.partition(".")
+    if not (section and key and value):
+        parser.error(f"--set: '{text}' is not SECTION.KEY=VALUE")
+    return section, key, yaml.safe_load(value)
 
 
 def options(about: str, arguments: list[str] | None = None) -> argparse.Namespace:
@@ -23,7 +36,7 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
         help=f"data sets: {MOVIELENS}, which is fetched, or folders with interactions.parquet (user_id, item_id, order "
         "or timestamp) and items.parquet (item_id, title); ':5core' leaves out whatever has fewer than 5 events")
     add("--methods", default=",".join(MODULES), metavar="NAME,...",
-        help="baselines; some joined by '+' are fused by reciprocal rank")
+        help=f"baselines, of which some joined by '+' are fused by reciprocal rank, and rankers: {', '.join(VARIANTS)}")
     add("--splits", nargs="+", choices=SPLITS, default=[TEST], metavar="SPLIT",
         help="of validation, test, cold (a tenth of the items has no events in training; users with such a test item), "
         "cold-only (the same, ranked among such items)")
@@ -32,6 +45,8 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
         help=f"a sentence-transformers model, for {TITLES}, which is not run without it")
     add("--tune", action="store_true",
         help="search every baseline's grid on validation and use the best; else the values in settings.py")
+    add("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE",
+        help="change settings of the rankers, as train.epochs=4; values as YAML")
     add("--threads", type=int, default=1, help="of linear algebra and torch")
     add("--limit-minutes", type=float, default=float("inf"), metavar="MINUTES",
         help="start nothing new after so long; the next call goes on from there")
@@ -42,8 +57,12 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
     found = parser.parse_args(arguments)
     found.methods = [name.split("+") for name in found.methods.split(",")]
     for name in chain.from_iterable(found.methods):
-        if name not in MODULES:
-            parser.error(f"--methods: no method '{name}'; there are {', '.join(MODULES)}")
+        if name not in (*MODULES, *VARIANTS):
+            parser.error(f"--methods: no method '{name}'; there are {', '.join((*MODULES, *VARIANTS))}")
+    for names in found.methods:
+        if len(names) > 1 and (rankers := set(names) & set(VARIANTS)):
+            parser.error(f"--methods: {'+'.join(names)}: {', '.join(sorted(rankers))} cannot be fused here")
+    found.changed = [_setting(parser, text) for text in found.set]
     if found.threads < 1:
         parser.error("--threads: at least 1")
     return found

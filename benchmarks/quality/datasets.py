@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import xxhash
 
 from llmrec import assets
 from llmrec.data import movielens
 from llmrec.errors import UserError
 from llmrec.ranker.ragged import Ragged, offsets_of
-from llmrec.schema import ITEM, TIMESTAMP, USER
+from llmrec.schema import HEAD, ITEM, RELATION, TAIL, TIMESTAMP, USER
 from llmrec.tables.catalogue import rows_of
 
 MOVIELENS = "ml-100k"
 ORDER, LINE = "order", "line"
+EDGES_FILE = "kg.parquet"
 MIN_EVENTS = 3  # one to score from, one to validate on, one to test on
 
 
 @dataclass(frozen=True)
 class Dataset:
     """items: item_id ascending, a row's place is the item's number; all columns that the source has. users: arrow[n]
-    of ids. histories: items per user, oldest first, none twice. digest: changes with any of these."""
+    of ids. histories: items per user, oldest first, none twice. digest: changes with any of these. edges: head, relation
+    and tail of a knowledge graph, if the source has one."""
 
     name: str
     items: pa.Table
     users: pa.Array
     histories: Ragged
     digest: str
+    edges: pa.Table | None = None
 
 
 def read(source: str) -> Dataset:
@@ -56,7 +60,8 @@ def read(source: str) -> Dataset:
     else:
         items, events = (_parquet(Path(place) / f"{kind}.parquet") for kind in ("items", "interactions"))
     name = Path(place).resolve().name + (f"-{core}core" if core else "")
-    return of_tables(name, items, events, core)
+    found, edges = of_tables(name, items, events, core), Path(place) / EDGES_FILE
+    return replace(found, edges=pq.read_table(edges, columns=[HEAD, RELATION, TAIL])) if edges.is_file() else found
 
 
 def of_tables(name: str, items: pl.DataFrame, events: pl.DataFrame, core: int = 0) -> Dataset:

@@ -14,6 +14,7 @@ import torch
 from llmrec import config, schema, storage
 from llmrec.engine import stages
 from llmrec.engine.prompts import load_features
+from llmrec.engine.session import user_error_in
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.model import Ranker

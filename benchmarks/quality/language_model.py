@@ -1,0 +1,134 @@
+"""llmrec's own rankers as methods: trained by its jobs on a local Ray cluster, then asked for the whole catalogue."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import xxhash
+
+from benchmarks.quality import protocol
+from benchmarks.quality.datasets import Dataset
+from benchmarks.quality.splits import Split, split
+from llmrec import config
+from llmrec.engine import stages
+from llmrec.engine.item_vectors import freeze
+from llmrec.engine.prompts import bind, tokenise_items
+from llmrec.engine.session import connected
+from llmrec.layout import Layout
+from llmrec.ranker import precision
+from llmrec.ranker.card import model_version
+from llmrec.ranker.heads import RankHead
+from llmrec.ranker.model import Ranker, score_requests
+from llmrec.ranker.prompts import scoring_request
+from llmrec.ranker.ragged import Ragged
+from llmrec.ranker.retrieval import retrieve_head, user_vectors
+from llmrec.schema import ITEM, TIMESTAMP, TITLE, USER
+from llmrec.tables import buckets
+
+RERANKED = 100
+UNTITLED = "unknown"
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A ranker of items as vectors. settings: sections of a configuration, see llmrec.config; work: a directory for
+    tables and checkpoints, where a training that was cut off goes on."""
+
+    name: str
+    settings: Mapping[str, Any]
+    work: Path
+    threads: int
+    say: Callable[[str], None]
+    seeded: bool = True
+
+    def ranks(self, dataset: Dataset, split_name: str, seed: int) -> np.ndarray:
+        """Fitted on all training events of the split for the settings' epochs; nothing is validated meanwhile."""
+        asked = split(dataset, split_name)
+        key = json.dumps([dataset.digest, self.settings, split_name, seed], sort_keys=True)
+        root = self.work / dataset.name / f"{self.name}-{split_name}-{xxhash.xxh3_64_hexdigest(key.encode())}"
+        settings = self._configuration(dataset, asked, root, seed)
+        shared = self.work / dataset.name / "embeddings"
+        layout = Layout.of(settings)
+        with connected(settings.cluster, settings.root):
+            stages.run("prepare", settings, self.say, reuse=True)
+            if shared.is_dir() and not Path(layout.embeddings).is_dir():
+                shutil.copytree(shared, layout.embeddings)  # embed looks what of it still holds
+            stages.run("embed", settings, self.say, reuse=True)
+            stages.run("train", settings, self.say, reuse=True)
+        if Path(layout.embeddings).is_dir():
+            shutil.rmtree(shared, ignore_errors=True)
+            shutil.copytree(layout.embeddings, shared)
+        found = protocol.target_ranks(_scorer(layout, asked, self.threads), asked)
+        shutil.rmtree(root)
+        return found
+
+    def _configuration(self, dataset: Dataset, asked: Split, root: Path, seed: int) -> config.Config:
+        raw = root / "raw"
+        titles = dataset.items[TITLE].fill_null(UNTITLED)
+        items = dataset.items.set_column(dataset.items.column_names.index(TITLE), TITLE, titles)
+        lengths = asked.training.lengths
+        log = pa.table({
+            USER: dataset.users.take(pa.array(np.repeat(np.arange(len(lengths)), lengths))),
+            ITEM: dataset.items[ITEM].combine_chunks().take(pa.array(asked.training.values)),
+            TIMESTAMP: pa.array(np.arange(len(asked.training.values)) + 1),
+        })  # fmt: skip
+        for name, table in (("items", items), ("interactions", log)):
+            buckets.write_parquet(table, str(raw / f"{name}.parquet"))
+        values = {name: dict(section) for name, section in self.settings.items()}
+        values["data"] = values.get("data", {}) | {
+            "items": str(raw / "items.parquet"), "interactions": str(raw / "interactions.parquet"), "split": "none",
+            "min_user_events": 1, "buckets": 4,
+        }  # fmt: skip
+        if dataset.edges is not None:
+            buckets.write_parquet(dataset.edges, str(raw / "edges.parquet"))
+            values["data"]["edges"] = str(raw / "edges.parquet")
+        values["train"] = values.get("train", {}) | {"seed": seed, "events": "all"}
+        return config.build({"root": str(root), **values})
+
+
+def _scorer(layout: Layout, asked: Split, threads: int) -> protocol.Scorer:
+    """float32[m, n_items] of histories: by the retrieve head, or with the rank head its best ones in new order."""
+    torch.set_num_threads(threads)
+    ranker = Ranker.from_pretrained(layout.ranker)
+    prompt = ranker.card.prompt
+    prompts = bind(tokenise_items(ranker.tokenizer, prompt, layout), ranker, layout)
+    freeze(ranker, model_version(layout.ranker), layout)
+    ranker.only_score(precision.choose("auto", torch.device("cpu")))
+    head, items = retrieve_head(ranker), ranker.frozen
+    assert head is not None and items is not None and len(prompts.catalogue.ids) == len(asked.candidates)
+    directions = items.direction()
+
+    def requests(histories: Ragged, candidates: np.ndarray | None = None) -> list[Any]:
+        none = np.empty(0, np.int64)
+        return [
+            scoring_request(
+                prompts.plain, prompts.catalogue, histories[i][-prompt.max_history :].astype(np.int64),
+                none if candidates is None else candidates[i],
+            )
+            for i in range(len(histories))
+        ]  # fmt: skip
+
+    def score(histories: Ragged) -> np.ndarray:
+        with torch.inference_mode():
+            users = user_vectors(ranker, requests(histories), BATCH_TOKENS)
+            scores = (users @ directions.T + items.bias).numpy()
+        if not isinstance(ranker.head, RankHead):
+            return scores
+        open_ = np.where(asked.candidates, scores, -np.inf)
+        open_[np.repeat(np.arange(len(histories)), histories.lengths), histories.values] = -np.inf
+        best = np.argpartition(-open_, RERANKED, axis=1)[:, :RERANKED]
+        anew = torch.stack(score_requests(ranker, requests(histories, best), BATCH_TOKENS)).numpy()
+        above = scores.max(axis=1, keepdims=True) - anew.min(axis=1, keepdims=True) + 1
+        np.put_along_axis(scores, best, anew + above, axis=1)
+        return scores
+
+    return score

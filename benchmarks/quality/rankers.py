@@ -1,0 +1,56 @@
+"""Settings of llmrec's rankers: sections of a configuration, and what each variant changes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Sections = dict[str, dict[str, Any]]
+
+BASE: Sections = {
+    "prompt": {"item": "{title}", "before_history": "History:", "max_history": 50},
+    "model": {"layers": 2, "items": "token", "head": "retrieve"},
+    "items": {},
+    "train": {
+        "epochs": 6, "users_per_step": 64, "decisions_per_user": 50, "learning_rate": 5e-4, "head_learning_rate": 2e-3,
+        "dropout": 0.3, "horizon": 4, "horizon_decay": 0.6, "id_dropout": 0.1, "validate_every": 1000,
+    },
+}  # fmt: skip
+
+# Found on validation, as those of the baselines.
+OF_DATASET: Mapping[str, Sections] = {
+    "ml-100k": {
+        "prompt": {"item": "{title} ({year}) {genres}", "max_history": 200},
+        "items": {"categories": ["genres"], "separator": ", "},
+        "train": {"users_per_step": 16, "decisions_per_user": 200, "horizon": 10, "horizon_decay": 0.8, "epochs": 12},
+    },
+    "ml-latest-small-5core": {
+        "prompt": {"item": "{title} ({release_year}) {category}", "max_history": 200},
+        "items": {"categories": ["category"]},
+        "train": {"users_per_step": 16, "decisions_per_user": 200, "horizon": 10, "horizon_decay": 0.8, "epochs": 12},
+    },
+    "amazon-beauty": {"items": {"categories": ["attribute_ids"]}},
+    "coco-courses": {
+        "prompt": {"item": "{title}. {category}. {concepts}. {level}, {language}"},
+        "items": {"categories": ["category", "concepts", "level", "language"]},
+    },
+}
+
+VARIANTS: Mapping[str, Sections] = {
+    "lm": {},
+    "lm-rank": {"model": {"head": "rank"}},
+    "lm-random": {"model": {"pretrained": False}},
+    "lm-text-only": {"items": {"id": False}},
+    "lm-id-only": {"items": {"encoder": "", "categories": [], "vectors": [], "numbers": []}},
+    "lm-4-layers": {"model": {"layers": 4}},
+    "lm-8-layers": {"model": {"layers": 8}},
+    "lm-all-layers": {"model": {"layers": None}},
+}
+
+
+def sections(dataset: str, variant: str) -> Sections:
+    found: Sections = {name: dict(section) for name, section in BASE.items()}
+    for changed in (OF_DATASET.get(dataset, {}), VARIANTS[variant]):
+        for name, section in changed.items():
+            found[name] = found.get(name, {}) | section
+    return found
