@@ -93,6 +93,7 @@ def test_the_command_line_sets_every_kind_of_value() -> None:
         ),
         ("prompt: {after_candidate: '?'}", ["prompt.after_candidate need model.head = yes_no"]),
         ("train: {train_embeddings: true}", ["train.train_embeddings = true goes with model.items = text"]),
+        ("items: {encoder: '', id: false}", ["model.items = token: an item's vector needs a part at least"]),
         ("score: {min_actors: 5}", ["score: max_actors = 2 is less than min_actors = 5"]),
         ("recall: {popularity: {top: 0}}", ["merge names 'popularity', which recall.popularity.top = 0 turns off"]),
         ("recall: {merge: []}", ["merge must name at least one source"]),

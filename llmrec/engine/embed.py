@@ -38,14 +38,14 @@ SECONDS_BETWEEN_LINES = 5.0
 
 @dataclass(frozen=True)
 class Embedded:
-    """What embed did. encoded: texts that the encoder read; reused: items whose text's vector was there before;
+    """What embed did. encoded: texts that the encoder read; unchanged: items whose text's vector was there before;
     with_part: items that have each part; dimensions: of each part; shards_written: those that were not there;
     texts_per_second: of all actors while they encode. table: None where there is nothing to embed.
     """
 
     items: int
     encoded: int
-    reused: int
+    unchanged: int
     with_part: dict[str, int]
     dimensions: dict[str, int]
     shards: int
@@ -132,7 +132,7 @@ def embed(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
     return Embedded(
         items=len(ids),
         encoded=encoded,
-        reused=len(ids) - encoded if items.encoder else 0,
+        unchanged=len(ids) - encoded if items.encoder else 0,
         with_part={part: sum(s.present[part] for s in shards) for part in dimensions},
         dimensions=dimensions,
         shards=len(shards),
@@ -266,7 +266,8 @@ def _run(job: _Job, units: Sequence[_Unit], limit: float, say: Callable[[str], N
         nonlocal told
         if time.monotonic() - told > SECONDS_BETWEEN_LINES:
             told = time.monotonic()
-            say(f"{len(found)} of {len(units)} shards, {texts:,} texts encoded")
+            ready = f"{texts:,} texts encoded" if texts or found else "actors get ready"
+            say(f"{len(found)} of {len(units)} shards, {ready}")
 
     for row in watch.watched(done.iter_rows(), pulse, limit, tick, "items.actors"):
         found.append(row)  # noqa: PERF402 - the ticks look at it

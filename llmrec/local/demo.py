@@ -21,7 +21,7 @@ SHOWN_USERS, SHOWN_ITEMS = 3, 10
 
 
 def demo(main: config.Config, zero_shot: config.Config) -> dict[str, Any]:
-    """Run prepare, train, recall, score, publish and evaluate, and the same scoring by the untouched model.
+    """Run prepare, embed, train, recall, score, publish and evaluate, and the same scoring by the untouched model.
 
     Stages whose settings and inputs did not change since the last run are reused. Returns every stage's summary.
     """
@@ -29,7 +29,8 @@ def demo(main: config.Config, zero_shot: config.Config) -> dict[str, Any]:
     say = progress_line("demo")
     summaries: dict[str, Any] = {}
     with terminating():
-        assets.fetch(main.model.base, say)
+        for model in filter(None, (main.model.base, main.items.encoder)):
+            assets.fetch(model, say)
         tables = movielens.tables(assets.fetch("ml-100k", say))
         with _cluster(main, say):
             say("putting MovieLens-100k into the bucket")

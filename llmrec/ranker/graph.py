@@ -10,9 +10,6 @@ from scipy.sparse.linalg import svds
 
 from llmrec.schema import HEAD, RELATION, TAIL, WEIGHT
 
-# An item of which the kept dimensions hold less than this share lies in a part of the graph that they leave out.
-LEAST_KEPT = 1e-3
-
 
 def spectral_embedding(edges: pa.Table, ids: pa.Array, dimensions: int) -> np.ndarray:
     """float32[n, d], d at most `dimensions`: unit vectors of items by their edges, zeros for those without any.
@@ -40,11 +37,9 @@ def spectral_embedding(edges: pa.Table, ids: pa.Array, dimensions: int) -> np.nd
     order = np.argsort(-values, kind="stable")
     left = left[:, order] * values[order]
     left *= np.sign(left[np.abs(left).argmax(axis=0), np.arange(d)])
-    norm = np.linalg.norm(left, axis=1)
-    whole = np.sqrt(np.asarray(scaled.multiply(scaled).sum(axis=1)).ravel())
-    kept = norm > LEAST_KEPT * whole
+    norm = np.linalg.norm(left, axis=1, keepdims=True)
     found = np.zeros((len(ids), d), np.float32)
-    found[linked[kept]] = left[kept] / norm[kept, None]
+    found[linked] = np.divide(left, norm, out=np.zeros_like(left), where=norm > 0)
     return found
 
 

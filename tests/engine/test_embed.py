@@ -55,10 +55,11 @@ def put_edges(root: str, items: dict[Any, str], seed: int = 0) -> pa.Table:
 
 
 def settings(root: str, encoder: Any, edges: str = "", **items: Any) -> config.Config:
+    """One actor where nothing else is said, since each one takes seconds to start."""
     return config.build({
         "root": root, "prompt": {"item": "{note}"}, "data": {"edges": edges},
         "items": {"encoder": str(encoder), "max_tokens": TOKENS, "shard": SHARD, "batch_size": 4,
-                  "graph_dimensions": 5, **items},
+                  "graph_dimensions": 5, "actors": 1, **items},
     })  # fmt: skip
 
 
@@ -126,8 +127,8 @@ class TestEmbed:
         root, items = f"s3://llmrec-test/embed-{text}", catalogue(text)
         wanted = settings(root, tiny_encoder)
         put_items(root, items)
-        done = stages.run("embed", wanted, quietly)
-        assert (done["items"], done["encoded"], done["reused"], done["shards"], done["shards_written"]) == (
+        done = stages.run("embed", settings(root, tiny_encoder, actors=2), quietly)
+        assert (done["items"], done["encoded"], done["unchanged"], done["shards"], done["shards_written"]) == (
             N, N, 0, 5, 5,
         )  # fmt: skip
         assert done["dimensions"] == {TEXT: 32} and done["with_part"] == {TEXT: N - 1}
@@ -136,7 +137,7 @@ class TestEmbed:
 
         # Nothing changed.
         again = stages.run("embed", wanted, quietly)
-        assert (again["encoded"], again["reused"], again["shards_written"]) == (0, N, 0)
+        assert (again["encoded"], again["unchanged"], again["shards_written"]) == (0, N, 0)
         assert again["version"] == done["version"] and again["with_part"] == done["with_part"]
         assert shards(root) == files
         assert stages.run("embed", wanted, quietly, reuse=True)["reused"] is True
@@ -146,7 +147,7 @@ class TestEmbed:
         items = {**items, last: "w1 w2 w3"}
         put_items(root, items)
         done = stages.run("embed", wanted, quietly)
-        assert (done["encoded"], done["reused"], done["shards_written"]) == (1, N - 1, 1)
+        assert (done["encoded"], done["unchanged"], done["shards_written"]) == (1, N - 1, 1)
         check(root, tmp_path, tiny_encoder, items)
         assert len(set(shards(root)) & set(files)) == 4
 
@@ -156,26 +157,18 @@ class TestEmbed:
         items = {item: note for item, note in (items | new).items() if item != sorted(items)[20]}
         put_items(root, items)
         done = stages.run("embed", wanted, quietly)
-        assert (done["encoded"], done["reused"], done["shards_written"]) == (2, N - 1, 5)
+        assert (done["encoded"], done["unchanged"], done["shards_written"]) == (2, N - 1, 5)
         found = check(root, tmp_path, tiny_encoder, items)
         for item, vector in zip(found.ids.to_pylist(), found.parts[TEXT], strict=True):
             if item not in new:
                 np.testing.assert_array_equal(vector, before[item])
 
-        # Larger shards, the same vectors.
-        done = stages.run("embed", settings(root, tiny_encoder, shard=1000), quietly)
-        assert (done["encoded"], done["shards"], len(shards(root))) == (0, 1, 1)
-        np.testing.assert_array_equal(opened(root, tmp_path).parts[TEXT], found.parts[TEXT])
-
-        # Another encoder, or another cut, makes other vectors of all.
-        done = stages.run("embed", settings(root, other_encoder), quietly)
-        assert (done["encoded"], done["reused"], done["dimensions"]) == (N + 1, 0, {TEXT: 16})
-        check(root, tmp_path, other_encoder, items)
-        done = stages.run("embed", settings(root, other_encoder, max_tokens=3), quietly)
-        assert done["encoded"] == N + 1
-        np.testing.assert_allclose(
-            opened(root, tmp_path).parts[TEXT], by_transformers(other_encoder, items, 3), atol=1e-5
-        )
+        # Another encoder and another cut make other vectors of all.
+        done = stages.run("embed", settings(root, other_encoder, max_tokens=3, shard=1000), quietly)
+        assert (done["encoded"], done["unchanged"], done["dimensions"]) == (N + 1, 0, {TEXT: 16})
+        assert len(shards(root)) == done["shards"] == 1
+        expected = by_transformers(other_encoder, items, 3)
+        np.testing.assert_allclose(opened(root, tmp_path).parts[TEXT], expected, atol=1e-5)
 
     def test_the_graph_is_a_part_of_its_own(self, tiny_encoder: Path, tmp_path: Path) -> None:
         root, items = str(tmp_path / "root"), catalogue(text=True)
@@ -210,19 +203,18 @@ class TestEmbed:
         np.testing.assert_array_equal(found.parts[GRAPH], spectral_embedding(edges, ids, 5))
         assert found.version != before.version
 
-        # Either alone.
-        done = stages.run("embed", settings(root, "", "edges.parquet"), quietly)
-        assert done["dimensions"] == {GRAPH: 5} and (done["encoded"], done["reused"]) == (0, 0)
-        np.testing.assert_array_equal(opened(root, tmp_path).parts[GRAPH], found.parts[GRAPH])
-        done = stages.run("embed", settings(root, tiny_encoder), quietly)
-        assert done["dimensions"] == {TEXT: 32} and done["encoded"] == N
-        assert set(opened(root, tmp_path).parts) == {TEXT}
-
-        # A graph that ties no items together.
+        # A graph that ties no items together is no part.
         buckets.write_parquet(edges.slice(0, 1), Layout(root).edges)
         done = stages.run("embed", wanted, said.append)
         assert done["dimensions"] == {TEXT: 32} and done["encoded"] == 0
         assert any("no two items share" in line for line in said)
+
+        # No texts, and the graph as it was.
+        buckets.write_parquet(edges, Layout(root).edges)
+        done = stages.run("embed", settings(root, "", "edges.parquet"), quietly)
+        assert done["dimensions"] == {GRAPH: 5} and (done["encoded"], done["unchanged"]) == (0, 0)
+        assert set(opened(root, tmp_path).parts) == {GRAPH}
+        np.testing.assert_array_equal(opened(root, tmp_path).parts[GRAPH], found.parts[GRAPH])
 
     def test_a_job_that_was_cut_off_does_the_rest(self, tiny_encoder: Path, tmp_path: Path) -> None:
         root, items = str(tmp_path / "root"), catalogue(text=False)
@@ -243,14 +235,14 @@ class TestEmbed:
         assert stages.run("embed", wanted, quietly)["encoded"] == SHARD
         check(root, tmp_path, tiny_encoder, items)
 
-    def test_with_nothing_to_embed_nothing_is_written(self, tiny_encoder: Path, tmp_path: Path) -> None:
+    def test_with_nothing_to_embed_nothing_is_written(self, tmp_path: Path) -> None:
         root = str(tmp_path)
         put_items(root, catalogue(text=False))
         said: list[str] = []
-        stages.run("embed", settings(root, tiny_encoder), quietly)
+        storage.write_json(storage.join(Layout(root).embeddings, "_embeddings.json"), {"of": "an earlier job"})
         as_text = config.build({"root": root, "model": {"items": "text", "head": "linear"}})
         assert stages.run("embed", as_text, said.append)["table"] is None
-        assert "items are read as text" in said[-1]
+        assert "items are read as text" in said[-1] and storage.exists(Layout(root).embeddings)
         assert stages.run("embed", settings(root, ""), said.append)["table"] is None
         assert "items.encoder and data.edges are empty" in said[-1]
         assert not storage.exists(Layout(root).embeddings)
