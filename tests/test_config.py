@@ -73,6 +73,20 @@ def test_the_command_line_sets_every_kind_of_value() -> None:
 
 
 @pytest.mark.parametrize(
+    ("items", "head"), [("text", "linear"), ("text", "yes_no"), ("token", "retrieve"), ("token", "rank")]
+)
+def test_heads_go_with_the_form_of_items(file: Path, items: str, head: str) -> None:
+    file.write_text(f"model: {{items: {items}, head: {head}}}\n")
+    model = config.load(str(file)).model
+    assert (model.items, model.head) == (items, head)
+
+
+def test_retrieve_is_a_source_once_it_is_on() -> None:
+    loaded = config.load(None, ["--recall.retrieve.top", "50", "--recall.merge", '["retrieve", "item_item"]'])
+    assert (loaded.recall.retrieve.top, loaded.recall.merge) == (50, ("retrieve", "item_item"))
+
+
+@pytest.mark.parametrize(
     ("text", "parts"),
     [
         ("colour: red", ["unknown key 'colour'", "allowed here: root, data, prompt"]),
@@ -86,11 +100,35 @@ def test_the_command_line_sets_every_kind_of_value() -> None:
         ("train: {tune: all}", ["train.tune = 'all'", "'lora'"]),
         ("model: {labels: [a]}", ["model.labels"]),
         ("data: 3", ["data = 3"]),
-        ("model: {items: text, head: dot}", ["model.items = text goes with model.head = linear or yes_no, not dot"]),
-        (
-            "model: {items: token, head: yes_no}",
-            ["model.items = token goes with model.head = dot or linear, not yes_no"],
+        ("model: {head: dot}", ["model.head = 'dot'", "'linear'", "'yes_no'", "'retrieve'", "'rank'"]),
+        *(
+            (
+                f"model: {{items: text, head: {h}}}",
+                [f"model.items = text goes with model.head = linear or yes_no, not {h}"],
+            )
+            for h in ("retrieve", "rank")
         ),
+        *(
+            (
+                f"model: {{items: token, head: {h}}}",
+                [f"model.items = token goes with model.head = retrieve or rank, not {h}"],
+            )
+            for h in ("linear", "yes_no")
+        ),
+        ("model: {items: text}", ["model.items = text goes with model.head = linear or yes_no, not retrieve"]),
+        ("items: {per_item: 0}", ["items.per_item = 0", "greater than or equal to 1"]),
+        (
+            "items: {category: [genres]}",
+            ["unknown key 'items.category'", "encoder, max_tokens, id, vectors, categories"],
+        ),
+        ("items: {numbers: year}", ["items.numbers = 'year'"]),
+        ("train: {horizon: 0}", ["train.horizon = 0", "greater than or equal to 1"]),
+        ("train: {horizon_decay: 0}", ["train.horizon_decay = 0", "greater than 0"]),
+        ("train: {horizon_decay: 1.5}", ["train.horizon_decay = 1.5", "less than or equal to 1"]),
+        ("train: {id_dropout: 1}", ["train.id_dropout = 1", "less than 1"]),
+        ("train: {events: some}", ["train.events = 'some'", "'training'", "'all'"]),
+        ("recall: {merge: [retrieve]}", ["merge names 'retrieve', which recall.retrieve.top = 0 turns off"]),
+        ("bucket: {name: retrieve}", ["bucket: name = retrieve is where recall writes"]),
         ("prompt: {after_candidate: '?'}", ["prompt.after_candidate need model.head = yes_no"]),
         ("train: {train_embeddings: true}", ["train.train_embeddings = true goes with model.items = text"]),
         ("items: {encoder: '', id: false}", ["model.items = token: an item's vector needs a part at least"]),

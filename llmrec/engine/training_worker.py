@@ -93,7 +93,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     ranker.dropout.p = train.dropout
     ranker.to(device)
     if ranker.items is not None:
-        ranker.items.to_device(device, train.id_dropout)
+        ranker.items.own_dropout = train.id_dropout
     ranker.attend_by(attention.choose(task.model.attention, device, training=True))
     recaller = Recaller(ray.get(task.similar), task.decay, 100, np.flatnonzero(trained))
     everywhere = retrieve_head(ranker) is not None

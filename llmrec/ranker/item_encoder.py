@@ -24,6 +24,7 @@ WEIGHTS_FILE, IDS_FILE, PARTS_FILE = "items.safetensors", "items.parquet", "item
 LEARNED_STD = 0.02
 COMMON = 2  # a category that fewer items have cannot be learned apart from the item itself
 ROWS_AT_ONCE = 1 << 16
+VECTOR_LENGTH = 20**0.5  # mean length of a part's vectors where they enter its network: some units a neuron
 
 
 class ItemVectors(NamedTuple):
@@ -66,7 +67,7 @@ class ItemEncoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(plan["items"]))
         self.norm = nn.LayerNorm(hidden)
         nn.init.constant_(self.norm.weight, length / hidden**0.5)
-        self.own_dropout = 0.0
+        self.own_dropout = 0.0  # share of items that a pass in training knows without what is learned of each
         self.features: _Bound | None = None
 
     @staticmethod
@@ -96,11 +97,11 @@ class ItemEncoder(nn.Module):
         rows = pa.compute.index_in(features.ids, self.ids).fill_null(-1).to_numpy(zero_copy_only=False)
         self.features = _Bound(features, self.plan, rows.astype(np.int64)).to(self.bias.device)
 
-    def to_device(self, device: torch.device, own_dropout: float = 0.0) -> None:
-        """Move the bound items along, and let a pass in training know so many items without what is learned of each."""
-        if self.features is not None:
-            self.features.to(device)
-        self.own_dropout = own_dropout
+    def _apply(self, fn: Any, recurse: bool = True) -> ItemEncoder:
+        super()._apply(fn, recurse)
+        if self.features is not None:  # which goes where the weights go
+            self.features.to(self.bias.device)
+        return self
 
     def forward(self, start: int = 0, stop: int | None = None) -> ItemVectors:
         """The vectors of the bound items start..stop."""
@@ -167,7 +168,7 @@ class ItemEncoder(nn.Module):
                 what = "is not there" if found is None else f"has {found.shape[1]} dimensions"
                 raise UserError(
                     f"items: the part '{name}' {what}, and this ranker was trained with {size} dimensions of it; run "
-                    "jobs/embed.py with the settings it was trained with"
+                    "jobs/embed.py with the settings it was trained with, or bring the column back"
                 )
         if "text" in self.plan["vectors"] and features.revision != self.plan["revision"]:
             raise UserError(
@@ -183,7 +184,7 @@ def planned(features: ItemFeatures, settings: Items, trained: np.ndarray) -> dic
         "id": settings.id,
         "per_item": settings.per_item,
         "vectors": {name: int(found.shape[1]) for name, found in features.vectors.items()},
-        "categories": {name: _common(lists) for name, lists in features.categories.items()},
+        "categories": {name: _common(lists.filter(pa.array(trained))) for name, lists in features.categories.items()},
         "numbers": list(features.numbers),
         "revision": features.revision,
     }
@@ -249,7 +250,8 @@ class _NumberPart(nn.Module):
     def forward(self, numbers: torch.Tensor) -> torch.Tensor:
         missing = numbers.isnan()
         plain = ((numbers - self.centre) * self.scale).masked_fill(missing, 0.0).clamp(-10, 10)
-        return self.gate * self.layers(torch.cat([plain, missing.float()], dim=1))
+        found = self.layers(torch.cat([plain, missing.float()], dim=1))
+        return self.gate * found * ~missing.all(dim=1, keepdim=True)
 
 
 class _Bound:
@@ -282,9 +284,6 @@ class _Bound:
         return values[bounds[0] : bounds[-1]], bounds[:-1] - bounds[0]
 
 
-VECTOR_LENGTH = 20**0.5  # mean length of a part's vectors where they enter its network: some units a neuron
-
-
 def _tensor(array: np.ndarray) -> torch.Tensor:
     """Without a copy where that is possible; a memory map is read only, and nothing here writes."""
     with warnings.catch_warnings():
@@ -303,7 +302,7 @@ def _stacked(features: ItemFeatures, names: Sequence[str]) -> np.ndarray:
 
 
 def _common(lists: pa.Array) -> list[str]:
-    """The categories that several items have, ascending."""
+    """The categories that these items have several times, ascending."""
     counted = pa.compute.value_counts(lists.flatten().drop_null())
     words = counted.field("values").filter(pa.compute.greater_equal(counted.field("counts"), COMMON))
     return sorted(word for word in words.to_pylist() if word)

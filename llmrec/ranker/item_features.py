@@ -11,6 +11,7 @@ import pyarrow.compute
 
 from llmrec.config import Items
 from llmrec.errors import UserError
+from llmrec.ranker.ragged import offsets_of
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,6 @@ class ItemFeatures:
     categories: Mapping[str, pa.Array] = field(default_factory=dict)
     numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
     revision: str = ""
-
-    def part(self, names: list[str]) -> ItemFeatures:
-        """The features with these vector parts only."""
-        return ItemFeatures(
-            self.ids, {n: self.vectors[n] for n in names}, {n: self.present[n] for n in names}, self.categories,
-            self.numbers, self.revision,
-        )  # fmt: skip
 
 
 def columns_of(settings: Items) -> list[str]:
@@ -86,8 +80,7 @@ def read_features(
 
 
 def _vectors(column: pa.ChunkedArray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or
-            pa.types.is_fixed_size_list(column.type)) or not pa.types.is_floating(column.type.value_type):  # fmt: skip
+    if not _is_list(column.type) or not pa.types.is_floating(column.type.value_type):
         raise UserError(f"items: column '{name}' is {column.type}; items.vectors takes lists of floats")
     lists = column.combine_chunks().cast(pa.list_(pa.float32()))
     lengths = pa.compute.list_value_length(lists)
@@ -106,12 +99,18 @@ def _vectors(column: pa.ChunkedArray, name: str) -> tuple[np.ndarray, np.ndarray
 def _texts(column: pa.ChunkedArray, name: str, separator: str) -> pa.Array:
     """list<string>: text is split at the separator, and each value is stripped."""
     array = column.combine_chunks()
-    if not _is_list(array.type):
-        text = array.cast(pa.string())
-        array = pa.compute.split_pattern(text, separator) if separator else _single(text)
-    if _is_list(array.type.value_type):
-        raise UserError(f"items: column '{name}' is {column.type}; items.categories takes texts or lists of texts")
-    return array.cast(pa.list_(pa.string()))
+    try:
+        if not _is_list(array.type):
+            text = array.cast(pa.string())
+            array = pa.compute.split_pattern(text, separator) if separator else _single(text)
+        lists = array.cast(pa.list_(pa.string()))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise UserError(
+            f"items: column '{name}' is {column.type}; items.categories takes texts or lists of texts"
+        ) from None
+    lengths = pa.compute.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+    values = pa.compute.utf8_trim_whitespace(lists.flatten())
+    return pa.ListArray.from_arrays(pa.array(offsets_of(lengths), pa.int32()), values)
 
 
 def _single(text: pa.Array) -> pa.Array:
@@ -119,7 +118,7 @@ def _single(text: pa.Array) -> pa.Array:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:

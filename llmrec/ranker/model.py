@@ -470,7 +470,8 @@ def _cut_layers(backbone: Any, layers: int | None) -> Any:
 def _check_head(backbone: Any, model: Model) -> None:
     if model.head != "linear" and not is_causal(backbone):
         raise UserError(
-            f"model.head = {model.head} needs a decoder, and {model.base} is an encoder; set model.head = linear"
+            f"model.head = {model.head} needs a decoder, and {model.base} is an encoder; set model.items = text and "
+            "model.head = linear"
         )
 
 

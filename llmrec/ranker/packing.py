@@ -145,7 +145,7 @@ def visible(batch: Batch) -> torch.Tensor:
 
 
 def trunk_only(request: Request) -> Request:
-    """The request without its branches, read at the trunk's last token: all that a dot head needs of a user."""
+    """The request without its branches, read at the trunk's last token: all that a retrieve head needs of a user."""
     none = np.empty(0, np.int32)
     last = np.asarray([len(request.trunk) - 1], np.int32)
     return Request(request.trunk, request.branches.take(none.astype(np.int64)), none, last)

@@ -42,9 +42,7 @@ def user_vectors(
     return found
 
 
-def nearest(
-    users: torch.Tensor, items: ItemVectors, seen: Ragged | None, top: int
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+def nearest(users: torch.Tensor, items: ItemVectors, seen: Ragged | None, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Each user's best items by exact search, a blocked matrix product.
 
     users: float32[m, hidden] from `user_vectors`; seen: m users' rows that are no choice. Returns rows int64[m, t] and
@@ -64,14 +62,25 @@ def nearest(
                 found = torch.addmm(items.bias[block], some, items.direction(block).T)
                 if without is not None:
                     _hide(found, without, start)
-                score, place = found.topk(min(t, len(block)), dim=1)
+                score, place = _best(found, min(t, len(block)))
                 scores, rows = torch.cat([scores, score], 1), torch.cat([rows, place + start], 1)
-                scores, place = scores.topk(min(t, scores.shape[1]), dim=1)
-                rows = rows.gather(1, place)
+                scores, order = scores.sort(dim=1, descending=True, stable=True)
+                scores, rows = scores[:, :t], rows.gather(1, order[:, :t])
             here = slice(first, first + len(some))
             all_rows[here], all_scores[here] = rows.cpu().numpy(), scores.cpu().numpy()
-    order = np.lexsort((all_rows, -all_scores), axis=1)
-    return np.take_along_axis(all_rows, order, 1), np.take_along_axis(all_scores, order, 1)
+    return all_rows, all_scores
+
+
+def _best(scores: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The t best of each row of scores [m, b] and their columns, [m, t] each, best first, ties by column."""
+    best, column = scores.topk(t, dim=1)
+    torn = (scores >= best[:, -1:]).sum(1) > t  # topk takes any of those that share the last place
+    if torn.any():
+        ordered, place = scores[torn].sort(dim=1, descending=True, stable=True)
+        best[torn], column[torn] = ordered[:, :t], place[:, :t]
+    column, order = column.sort(dim=1)
+    best, place = best.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return best, column.gather(1, place)
 
 
 def _hide(scores: torch.Tensor, seen: Ragged, start: int) -> None:

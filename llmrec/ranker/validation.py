@@ -49,7 +49,7 @@ def gain(
         assert items is not None
         rows, scores = nearest(user_vectors(ranker, trunks, batch_tokens), items, Ragged.of(held.histories), top)
         if isinstance(ranker.head, RetrieveHead):
-            hit = rows == held.targets[:, None]
+            hit = (rows == held.targets[:, None]) & np.isfinite(scores)
             return float((hit / np.log2(np.arange(rows.shape[1]) + 2)).sum())
         candidates = [row[np.isfinite(score)] for row, score in zip(rows, scores, strict=True)]
     requests = [
@@ -61,8 +61,7 @@ def gain(
         score_requests(ranker, requests, batch_tokens), candidates, held.targets, strict=True
     ):
         place = np.flatnonzero(some == target)
-        if len(place):
-            own = found[place[0]]
+        if len(place) and np.isfinite(own := float(found[place[0]])):
             above = int((found > own).sum()) + int((found[: place[0]] == own).sum())
             total += 1 / math.log2(above + 2) if above < CUTOFF else 0.0
     return total

@@ -20,10 +20,7 @@ from tiny_models import (
     device_or_skip,
     make_catalogue,
     make_ranker,
-    naive_item_vectors,
-    random_catalogue,
     requests,
-    shake_items,
     wordpieces,
 )
 from transformers import AutoModel
@@ -51,15 +48,13 @@ few_examples = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 WORDS = st.integers(5, 261)
-N_ITEMS = 7
-ITEM_TOKENS = st.integers(262, 262 + N_ITEMS - 1)
 PACKINGS = ["pairs", "branches"]
 REQUEST = Request.to_score(np.asarray([2, 40, 41], np.int32), Ragged.of([[65, 66], [67], [68, 69, 70]]))
 
 
-def encoder(directory: str, packing: str, items: str = "text") -> Ranker:
+def encoder(directory: str, packing: str) -> Ranker:
     """A ranker that is untouched, or that scores as one that was trained."""
-    ranker = make_ranker(directory, items, "linear").eval()
+    ranker = make_ranker(directory, "text", "linear").eval()
     assert ranker.card.packing == "pairs"
     ranker.card = ranker.card.model_copy(update={"packing": packing})
     return ranker
@@ -72,25 +67,21 @@ def plain_encoder(directory: str) -> Any:
     return plain
 
 
-def end_state(plain: Any, trunk: int, tokens: list[int], packing: str, items: torch.Tensor | None = None) -> Any:
+def end_state(plain: Any, trunk: int, tokens: list[int], packing: str) -> Any:
     """[hidden]: the last state of a sequence that sees all of itself; by branches, its trunk does not see the item."""
     mask = torch.zeros(1, 1, len(tokens), len(tokens), device=plain.device)
     for row in range(trunk):
         for column in range(trunk, len(tokens)):
             mask[0, 0, row, column] = -1e9
-    words = plain.get_input_embeddings().weight
-    vectors = torch.stack([words[t] if t < 262 else items[t - 262] for t in tokens])  # type: ignore[index]
-    return plain(inputs_embeds=vectors[None], attention_mask=mask if packing == "branches" else None).last_hidden_state[
-        0, -1
-    ]
+    vectors = plain.get_input_embeddings().weight[tokens]
+    hidden = plain(inputs_embeds=vectors[None], attention_mask=mask if packing == "branches" else None)
+    return hidden.last_hidden_state[0, -1]
 
 
-def pair_by_pair(
-    plain: Any, weight: torch.Tensor, request: Request, packing: str, items: torch.Tensor | None = None
-) -> torch.Tensor:
+def pair_by_pair(plain: Any, weight: torch.Tensor, request: Request, packing: str) -> torch.Tensor:
     trunk = request.trunk.tolist()
     states = [
-        end_state(plain, len(trunk), trunk + request.branches[i].tolist(), packing, items)
+        end_state(plain, len(trunk), trunk + request.branches[i].tolist(), packing)
         for i in range(len(request.branches))
     ]
     return torch.stack([s @ weight for s in states]) if states else torch.empty(0, device=weight.device)
@@ -113,25 +104,6 @@ def test_scores_equal_plain_transformers(tiny: Tiny, backend: str, packing: str,
             wanted = [pair_by_pair(plain, ranker.head.weight, r, packing).cpu() for r in batch]
         assert [len(f) for f in found] == [len(w) for w in wanted]
         assert_scores(torch.cat([torch.empty(0), *found]), torch.cat([torch.empty(0), *wanted]))
-
-    check()
-
-
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_items_may_be_tokens_too(tiny: Tiny, packing: str) -> None:
-    ranker, plain = encoder(tiny("bert"), packing, "token"), plain_encoder(tiny("bert"))
-    catalogue = random_catalogue(N_ITEMS, 262)
-    ranker.bind(catalogue)
-    shake_items(ranker)
-    words = plain.get_input_embeddings().weight.detach()
-    items = naive_item_vectors(catalogue, words, ranker.items.learned.detach())
-
-    @few_examples
-    @given(requests(WORDS | ITEM_TOKENS, midway=False))
-    def check(request: Request) -> None:
-        with torch.no_grad():
-            wanted = pair_by_pair(plain, ranker.head.weight, request, packing, items)
-        assert_scores(score_requests(ranker, [request], 30)[0], wanted)
 
     check()
 
@@ -209,7 +181,7 @@ def test_listwise_loss_and_gradients(tiny: Tiny, kind: str, device: str) -> None
     negatives = [np.asarray([[2, 6, 0]]), np.asarray([[0, 2, 3]])]
     usable = torch.tensor([[True, True, True], [True, False, True]])  # the second user's item 2 is his decision
     made = [branch_training_request(p, catalogue, h, n) for p, h, n in zip(prefixes, histories, negatives, strict=True)]
-    scores = ranker(pack(made, causal=False).to(device)).view(2, 4)
+    scores = ranker(pack(made, causal=False).to(device)).items.view(2, 4)
     loss = listwise_softmax(scores[:, 0], scores[:, 1:], usable.to(device))
     loss.backward()
 
@@ -239,7 +211,7 @@ def test_an_example_is_one_event_after_those_before_it() -> None:
     from scipy import sparse
 
     history, train = np.arange(10, 20), Train(negatives=3, hard_share=0.0)
-    recaller = Recaller(sparse.csr_matrix(np.zeros((30, 30), np.float32)), 0.5, 4)
+    recaller = Recaller(sparse.csr_matrix(np.zeros((30, 30), np.float32)), 0.5, 4, np.arange(30))
     answers = set()
     for seed in range(80):
         made = sample_last(history, train, 4, recaller, np.random.default_rng(seed))
@@ -247,7 +219,7 @@ def test_an_example_is_one_event_after_those_before_it() -> None:
         answers.add(answer)
         assert made.history.tolist() == list(range(max(10, answer - 4), answer + 1))
         assert made.decisions.tolist() == [len(made.history) - 1]
-        assert made.negatives.shape == (1, 3)
+        assert made.negatives.shape == (1, 3) and made.answers.tolist() == [[answer, -1, -1, -1, -1]]
         assert (made.usable == (made.negatives != answer)).all()
     assert answers == set(history.tolist())
 
@@ -265,7 +237,7 @@ def test_every_weight_that_learns_has_a_gradient(tiny: Tiny) -> None:
     for tune, rest in (("full", {"embeddings.word_embeddings"}), ("top_n", {"embeddings", "encoder.layer.0"})):
         ranker = make_ranker(tiny("bert"), "text", "linear")
         prepare_tuning(ranker, Train(tune=tune, top_n=1))
-        ranker(pack([REQUEST], causal=False)).pow(2).sum().backward()
+        ranker(pack([REQUEST], causal=False)).items.pow(2).sum().backward()
         learns = {name for name, p in ranker.backbone.named_parameters() if p.requires_grad}
         assert learns == {name for name, _ in ranker.backbone.named_parameters() if not name.startswith(tuple(rest))}
         assert learns == {name for name, p in ranker.backbone.named_parameters() if p.grad is not None}
@@ -321,10 +293,14 @@ def test_without_a_table_of_positions_there_is_no_limit(tiny: Tiny) -> None:
     assert (encoder.positions, encoder.causal, encoder.card.packing) == (None, False, "pairs")
 
 
-@pytest.mark.parametrize(("items", "head"), [("text", "yes_no"), ("token", "dot")])
-def test_heads_that_need_a_decoder_are_refused(tiny: Tiny, items: str, head: str) -> None:
-    with pytest.raises(UserError, match=f"model.head = {head} needs a decoder.*set model.head = linear"):
-        Ranker.from_base(Model(items=items, head=head), Prompt(), tiny("bert"))
+@pytest.mark.parametrize(
+    ("kind", "items", "head"),
+    [("bert", "text", "yes_no"), *((kind, "token", head) for kind in ENCODERS for head in ("retrieve", "rank"))],
+)
+def test_heads_that_need_a_decoder_are_refused(tiny: Tiny, kind: str, items: str, head: str) -> None:
+    complaint = f"model.head = {head} needs a decoder.*set model.items = text and model.head = linear"
+    with pytest.raises(UserError, match=complaint):
+        Ranker.from_base(Model(items=items, head=head), Prompt(), tiny(kind))
 
 
 def test_a_model_without_a_known_list_of_layers_is_refused(tmp_path: Path) -> None:

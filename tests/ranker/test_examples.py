@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy import sparse
 
 from llmrec.config import Train
@@ -9,10 +10,10 @@ from llmrec.ranker.examples import Recaller, sample
 N = 12
 
 
-def recaller(depth: int = 4, seed: int = 0) -> Recaller:
+def recaller(depth: int = 4, seed: int = 0, pool: np.ndarray | None = None) -> Recaller:
     rng = np.random.default_rng(seed)
     similar = np.where(rng.random((N, N)) < 0.3, rng.random((N, N)), 0).astype(np.float32)
-    return Recaller(sparse.csr_matrix(similar), 0.5, depth)
+    return Recaller(sparse.csr_matrix(similar), 0.5, depth, np.arange(N) if pool is None else pool)
 
 
 def test_recalled_items_are_the_best_of_a_plain_sum() -> None:
@@ -55,8 +56,48 @@ def test_without_a_recaller_there_are_no_negatives() -> None:
     made = sample(np.asarray([4, 2]), Train(), 60, None, np.random.default_rng(0))
     assert made.decisions.tolist() == [0, 1]
     assert made.negatives.shape == made.usable.shape == (2, 0)
+    assert made.answers.tolist() == [[4, 2, -1, -1, -1], [2, -1, -1, -1, -1]]
+
+
+@pytest.mark.parametrize("negatives", [True, False])
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+def test_answers_are_a_decisions_event_and_those_after_it(horizon: int, negatives: bool) -> None:
+    history = np.asarray([3, 1, 4, 1, 5, 9, 2, 6, 5])
+    train = Train(decisions_per_user=4, negatives=2, horizon=horizon)
+    ends = set()
+    for seed in range(30):
+        made = sample(history, train, 6, recaller() if negatives else None, np.random.default_rng(seed))
+        window = made.history.tolist()
+        wanted = [(window[e : e + horizon] + [-1] * horizon)[:horizon] for e in made.decisions.tolist()]
+        assert made.answers.tolist() == wanted
+        ends |= set((made.answers < 0).any(axis=1).tolist())
+    assert ends == ({False} if horizon == 1 else {False, True}), "the window's end is never met"
+
+
+def test_negatives_that_recall_does_not_bring_come_from_the_pool() -> None:
+    pool, history = np.asarray([2, 7, 11]), np.asarray([0, 1, 2, 3])
+    found, drawn = recaller(pool=pool), set()
+    for seed in range(40):
+        made = sample(
+            history, Train(decisions_per_user=4, negatives=5, hard_share=0.0), 10, found, np.random.default_rng(seed)
+        )
+        drawn |= set(made.negatives.ravel().tolist())
+    assert drawn == set(pool.tolist())
+    mixed = set()
+    for seed in range(40):
+        made = sample(
+            history, Train(decisions_per_user=4, negatives=5, hard_share=0.5), 10, found, np.random.default_rng(seed)
+        )
+        for event, row in zip(made.decisions, made.negatives, strict=True):
+            recalled = set(found.top(history[:event], history[: event + 1]).tolist()) if event else set()
+            assert set(row.tolist()) <= recalled | set(pool.tolist())
+            mixed |= set(row.tolist())
+    assert mixed > set(pool.tolist())
 
 
 def test_the_same_seed_draws_the_same_example() -> None:
     one, two = (sample(np.arange(9), Train(), 5, recaller(), np.random.default_rng(7)) for _ in range(2))
-    assert all(np.array_equal(getattr(one, f), getattr(two, f)) for f in ("history", "decisions", "negatives"))
+    assert all(
+        np.array_equal(getattr(one, f), getattr(two, f))
+        for f in ("history", "decisions", "negatives", "usable", "answers")
+    )

@@ -15,12 +15,11 @@ from tiny_models import (
     KINDS,
     Plain,
     assert_scores,
+    bind_items,
     device_or_skip,
     make_ranker,
     naive_item_vectors,
-    random_catalogue,
     requests,
-    shake_items,
 )
 
 from llmrec.errors import UserError
@@ -35,7 +34,7 @@ few_examples = settings(
 )
 WORDS = st.integers(0, 261)
 N_ITEMS = 7
-ITEM_TOKENS = st.integers(262, 262 + N_ITEMS - 1)
+ROWS = st.integers(0, N_ITEMS - 1)
 
 _made: dict[Any, Any] = {}
 
@@ -55,18 +54,55 @@ def text_ranker(directory: str, head: str, device: str, backend: str = "cascade"
     return once((directory, head, device, backend), make)
 
 
-def token_ranker(directory: str, head: str, device: str) -> tuple[Ranker, Plain]:
+def token_ranker(directory: str, head: str, per_item: int, device: str) -> tuple[Ranker, Plain]:
     def make() -> tuple[Ranker, Plain]:
-        ranker = make_ranker(directory, "token", head)
+        ranker = make_ranker(directory, "token", head, per_item=per_item)
+        _, features = bind_items(ranker, N_ITEMS, np.arange(N_ITEMS) != 4)
+        with torch.no_grad():
+            items = naive_item_vectors(ranker.items, features).to(device)
         plain = Plain.load(directory)
-        catalogue = random_catalogue(N_ITEMS, 262)
-        ranker.bind(catalogue)
-        shake_items(ranker)
-        words = plain.model.get_input_embeddings().weight.detach()
-        vectors = naive_item_vectors(catalogue, words, ranker.items.learned.detach()).to(device)
-        return ranker.to(device).eval(), Plain(plain.model.to(device), plain.vocabulary, vectors)
+        ranker.to(device).eval()
+        return ranker, Plain(plain.model.to(device), plain.vocabulary, items)
 
-    return once((directory, "token", head, device), make)
+    return once((directory, "token", head, per_item, device), make)
+
+
+def tokens_of(row: int, per_item: int) -> list[int]:
+    return [262 + row * per_item + j for j in range(per_item)]
+
+
+@st.composite
+def item_requests(draw: st.DrawFn, per_item: int, midway: bool) -> Request:
+    """A trunk of words and whole items, and items as branches, attached anywhere (or all at the trunk's end)."""
+    pieces = draw(
+        st.lists(WORDS.map(lambda t: [t]) | ROWS.map(lambda r: tokens_of(r, per_item)), min_size=1, max_size=9)
+    )
+    trunk = [t for piece in pieces for t in piece]
+    rows = draw(st.lists(ROWS, max_size=6))
+    attach = [draw(st.integers(0 if midway else len(trunk) - 1, len(trunk) - 1)) for _ in rows]
+    branches = Ragged.of([tokens_of(row, per_item) for row in rows])
+    return Request(np.asarray(trunk, np.int32), branches, np.asarray(attach, np.int32), np.empty(0, np.int32))
+
+
+def rows_of(request: Request, per_item: int) -> list[int]:
+    return [(int(request.branches[i][0]) - 262) // per_item for i in range(len(request.branches))]
+
+
+def naive_rank(head: Any, plain: Plain, request: Request, per_item: int) -> list[torch.Tensor]:
+    """Each item against the state before it, and the state at its own end."""
+    users = [plain.states(request.trunk[: at + 1])[-1] for at in request.attach.tolist()]
+    return [
+        plain.items.retrieve(head.retrieve, user, row) + end @ head.branch.weight
+        for user, row, end in zip(users, rows_of(request, per_item), plain.branch_ends(request), strict=True)
+    ]
+
+
+def naive_retrieve(head: Any, plain: Plain, request: Request, per_item: int) -> list[torch.Tensor]:
+    user = plain.states(request.trunk)[-1]
+    return [plain.items.retrieve(head, user, row) for row in rows_of(request, per_item)]
+
+
+NAIVE = {"rank": naive_rank, "retrieve": naive_retrieve}
 
 
 def plain_model(directory: str, causal: bool, device: str) -> Plain:
@@ -144,51 +180,39 @@ def test_yes_no_head_is_the_untouched_models_yes_minus_no(tiny: Tiny, kind: str,
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_linear_head_over_item_tokens(tiny: Tiny, kind: str, device: str) -> None:
+@pytest.mark.parametrize("per_item", [1, 2])
+@pytest.mark.parametrize("head", ["retrieve", "rank"])
+def test_items_as_vectors(tiny: Tiny, head: str, per_item: int, kind: str, device: str) -> None:
     device_or_skip(device)
-    ranker, plain = token_ranker(tiny(kind), "linear", device)
+    ranker, plain = token_ranker(tiny(kind), head, per_item, device)
 
     @few_examples
-    @given(st.lists(requests(WORDS | ITEM_TOKENS), max_size=4), st.integers(1, 40))
+    @given(st.lists(item_requests(per_item, midway=head == "rank"), max_size=4), st.integers(1, 40), st.booleans())
+    def check(batch: list[Request], budget: int, frozen: bool) -> None:
+        ranker.thaw_items()
+        if frozen:
+            ranker.freeze_items()
+        with torch.no_grad():
+            wanted = [NAIVE[head](ranker.head, plain, r, per_item) for r in batch]
+        assert_all(score_requests(ranker, batch, budget), wanted)
+
+    check()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_items_as_vectors_by_every_attention(tiny: Tiny, backend: str) -> None:
+    ranker, plain = token_ranker(tiny("qwen3"), "rank", 2, "cpu")
+    ranker.attend_by(backend)
+
+    @few_examples
+    @given(st.lists(item_requests(2, midway=True), max_size=4), st.integers(1, 40))
     def check(batch: list[Request], budget: int) -> None:
         with torch.no_grad():
-            wanted = [[s @ ranker.head.weight for s in plain.branch_ends(r)] for r in batch]
+            wanted = [naive_rank(ranker.head, plain, r, 2) for r in batch]
         assert_all(score_requests(ranker, batch, budget), wanted)
 
     check()
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_dot_head_is_the_users_state_against_the_items_vector(tiny: Tiny, kind: str, device: str) -> None:
-    device_or_skip(device)
-    ranker, plain = token_ranker(tiny(kind), "dot", device)
-    head, bias = ranker.head, ranker.items.bias
-
-    def naive(request: Request) -> list[torch.Tensor]:
-        user = head.weight @ plain.states(request.trunk)[-1]
-        found = []
-        for (token,) in (request.branches[i].tolist() for i in range(len(request.branches))):
-            item = plain.item_vectors[token - 262]
-            cosine = (user @ item) / (user.norm() * item.norm())
-            found.append(head.log_scale.exp() * cosine + bias[token - 262])
-        return found
-
-    @few_examples
-    @given(
-        st.lists(
-            st.tuples(st.lists(WORDS | ITEM_TOKENS, min_size=1, max_size=12), st.lists(ITEM_TOKENS, max_size=6)),
-            max_size=5,
-        ),
-        st.integers(1, 40),
-    )
-    def check(drawn: list[tuple[list[int], list[int]]], budget: int) -> None:
-        batch = [Request.to_score(np.asarray(t, np.int32), Ragged.of([[b] for b in bs])) for t, bs in drawn]
-        with torch.no_grad():
-            wanted = [naive(r) for r in batch]
-        assert_all(score_requests(ranker, batch, budget), wanted)
-
-    check()
+    ranker.attend_by("cascade")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,12 +235,15 @@ def test_trunk_reads_are_the_plain_causal_states(tiny: Tiny, kind: str) -> None:
     check()
 
 
-@pytest.mark.parametrize("head", ["linear", "yes_no"])
+@pytest.mark.parametrize("head", ["linear", "yes_no", "rank"])
 def test_company_and_order_do_not_change_a_score(tiny: Tiny, head: str) -> None:
-    ranker = text_ranker(tiny("llama"), head, "cpu")
+    ranker = (
+        token_ranker(tiny("llama"), head, 2, "cpu")[0] if head == "rank" else text_ranker(tiny("llama"), head, "cpu")
+    )
+    drawn = item_requests(2, midway=True) if head == "rank" else requests(WORDS)
 
     @few_examples
-    @given(st.lists(requests(WORDS), min_size=1, max_size=5), st.randoms(use_true_random=False))
+    @given(st.lists(drawn, min_size=1, max_size=5), st.randoms(use_true_random=False))
     def check(batch: list[Request], random: Any) -> None:
         alone = [score_requests(ranker, [r], 10_000)[0] for r in batch]
         order = list(range(len(batch)))
@@ -228,19 +255,62 @@ def test_company_and_order_do_not_change_a_score(tiny: Tiny, head: str) -> None:
     check()
 
 
-@pytest.mark.parametrize(("items", "head"), [("text", "linear"), ("text", "yes_no"), ("token", "dot")])
-def test_the_slow_reference_equals_packed_scores_and_puts_the_attention_back(tiny: Tiny, items: str, head: str) -> None:
+@pytest.mark.parametrize(
+    ("items", "head", "per_item"),
+    [("text", "linear", 1), ("text", "yes_no", 1), *(("token", h, k) for h in ("retrieve", "rank") for k in (1, 2))],
+)
+def test_the_slow_reference_equals_packed_scores_and_puts_the_attention_back(
+    tiny: Tiny, items: str, head: str, per_item: int
+) -> None:
     directory = tiny("qwen2")
-    ranker = text_ranker(directory, head, "cpu") if items == "text" else token_ranker(directory, head, "cpu")[0]
-    branches = [[65, 66], [67], [68, 69, 70]] if items == "text" else [[263], [265]]
-    request = Request.to_score(np.asarray([0, 40, 41, 42], np.int32), Ragged.of(branches))
+    if items == "text":
+        ranker, branches = text_ranker(directory, head, "cpu"), [[65, 66], [67], [68, 69, 70]]
+    else:
+        ranker = token_ranker(directory, head, per_item, "cpu")[0]
+        branches = [tokens_of(row, per_item) for row in (1, 3, 4)]
+    trunk = [0, 40, 41, 42, *(tokens_of(5, per_item) if items == "token" else [])]
+    request = Request.to_score(np.asarray(trunk, np.int32), Ragged.of(branches))
     before = score_requests(ranker, [request], 100)[0]
     assert_scores(score_pair_by_pair(ranker, request), before)
     assert torch.equal(score_requests(ranker, [request], 100)[0], before)
 
 
+@pytest.mark.parametrize("per_item", [1, 2])
+def test_the_slow_reference_is_right_wherever_a_branch_hangs(tiny: Tiny, per_item: int) -> None:
+    ranker, plain = token_ranker(tiny("llama"), "rank", per_item, "cpu")
+
+    @few_examples
+    @given(item_requests(per_item, midway=True))
+    def check(request: Request) -> None:
+        with torch.no_grad():
+            wanted = naive_rank(ranker.head, plain, request, per_item)
+        assert_all([score_pair_by_pair(ranker, request)], [wanted])
+
+    check()
+
+
+def test_a_rank_head_starts_from_the_retrieved_order(tiny: Tiny) -> None:
+    made = [make_ranker(tiny("llama"), "token", head) for head in ("retrieve", "rank")]
+    for ranker in made:
+        bind_items(ranker, N_ITEMS)
+    retrieve, rank = made
+    rank.head.retrieve.load_state_dict(retrieve.head.state_dict())
+    rank.head.branch.load_state_dict(type(rank.head)(rank.head.branch.weight.shape[0]).branch.state_dict())
+    request = Request.to_score(np.asarray([0, 263, 265], np.int32), Ragged.of([[262 + i] for i in range(N_ITEMS)]))
+    assert_scores(score_requests(rank, [request], 100)[0], score_requests(retrieve, [request], 100)[0])
+
+
 def test_nothing_to_score(tiny: Tiny) -> None:
     ranker = text_ranker(tiny("llama"), "linear", "cpu")
+    empty = Request.to_score(np.asarray([1, 2], np.int32), Ragged.of([]))
+    assert score_requests(ranker, [], 100) == []
+    assert [s.tolist() for s in score_requests(ranker, [empty, empty], 100)] == [[], []]
+    assert score_pair_by_pair(ranker, empty).tolist() == []
+
+
+@pytest.mark.parametrize("head", ["retrieve", "rank"])
+def test_nothing_to_score_among_items(tiny: Tiny, head: str) -> None:
+    ranker, _ = token_ranker(tiny("llama"), head, 2, "cpu")
     empty = Request.to_score(np.asarray([1, 2], np.int32), Ragged.of([]))
     assert score_requests(ranker, [], 100) == []
     assert [s.tolist() for s in score_requests(ranker, [empty, empty], 100)] == [[], []]

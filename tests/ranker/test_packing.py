@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import requests
 
-from llmrec.ranker.packing import Request, pack, plan, split, trunk_only, visible
+from llmrec.ranker.packing import Request, compared, pack, plan, split, trunk_only, visible
 from llmrec.ranker.ragged import Ragged, offsets_of, within
 
 WORDS = st.integers(0, 261)
@@ -47,6 +47,31 @@ def test_pack_by_hand() -> None:
     assert batch.attach.tolist() == [2, 2, 2, 0, 0, 2, 0, 0]
     assert batch.read.tolist() == [1, 4, 5, 7]
     assert batch.bounds == ((0, 6), (6, 8))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.lists(st.integers(0, 9), max_size=5)), min_size=1, max_size=4), st.data()
+)
+@pytest.mark.parametrize("per_item", [1, 2, 3])
+def test_an_item_is_compared_with_the_last_token_before_it(
+    per_item: int, users: list[tuple[int, list[int]]], data: st.DataObject
+) -> None:
+    """Every token of every request is another number, so that what is compared can be told by it."""
+    made, wanted, number = [], [], 0
+    for prefix, history in users:
+        length = prefix + len(history) * per_item
+        trunk = np.arange(number, number + length, dtype=np.int32)
+        decisions = [e for e in range(len(history)) if data.draw(st.booleans())]
+        attach = data.draw(st.lists(st.integers(0, length - 1), max_size=4))
+        branches = [[10_000 + j for j in range(per_item)]] * len(attach)
+        ends = [prefix + (e + 1) * per_item - 1 for e in decisions]
+        made.append(Request(trunk, Ragged.of(branches), np.asarray(attach, np.int32), np.asarray(ends, np.int32)))
+        before = [int(trunk[: prefix + e * per_item][-1]) for e in decisions]
+        wanted += before + [int(trunk[: at + 1][-1]) for at in attach]
+        number += length
+    batch = pack(made)
+    assert batch.token[compared(batch, per_item)].tolist() == wanted
 
 
 def test_pack_refuses_an_empty_trunk_and_an_empty_branch() -> None:

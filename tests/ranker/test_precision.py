@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import make_ranker
+from tiny_models import bind_items, make_ranker
 from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -20,6 +20,7 @@ from llmrec.ranker.model import score_requests
 from llmrec.ranker.packing import Request
 from llmrec.ranker.precision import Precision, choose, lower
 from llmrec.ranker.prepack import PackedGatedMLP, PackedLinear, prepack
+from llmrec.ranker.prompts import scoring_request
 from llmrec.ranker.ragged import Ragged
 
 REQUEST = Request.to_score(np.asarray([0, 40, 41], np.int32), Ragged.of([[65, 66], [67], [68, 69, 70]]))
@@ -119,6 +120,23 @@ def test_scores_are_float32_and_near_the_exact_ones(tiny: Callable[[str], str]) 
     (found,) = score_requests(ranker, [REQUEST], 100)
     assert found.dtype == torch.float32
     assert not torch.equal(found, exact)
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.15 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("head", ["retrieve", "rank"])
+def test_scores_of_items_as_vectors_are_float32_and_near_the_exact_ones(tiny: Callable[[str], str], head: str) -> None:
+    """Items' vectors and the heads stay as they are; only the layers' products are lowered."""
+    ranker = make_ranker(tiny("llama"), "token", head, per_item=2)
+    bound, _ = bind_items(ranker, 12)
+    request = scoring_request(np.asarray([0, 70], np.int32), bound, np.asarray([3, 1, 4]), np.arange(12))
+    (exact,) = score_requests(ranker, [request], 100)
+    ranker.freeze_items()
+    before = ranker.frozen.vectors.clone()
+    ranker.only_score("bfloat16")
+    ranker.freeze_items()
+    assert torch.equal(ranker.frozen.vectors, before)
+    (found,) = score_requests(ranker, [request], 100)
+    assert found.dtype == torch.float32 and not torch.equal(found, exact)
     torch.testing.assert_close(found, exact, rtol=0, atol=0.15 * float(exact.abs().max()))
 
 

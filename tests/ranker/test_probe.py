@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tiny_models import make_catalogue, make_ranker, shake_items
+from tiny_models import bind_items, make_ranker
 
 from llmrec import assets
 from llmrec.config import Model, Prompt, Score
@@ -73,16 +73,63 @@ def test_a_fault_in_packing_is_caught(
         probe.check_parity(probe.slow_scores(ranker, REQUESTS), ranker, REQUESTS, 100)
 
 
-def test_a_fault_in_item_tokens_is_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranker = make_ranker(tiny("llama"), "token", "dot")
-    bound = ranker.bind(make_catalogue([[40, 41], [42], [43, 44, 45]]))
-    shake_items(ranker)
-    asked = [scoring_request(np.asarray([0, 70], np.int32), bound, np.asarray([1, 0]), np.arange(3))]
+def asked_of_items(tiny: Tiny, head: str, per_item: int) -> tuple[Ranker, list[Request]]:
+    ranker = make_ranker(tiny("llama"), "token", head, per_item=per_item)
+    bound, _ = bind_items(ranker)
+    ranker.freeze_items()
+    prefix = np.asarray([0, 70], np.int32)
+    return ranker, [
+        scoring_request(prefix, bound, np.asarray(history), np.arange(4)) for history in ([1, 0], [5, 2, 4])
+    ]
+
+
+@pytest.mark.parametrize("per_item", [1, 2])
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        ("retrieve", read_early),
+        ("retrieve", users_see_each_other),
+        ("rank", positions_run_on),
+        ("rank", branches_see_each_other),
+    ],
+    ids=lambda v: getattr(v, "__name__", v),
+)
+def test_a_fault_in_packing_items_is_caught(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, head: str, fault: Callable[[Batch], Batch], per_item: int
+) -> None:
+    ranker, asked = asked_of_items(tiny, head, per_item)
     assert probe.check_parity(probe.slow_scores(ranker, asked), ranker, asked, 100) < 1e-5
     right = model.pack
-    monkeypatch.setattr(model, "pack", lambda *given: read_early(right(*given)))
+    monkeypatch.setattr(model, "pack", lambda *given: fault(right(*given)))
     with pytest.raises(UserError, match="parity probe"):
         probe.check_parity(probe.slow_scores(ranker, asked), ranker, asked, 100)
+
+
+@pytest.mark.parametrize("per_item", [1, 2])
+@pytest.mark.parametrize(
+    "fault",
+    [lambda batch, found: found - 1, lambda batch, found: batch.read, lambda batch, found: found.flip(0)],
+    ids=["one early", "the item itself", "another user's"],
+)
+def test_a_fault_in_what_an_item_is_compared_with_is_caught(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Batch, torch.Tensor], torch.Tensor], per_item: int
+) -> None:
+    ranker, asked = asked_of_items(tiny, "rank", per_item)
+    assert probe.check_parity(probe.slow_scores(ranker, asked), ranker, asked, 100) < 1e-5
+    right = model.compared
+    monkeypatch.setattr(model, "compared", lambda batch, k: fault(batch, right(batch, k)))
+    with pytest.raises(UserError, match="parity probe"):
+        probe.check_parity(probe.slow_scores(ranker, asked), ranker, asked, 100)
+
+
+@pytest.mark.parametrize("head", ["retrieve", "rank"])
+def test_item_vectors_that_went_stale_are_caught(tiny: Tiny, head: str) -> None:
+    ranker, asked = asked_of_items(tiny, head, 1)
+    slow = probe.slow_scores(ranker, asked)
+    frozen = ranker.frozen
+    ranker.frozen = frozen._replace(vectors=frozen.vectors.roll(1, 0))
+    with pytest.raises(UserError, match="parity probe"):
+        probe.check_parity(slow, ranker, asked, 100)
 
 
 def test_weights_that_are_not_finite_are_caught(tiny: Tiny) -> None:

@@ -87,10 +87,22 @@ def test_an_item_without_an_id_is_refused() -> None:
         tokenise_catalogue(pa.table({"item_id": [1, None], "title": ["Big", "Up"]}), "item_id", Prompt(), tokenizer())
 
 
-def test_item_tokens_are_numbered_behind_the_vocabulary() -> None:
-    single = tokenise_catalogue(ITEMS, "item_id", Prompt(), tokenizer()).as_item_tokens(262)
-    assert [single.event[i].tolist() for i in range(3)] == [[262], [263], [264]]
-    assert single.candidate is single.event
+@pytest.mark.parametrize(
+    ("per_item", "wanted"), [(1, [[262], [263], [264]]), (3, [[262, 263, 264], [265, 266, 267], [268, 269, 270]])]
+)
+def test_item_tokens_are_numbered_behind_the_vocabulary(per_item: int, wanted: list[list[int]]) -> None:
+    made = tokenise_catalogue(ITEMS, "item_id", Prompt(), tokenizer())
+    single = made.as_item_tokens(262, per_item)
+    assert [single.event[i].tolist() for i in range(3)] == wanted
+    assert single.event.values.dtype == np.int32
+    assert single.candidate is single.event and single.ids is made.ids
+
+
+def test_more_items_than_token_ids_are_refused() -> None:
+    catalogue = tokenise_catalogue(ITEMS, "item_id", Prompt(), tokenizer())
+    room = (2**31 - 1 - 262) // 3
+    with pytest.raises(UserError, match=r"3 items of 715827796 vectors .*split the catalogue"):
+        catalogue.as_item_tokens(262, room + 1)
 
 
 def test_prefixes_start_with_bos_and_the_users_own_text() -> None:

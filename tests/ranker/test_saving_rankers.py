@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import KINDS, Plain, assert_scores, make_catalogue, make_ranker, shake_items
+from tiny_models import (
+    KINDS,
+    Plain,
+    assert_scores,
+    make_catalogue,
+    make_features,
+    make_ranker,
+    naive_item_vectors,
+    only,
+    shake_items,
+)
 
 from llmrec.config import Model, Prompt
 from llmrec.errors import UserError
@@ -23,7 +33,8 @@ PREFIX = np.asarray([0, 70], np.int32)
 
 
 def score(ranker: Ranker, catalogue: Catalogue) -> torch.Tensor:
-    bound = ranker.bind(catalogue)
+    features = None if ranker.card.items == "text" else make_features(catalogue.ids.to_pylist())
+    bound = ranker.bind(catalogue, features)
     n = len(catalogue.ids)
     made = [scoring_request(PREFIX, bound, np.asarray([1, 0, 2]), np.arange(n))]
     return score_requests(ranker, made, 1000)[0]
@@ -36,13 +47,23 @@ def loaded(ranker: Ranker, directory: Path) -> Ranker:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("items", "head"), [("text", "linear"), ("text", "yes_no"), ("token", "dot"), ("token", "linear")]
+    ("items", "head", "per_item"),
+    [
+        ("text", "linear", 1),
+        ("text", "yes_no", 1),
+        ("token", "retrieve", 1),
+        ("token", "retrieve", 2),
+        ("token", "rank", 1),
+        ("token", "rank", 2),
+    ],
 )
-def test_a_saved_ranker_gives_the_same_scores(tiny: Tiny, tmp_path: Path, kind: str, items: str, head: str) -> None:
-    ranker = make_ranker(tiny(kind), items, head)
+def test_a_saved_ranker_gives_the_same_scores(
+    tiny: Tiny, tmp_path: Path, kind: str, items: str, head: str, per_item: int
+) -> None:
+    ranker = make_ranker(tiny(kind), items, head, per_item=per_item)
     catalogue = make_catalogue(TEXTS)
     if items == "token":
-        ranker.bind(catalogue)
+        ranker.bind(catalogue, make_features(range(len(TEXTS))))
         shake_items(ranker)
     before = score(ranker, catalogue)
     assert len(set(before.tolist())) == len(TEXTS)
@@ -73,34 +94,59 @@ def test_a_ranker_of_fewer_layers_is_the_model_cut_off_there(tiny: Tiny, tmp_pat
 
 
 def test_what_was_learned_of_an_item_is_found_by_its_id(tiny: Tiny, tmp_path: Path) -> None:
-    ranker = make_ranker(tiny("llama"), "token", "dot")
-    ranker.bind(make_catalogue(TEXTS, [10, 20, 30, 40, 50]))
+    ranker = make_ranker(tiny("llama"), "token", "retrieve")
+    ids = [10, 20, 30, 40, 50]
+    ranker.bind(make_catalogue(TEXTS, ids), make_features(ids))
     shake_items(ranker)
     vectors, bias = (t.detach() for t in ranker.items())
     again = loaded(ranker, tmp_path)
-    again.bind(make_catalogue([TEXTS[0], [60, 61], TEXTS[4]], [10, 35, 50]))
+    again.bind(make_catalogue([TEXTS[0], [60, 61], TEXTS[4]], [10, 35, 50]), make_features([10, 35, 50]))
     found, found_bias = (t.detach() for t in again.items())
-    torch.testing.assert_close(found[[0, 2]], vectors[[0, 4]], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[[0, 2]], vectors[[0, 4]], rtol=1e-5, atol=1e-6)
     assert found_bias.tolist() == pytest.approx([float(bias[0]), float(bias.mean()), float(bias[4])])
 
 
-def test_an_item_unknown_to_training_has_its_text_and_a_finite_score(tiny: Tiny, tmp_path: Path) -> None:
-    ranker = make_ranker(tiny("llama"), "token", "dot")
+@pytest.mark.parametrize("head", ["retrieve", "rank"])
+def test_an_item_unknown_to_training_lives_by_its_other_parts(tiny: Tiny, tmp_path: Path, head: str) -> None:
+    """Also one that training had in its catalogue and saw no event of."""
+    ranker = make_ranker(tiny("llama"), "token", head)
     catalogue = make_catalogue(TEXTS)
-    ranker.bind(catalogue)
+    ranker.bind(catalogue, make_features(range(5)), np.asarray([True, True, False, True, True]))
     shake_items(ranker)
     before = score(ranker, catalogue)
     again = loaded(ranker, tmp_path)
-    larger = make_catalogue([*TEXTS, [60, 61], TEXTS[0]])
-    scores = score(again, larger)
-    assert torch.isfinite(scores).all()
+    assert again.items.ids.to_pylist() == [0, 1, 3, 4]
+    scores = score(again, make_catalogue([*TEXTS, [60, 61], TEXTS[0]]))
     assert_scores(scores[: len(TEXTS)], before, rtol=1e-5)
-    words = again.backbone.get_input_embeddings().weight.detach()
-    centre = torch.stack([words[t].mean(0) for t in TEXTS]).mean(0)
-    for row, text in ((5, [60, 61]), (6, TEXTS[0])):
-        alone = words[text].mean(0) - centre
-        wanted = alone / alone.norm() * words.norm(dim=1).mean()
-        torch.testing.assert_close(again.items.of(torch.tensor([row]))[0].detach(), wanted, rtol=1e-5, atol=1e-5)
+    plain = Plain.load(tiny("llama"))
+    with torch.no_grad():
+        items = naive_item_vectors(again.items, make_features(range(7)))
+        plain = Plain(plain.model, plain.vocabulary, items)
+        trunk = [*PREFIX.tolist(), 262 + 1, 262, 262 + 2]
+        retrieve = again.head.retrieve if head == "rank" else again.head
+        for row in (2, 5, 6):
+            wanted = items.retrieve(retrieve, plain.states(np.asarray(trunk))[-1], row)
+            if head == "rank":
+                wanted = wanted + plain.states(np.asarray([*trunk, 262 + row]))[-1] @ again.head.branch.weight
+            torch.testing.assert_close(scores[row], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_ranker_is_not_bound_to_features_of_another_kind(tiny: Tiny, tmp_path: Path) -> None:
+    ranker = make_ranker(tiny("llama"), "token", "rank")
+    catalogue = make_catalogue(TEXTS)
+    ranker.bind(catalogue, make_features(range(5)))
+    again = loaded(ranker, tmp_path)
+    with pytest.raises(UserError, match="items: the part 'image' is not there"):
+        again.bind(catalogue, only(make_features(range(5)), "text", "genres", "year", "price"))
+
+
+def test_binding_again_forgets_the_frozen_vectors(tiny: Tiny) -> None:
+    ranker = make_ranker(tiny("llama"), "token", "retrieve")
+    ranker.bind(make_catalogue(TEXTS), make_features(range(5)))
+    ranker.freeze_items()
+    assert ranker.vectors() is ranker.frozen and len(ranker.frozen.bias) == 5
+    ranker.bind(make_catalogue(TEXTS[:2]), make_features(range(2)))
+    assert ranker.frozen is None and len(ranker.vectors().bias) == 2
 
 
 def test_a_directory_that_is_no_ranker(tiny: Tiny, tmp_path: Path) -> None:
@@ -118,8 +164,9 @@ def test_a_directory_that_is_no_ranker(tiny: Tiny, tmp_path: Path) -> None:
         pytest.param(lambda card: json.dumps([card]), id="no mapping"),
         pytest.param(lambda card: json.dumps({k: v for k, v in card.items() if k != "head"}), id="key missing"),
         pytest.param(lambda card: json.dumps(card | {"head": "cubic"}), id="unknown head"),
+        pytest.param(lambda card: json.dumps(card | {"head": "dot", "format": 1}), id="earlier format"),
         pytest.param(lambda card: json.dumps(card | {"colour": "red"}), id="unknown key"),
-        pytest.param(lambda card: json.dumps(card | {"format": 2}), id="later format"),
+        pytest.param(lambda card: json.dumps(card | {"format": 3}), id="later format"),
     ],
 )
 def test_a_malformed_ranker_json_is_one_line(tiny: Tiny, tmp_path: Path, change: Callable[[dict], str]) -> None:

@@ -5,16 +5,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tiny_models import assert_scores, make_ranker, random_catalogue
+from tiny_models import assert_scores, bind_items, make_ranker
 
 from llmrec.config import Train
 from llmrec.errors import UserError
+from llmrec.ranker.losses import catalogue_softmax
 from llmrec.ranker.model import Ranker, score_requests
 from llmrec.ranker.packing import Request, pack
+from llmrec.ranker.prompts import catalogue_training_request, training_request
 from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
 
 Tiny = Callable[[str], str]
+PREFIX = np.asarray([0, 70], np.int32)
 REQUEST = Request.to_score(np.asarray([0, 40, 41], np.int32), Ragged.of([[65, 66], [67], [68, 69]]))
 
 
@@ -25,7 +28,7 @@ def learning(ranker: Ranker) -> set[str]:
 def moved_by_a_step(ranker: Ranker) -> set[str]:
     before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in ranker.parameters() if p.requires_grad], lr=0.1)
-    ranker(pack([REQUEST])).pow(2).sum().backward()
+    ranker(pack([REQUEST])).items.pow(2).sum().backward()
     optimizer.step()
     return {name for name, p in ranker.named_parameters() if not torch.equal(p, before[name])}
 
@@ -58,12 +61,52 @@ def test_top_n_cannot_exceed_the_layers(tiny: Tiny) -> None:
         prepare_tuning(make_ranker(tiny("llama"), "text", "linear"), Train(tune="top_n", top_n=3))
 
 
-def test_head_moves_the_head_and_the_item_vectors_only(tiny: Tiny) -> None:
-    ranker = make_ranker(tiny("llama"), "token", "dot")
-    ranker.bind(random_catalogue(5, 262))
+@pytest.mark.parametrize(
+    ("head", "of_head"),
+    [
+        ("retrieve", {"head.weight", "head.log_scale"}),
+        ("rank", {"head.retrieve.weight", "head.retrieve.log_scale", "head.branch.weight"}),
+    ],
+)
+def test_head_moves_the_head_and_the_items_only(tiny: Tiny, head: str, of_head: set[str]) -> None:
+    ranker = make_ranker(tiny("llama"), "token", head)
+    bind_items(ranker)
     prepare_tuning(ranker, Train(tune="head"))
-    assert learning(ranker) == {"head.weight", "head.log_scale", "items.learned", "items.bias"}
+    of_items = {f"items.{name}" for name, _ in ranker.items.named_parameters()}
+    assert {
+        "items.own",
+        "items.bias",
+        "items.frozen_parts.text.gate",
+        "items.numbers.gate",
+        "items.norm.weight",
+    } < of_items
+    assert learning(ranker) == of_head | of_items
     assert set(trainable(ranker)) == learning(ranker)
+
+
+@pytest.mark.parametrize("head", ["retrieve", "rank"])
+@pytest.mark.parametrize("tune", ["full", "top_n", "lora", "head"])
+def test_whatever_learns_of_items_is_moved_by_a_step(tiny: Tiny, tune: str, head: str) -> None:
+    ranker = make_ranker(tiny("llama"), "token", head, per_item=2)
+    bound, _ = bind_items(ranker)
+    prepare_tuning(ranker, Train(tune=tune, top_n=1, lora_rank=4, dropout=0.0))
+    before = {name: p.detach().clone() for name, p in ranker.named_parameters()}
+    history, decisions = np.asarray([2, 5, 1, 6]), np.asarray([0, 2, 3])
+    request = (
+        training_request(PREFIX, bound, history, decisions, np.asarray([[0, 3], [4, 5], [0, 2]]))
+        if head == "rank" else catalogue_training_request(PREFIX, bound, history, decisions)
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW([p for p in ranker.parameters() if p.requires_grad], lr=0.01, weight_decay=0.0)
+    # LoRA's second factors start at zero, so that its first ones move from the second step on.
+    for _ in range(2):
+        scores = ranker(pack([request]))
+        loss = catalogue_softmax(scores.catalogue, torch.tensor([[2], [1], [6]]), 1.0)
+        if scores.items is not None:
+            loss = loss + scores.items.pow(2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert {name for name, p in ranker.named_parameters() if not torch.equal(p, before[name])} == learning(ranker)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])

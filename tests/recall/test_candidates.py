@@ -55,3 +55,18 @@ def test_merge_fills_from_the_sources_in_order(lists: list[list[list[int]]], cou
         )
         start = end
     assert start == len(found.scores) == len(found.source)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(st.integers(0, N - 1), max_size=N), max_size=6), st.data())
+def test_take_is_a_choice_of_users(lists: list[list[int]], data: st.DataObject) -> None:
+    rng = np.random.default_rng(0)
+    ends = np.cumsum([0, *map(len, lists)])
+    scores = rng.random(int(ends[-1])).astype(np.float32)
+    origin = rng.integers(0, 3, int(ends[-1])).astype(np.int8)
+    users = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=8)) if lists else []
+    found = Candidates(Ragged.of(lists), scores, origin).take(np.asarray(users, np.int64))
+    assert [found.items[i].tolist() for i in range(len(found.items))] == [lists[u] for u in users]
+    assert found.scores.tolist() == [s for u in users for s in scores[ends[u] : ends[u + 1]].tolist()]
+    assert found.source.tolist() == [s for u in users for s in origin[ends[u] : ends[u + 1]].tolist()]
+    assert (found.items.values.dtype, found.scores.dtype, found.source.dtype) == (np.int32, np.float32, np.int8)
