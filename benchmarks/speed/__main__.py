@@ -16,9 +16,10 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from benchmarks.speed import figures, report, workload
-from benchmarks.speed.command_line import HEADLINE, options
+from benchmarks.speed.command_line import HEADLINE, ITEMS_SHAPE, options
 from benchmarks.speed.comparison import compare
 from benchmarks.speed.curves import curves
+from benchmarks.speed.engines import beside_items, of_text, ranks_items, scores_text
 from benchmarks.speed.processes import processor
 from benchmarks.speed.run import Run, case
 from benchmarks.speed.weights import non_embedding_parameters
@@ -47,7 +48,14 @@ def measure(run: Run) -> dict[str, Any]:
     cost = ModelCost(non_embedding_parameters(run.model), config["num_hidden_layers"], width)
     tokenizer = AutoTokenizer.from_pretrained(run.model)
     rates = [matmul(run, config)]
-    records, versions, not_run = compare(run, tokenizer, after_round=lambda: rates.append(matmul(run, config)))
+
+    def after_round() -> None:
+        rates.append(matmul(run, config))
+
+    texts, items = of_text(run.options.engines), beside_items(run.options.engines)
+    records, versions, not_run = compare(run, tokenizer, run.options.shape, texts, after_round)
+    shapes = [ITEMS_SHAPE] if run.options.items else []
+    of_items, more_versions, more_not_run = compare(run, tokenizer, shapes, items, after_round)
     peaks = {precision: max(rate[precision] for rate in rates) for precision in rates[0]}
     return {
         "setup": {
@@ -60,11 +68,12 @@ def measure(run: Run) -> dict[str, Any]:
             "rounds": run.options.rounds,
             "repeats": run.options.repeats,
             "seconds": run.options.seconds,
-            "versions": versions,
+            "versions": versions | more_versions,
         },
         "matmul_gflops": rates,
-        "results": figures.rows(records, run.options.engines, cost, peaks),
-        "not_run": not_run,
+        "results": figures.rows(records, texts, cost, peaks, ours=scores_text),
+        "items": figures.rows(of_items, items, cost, peaks, ours=ranks_items),
+        "not_run": not_run | more_not_run,
         "curves": curves(run, tokenizer) if run.options.curves else [],
         "training": training(run, tokenizer) if run.options.training else None,
     }

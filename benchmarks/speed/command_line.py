@@ -7,12 +7,13 @@ import os
 from itertools import product
 from pathlib import Path
 
-from benchmarks.speed.engines import ENGINES, chosen
+from benchmarks.speed.engines import ENGINES, chosen, of_text
 from benchmarks.speed.environments import INTERPRETERS
 from benchmarks.speed.processes import ROOT
 from benchmarks.speed.request import Shape
 
 HEADLINE = Shape(160, 12, 100)
+ITEMS_SHAPE = Shape(600, 12, 100)  # the text of 50 films
 GRID = [Shape(*shape) for shape in product((64, 160, 500), (4, 12, 40), (20, 100))]
 
 
@@ -30,6 +31,9 @@ def options(about: str) -> argparse.Namespace:
     add("--shape", type=Shape.parse, action="append", metavar="TRUNKxITEMxCANDIDATES",
         help="instead of --shapes; may be repeated")
     add("--engines", default=families, help="comma-separated families, or single engines such as llmrec-bfloat16")
+    add("--items", action="store_true",
+        help=f"also time items as vectors (llmrec-items) beside the text of the same pairs, {ITEMS_SHAPE}, a history "
+        "of 50 items, in sentence-transformers and llmrec")
     add("--users", type=int, default=4, help="users per shape; slow engines are timed on fewer")
     add("--rounds", type=int, default=1, help="turns of every engine; the fastest counts")
     add("--repeats", type=int, default=3, help="passes in a turn at most; the fastest counts")
@@ -52,6 +56,8 @@ def options(about: str) -> argparse.Namespace:
         found.engines = chosen(found.engines.split(","))
     except ValueError as error:
         parser.error(str(error))
+    if not found.items and not of_text(found.engines):
+        parser.error("these engines are timed with --items only")
     if found.shape is None:
         found.shape = {"headline": [HEADLINE], "grid": GRID, "none": []}[found.shapes]
     return found

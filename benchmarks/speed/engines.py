@@ -29,7 +29,7 @@ class Engine:
         return "-".join(part for part in (self.family, self.variant, self.precision) if part)
 
 
-OURS = "llmrec"
+OURS, ITEMS = "llmrec", "llmrec-items"
 ENGINES = [
     Engine("transformers", "float32", "padded"),
     Engine("transformers", "bfloat16", "padded"),
@@ -46,8 +46,33 @@ ENGINES = [
     Engine(OURS, "float32", "ours", whole=True, variant="dense", options={"attention": "dense"}),
     Engine(OURS, "float32", "ours", whole=True, variant="compiled", options={"compiled": True}),
     Engine(OURS, "bfloat16", "ours", whole=True, variant="compiled", options={"compiled": True}),
+    Engine(ITEMS, "float32", "items", whole=True),
+    Engine(ITEMS, "bfloat16", "items", whole=True),
+    Engine(ITEMS, "float32", "items", whole=True, variant="retrieve", options={"head": "retrieve"}),
+    Engine(ITEMS, "bfloat16", "items", whole=True, variant="retrieve", options={"head": "retrieve"}),
 ]
 REFERENCE = ENGINES[0].name
+
+
+def of_text(engines: Sequence[Engine]) -> list[Engine]:
+    """Those that read items as text."""
+    return [e for e in engines if e.family != ITEMS]
+
+
+def beside_items(engines: Sequence[Engine]) -> list[Engine]:
+    """Those that items as vectors are compared with, and themselves."""
+    plain = [e for e in engines if e.family in ("sentence-transformers", OURS) and not e.variant]
+    return plain + [e for e in engines if e.family == ITEMS]
+
+
+def scores_text(engine: Engine) -> bool:
+    """Whether it is one of ours that the others' times are compared with."""
+    return engine.family == OURS
+
+
+def ranks_items(engine: Engine) -> bool:
+    """The same for items as vectors: to retrieve is less work than to rank, so nothing is compared with that."""
+    return engine.family == ITEMS and "head" not in engine.options
 
 
 def chosen(names: Sequence[str]) -> list[Engine]:

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import linregress, spearmanr
 
-from benchmarks.speed.engines import OURS, REFERENCE, Engine
+from benchmarks.speed.engines import REFERENCE, Engine
 from llmrec.ranker.cost import ModelCost
 
 TOP = 10
 
 
 def rows(
-    records: dict[str, dict[str, dict[str, Any]]], engines: Sequence[Engine], cost: ModelCost, peaks: dict[str, float]
+    records: dict[str, dict[str, dict[str, Any]]],
+    engines: Sequence[Engine],
+    cost: ModelCost,
+    peaks: dict[str, float],
+    ours: Callable[[Engine], bool],
 ) -> list[dict[str, Any]]:
-    """One row per shape and engine. records: by shape and engine; peaks: G operations per second by precision."""
+    """One row per shape and engine.
+
+    records: by shape and engine; peaks: G operations per second by precision; ours: the engines whose fastest is
+    compared with all of its precision.
+    """
     found = []
     for shape, by_engine in records.items():
         done = [engine for engine in engines if engine.name in by_engine]
         reference = by_engine.get(REFERENCE)
-        best = {
-            e.precision: max(o.precision == e.precision and o.family == OURS and _rate(by_engine[o.name]) for o in done)
-            for e in done
-        }
+        best: dict[str, float] = {}
+        for engine in filter(ours, done):
+            best[engine.precision] = max(best.get(engine.precision, 0.0), _rate(by_engine[engine.name]))
         for engine in done:
             record = by_engine[engine.name]
             row: dict[str, Any] = {"shape": shape, "engine": engine.name, "precision": engine.precision}
             row |= {name: value for name, value in record.items() if name not in ("case", "scores")}
             row |= rates(record, cost, peaks.get(engine.precision))
-            row["ours_over_this"] = best[engine.precision] / _rate(record) if best[engine.precision] else None
+            row["ours_over_this"] = best[engine.precision] / _rate(record) if engine.precision in best else None
             row |= agreement(reference["scores"], record["scores"]) if reference else {}
             found.append(row)
     return found

@@ -29,6 +29,13 @@ SPEED: list[Column] = [
     ("passes", lambda r: f"{len(r['passes'])}"),
     ("others", lambda r: f"{r['cpus_of_others']:.1f}"),
 ]
+_speed = dict(SPEED)
+OF_ITEMS: list[Column] = [
+    ("engine", _speed["engine"]),
+    ("pairs/s", _speed["pairs/s"]),
+    ("items as vectors is", _speed["ours is"]),
+    *((heading, _speed[heading]) for heading in ("tokens/s", "MFU", "peak MB", "users", "others")),
+]
 AGREEMENT: list[Column] = [
     ("engine", lambda r: r["engine"]),
     ("top-10 kept", lambda r: f"{r['top10_overlap']:.1%}"),
@@ -81,10 +88,18 @@ def show(console: Console, report: dict[str, Any]) -> None:
         console.print(table(f"trunk {trunk}, item {item} tokens, {candidates} candidates", SPEED, rows))
         if all("spearman" in row for row in rows):
             console.print(table("against transformers in float32, users that both scored", AGREEMENT, rows))
+    for shape in dict.fromkeys(row["shape"] for row in report["items"]):
+        rows = [row for row in report["items"] if row["shape"] == shape]
+        trunk, item, candidates = (int(part) for part in shape.split("x"))
+        title = f"items as vectors beside their text: {trunk // item} items of {item} tokens, {candidates} candidates"
+        console.print(table(title, OF_ITEMS, rows))
     for name, reason in report["not_run"].items():
         console.print(f"{name} not run: {reason}", markup=False)
     if report["results"]:
         console.print("'ours is': pairs/s of the fastest llmrec row of the same precision over this row's.")
+    if report["items"]:
+        console.print("'items as vectors is': pairs/s of the llmrec-items row of the same precision over this row's.")
+    if report["results"] or report["items"]:
         console.print("Rates are per pair; a slow engine is timed on fewer users, each with all candidates.")
         console.print("Others: processors that other processes kept busy meanwhile; near 0 in a fair comparison.")
     for curve in report["curves"]:

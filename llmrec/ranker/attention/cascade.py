@@ -186,14 +186,21 @@ def _branch_attention(
     heads, n, size = query.shape
     kv_heads, p = trunk_key.shape[:2]
     q = query.reshape(kv_heads, heads // kv_heads, n, size)
-    k_own, v_own = (branches.spread(t, 1)[:, None] for t in (key, value))
-    to_own = branches.gather(branches.spread(q, 2) @ k_own.transpose(-1, -2), 2)
-    to_trunk = (q.flatten(1, 2) @ trunk_key.transpose(-1, -2)).view(*q.shape[:3], p)
     lowest = torch.finfo(query.dtype).min
-    to_own = to_own.masked_fill(branches.hidden, lowest)
+    single = branches.shape[1] == 1  # branches of one token, which is all that it sees of its branch
+    to_trunk = (q.flatten(1, 2) @ trunk_key.transpose(-1, -2)).view(*q.shape[:3], p)
+    if single:  # element by element: a matrix product of one row and one column costs more than it computes
+        to_own = (q * key[:, None]).sum(-1, keepdim=True)
+    else:
+        k_own, v_own = (branches.spread(t, 1)[:, None] for t in (key, value))
+        to_own = branches.gather(branches.spread(q, 2) @ k_own.transpose(-1, -2), 2)
+        to_own = to_own.masked_fill(branches.hidden, lowest)
     if branches.hidden_trunk is not None:
         to_trunk = to_trunk.masked_fill(branches.hidden_trunk, lowest)
     weights = drop(torch.cat([to_trunk, to_own], dim=-1).softmax(-1), dropout)
-    from_trunk = weights[..., :p] @ trunk_value[:, None]
-    from_own = branches.gather(branches.spread(weights[..., p:], 2) @ v_own, 2)
+    from_trunk = (weights[..., :p].flatten(1, 2) @ trunk_value).view(*q.shape)
+    if single:
+        from_own = weights[..., p:] * value[:, None]
+    else:
+        from_own = branches.gather(branches.spread(weights[..., p:], 2) @ v_own, 2)
     return (from_trunk + from_own).view(heads, n, size)
