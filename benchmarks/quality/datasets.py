@@ -30,8 +30,8 @@ MIN_EVENTS = 3  # one to score from, one to validate on, one to test on
 @dataclass(frozen=True)
 class Dataset:
     """items: item_id ascending, a row's place is the item's number; all columns that the source has. users: arrow[n]
-    of ids. histories: items per user, oldest first, none twice. digest: changes with any of these. edges: head, relation
-    and tail of a knowledge graph, if the source has one."""
+    of ids. histories: items per user, oldest first, none twice. digest: changes with any of these. edges: head,
+    relation and tail of a knowledge graph, if the source has one."""
 
     name: str
     items: pa.Table

@@ -12,7 +12,7 @@ BASE: Sections = {
     "model": {"layers": 2, "items": "token", "head": "retrieve"},
     "items": {},
     "train": {
-        "epochs": 6, "users_per_step": 64, "decisions_per_user": 50, "learning_rate": 5e-4, "head_learning_rate": 2e-3,
+        "epochs": 6, "users_per_step": 256, "decisions_per_user": 50, "learning_rate": 5e-4, "head_learning_rate": 2e-3,
         "dropout": 0.3, "horizon": 4, "horizon_decay": 0.6, "id_dropout": 0.1, "validate_every": 1000,
     },
 }  # fmt: skip
