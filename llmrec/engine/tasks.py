@@ -49,9 +49,9 @@ def judged(unit: dict[str, Any], job: Job, by: requests.Rules) -> requests.Work:
     candidates = requests.read_candidates(unit["candidates"])
     if job.score.users_share < 1:
         candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
-    histories = buckets.read_parquet(unit["histories"], [USER, ITEMS, TRAIN_LENGTH])
-    if job.score.history == "training":
-        histories = training_part(histories)
+    whole = job.score.history == "known"
+    histories = buckets.read_parquet(unit["histories"], [USER, ITEMS] if whole else [USER, ITEMS, TRAIN_LENGTH])
+    histories = histories if whole else training_part(histories)
     work = requests.build(histories, candidates, by, unit["candidates"])
     strays = np.flatnonzero(buckets.bucket_of(work.users, job.buckets) != unit[BUCKET])
     if len(strays):
