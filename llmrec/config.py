@@ -150,7 +150,7 @@ class Train(Section):
     )
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     head_learning_rate: Annotated[float, Field(gt=0)] = Field(
-        3e-3, description="of the head and of what the items' vectors are made of"
+        3e-3, description="of a head over text, and of what is learned of each item and category"
     )
     warmup_share: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

@@ -147,7 +147,7 @@ def run_worker(settings: dict[str, Any]) -> None:
             news.put_nowait(f"step {progress.step}/{task.steps}  loss {recent:.3f}  {rate:,.0f} tokens/s")
         if progress.step % train.validate_every == 0 or progress.step == task.steps:
             with _whole(model):
-                metric = _validate(ranker, prompts, held, task, dtype, device, world)
+                metric = _validate(ranker, prompts, held, train, dtype, device, world)
             improved = metric is None or metric > progress.best
             progress.best = max(progress.best, metric or 0.0)
             progress.without_gain = 0 if improved else progress.without_gain + 1
@@ -270,14 +270,19 @@ def _step(
 
 
 def _validate(
-    ranker: Ranker, prompts: Prompts, held: HeldOut, task: Task, dtype: torch.dtype, device: torch.device, world: int
+    ranker: Ranker,
+    prompts: Prompts,
+    held: HeldOut,
+    train: config.Train,
+    dtype: torch.dtype,
+    device: torch.device,
+    world: int,
 ) -> float | None:
     """Mean NDCG@10 of the true item over all ranks' users; None if there are none."""
     ranker.freeze_items()
-    train = task.train
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         found = gain(
-            ranker, prompts.catalogue, held, task.prompt.max_history, train.validation_candidates, train.batch_tokens
+            ranker, prompts.catalogue, held, prompts.max_history, train.validation_candidates, train.batch_tokens
         )
     ranker.thaw_items()
     ranker.train()
@@ -335,10 +340,11 @@ def _synchronising(model: Any, last: bool) -> Iterator[None]:
 
 
 def _groups(ranker: Ranker, train: config.Train) -> list[dict[str, Any]]:
-    backbone = [p for p in ranker.backbone.parameters() if p.requires_grad]
-    quick = [*ranker.head.parameters(), *(ranker.items.parameters() if ranker.items is not None else ())]
-    head = {"params": quick, "lr": train.head_learning_rate, "weight_decay": 0.0}
-    return [{"params": backbone}, head] if backbone else [head]
+    quick = list(ranker.head.parameters()) if ranker.items is None else ranker.items.tables()
+    ids = {id(p) for p in quick}
+    slow = [p for p in ranker.parameters() if p.requires_grad and id(p) not in ids]
+    fast = {"params": quick, "lr": train.head_learning_rate, "weight_decay": 0.0}
+    return [{"params": slow}, fast] if slow else [fast]
 
 
 def _resume(model: Any, optimizer: Any, schedule: Any) -> Progress:

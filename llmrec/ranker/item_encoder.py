@@ -50,9 +50,10 @@ class ItemEncoder(nn.Module):
     MixLM (2025) in giving an item few vectors in place of its text.
     """
 
-    def __init__(self, plan: Mapping[str, Any], hidden: int, length: float) -> None:
-        """plan: what `planned` says of the parts; length: of the vectors that the backbone is used to."""
+    def __init__(self, plan: Mapping[str, Any]) -> None:
+        """plan: what `planned` says of the parts."""
         super().__init__()
+        hidden, length = int(plan["hidden"]), float(plan["length"])
         self.plan, self.k, self.hidden = dict(plan), int(plan["per_item"]), hidden
         width = self.k * hidden
         self.frozen_parts = nn.ModuleDict(
@@ -65,8 +66,7 @@ class ItemEncoder(nn.Module):
         self.ids: pa.Array = pa.array([], pa.int64())
         self.own = nn.Parameter(torch.randn(plan["items"], width) * LEARNED_STD) if plan["id"] else None
         self.bias = nn.Parameter(torch.zeros(plan["items"]))
-        self.norm = nn.LayerNorm(hidden)
-        nn.init.constant_(self.norm.weight, length / hidden**0.5)
+        self.norm, self.scale = nn.LayerNorm(hidden), length / hidden**0.5
         self.own_dropout = 0.0  # share of items that a pass in training knows without what is learned of each
         self.features: _Bound | None = None
 
@@ -75,9 +75,9 @@ class ItemEncoder(nn.Module):
         """An untrained encoder, drawn from the global torch generator and bound to these items.
 
         trained: bool[n], the items that training will see an event of; the others are as unknown to it as items that
-        come later.
+        come later. hidden: dimensions of a vector; length: of the vectors that the backbone is used to.
         """
-        encoder = ItemEncoder(planned(features, settings, trained), hidden, length)
+        encoder = ItemEncoder(planned(features, settings, trained) | {"hidden": hidden, "length": length})
         encoder.ids = features.ids.filter(pa.array(trained))
         for name, part in encoder.frozen_parts.items():
             assert isinstance(part, _VectorPart)
@@ -124,9 +124,14 @@ class ItemEncoder(nn.Module):
         bias = torch.where(seen, self.bias[known.clamp(min=0)], self.bias.mean())
         return ItemVectors(total.unflatten(1, (self.k, self.hidden)), bias)
 
+    def tables(self) -> list[nn.Parameter]:
+        """What is learned row by row, of items and categories: a row sees few events, so that it may learn faster."""
+        own = [self.bias] if self.own is None else [self.bias, self.own]
+        return own + list(self.categories.parameters())
+
     def inputs(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors [..., hidden] as the backbone takes them, of about the length of its words."""
-        return self.norm(vectors.float())
+        return self.norm(vectors.float()) * self.scale
 
     def __len__(self) -> int:
         """How many items are bound."""
@@ -150,13 +155,13 @@ class ItemEncoder(nn.Module):
         tensors = {k: v.detach().float().cpu().contiguous() for k, v in self.state_dict().items()}
         save_file(tensors, directory / WEIGHTS_FILE)
         pq.write_table(pa.table({"item_id": self.ids}), directory / IDS_FILE)
-        (directory / PARTS_FILE).write_text(json.dumps(self.plan | {"hidden": self.hidden}, indent=1) + "\n")
+        (directory / PARTS_FILE).write_text(json.dumps(self.plan, indent=1) + "\n")
 
     @staticmethod
     def from_pretrained(directory: Path) -> ItemEncoder:
         """An encoder that is bound to no items yet."""
         plan = json.loads((directory / PARTS_FILE).read_text())
-        encoder = ItemEncoder(plan, plan.pop("hidden"), 1.0)
+        encoder = ItemEncoder(plan)
         encoder.ids = pq.read_table(directory / IDS_FILE)["item_id"].combine_chunks()
         encoder.load_state_dict(load_file(directory / WEIGHTS_FILE))
         return encoder

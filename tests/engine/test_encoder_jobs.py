@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from llmrec.layout import Layout
 from llmrec.ranker.cost import Load
 from llmrec.ranker.examples import Recaller, sample_last
 from llmrec.ranker.model import Ranker
+from llmrec.ranker.objective import loss_of, request_of
 from llmrec.ranker.tuning import prepare_tuning
 from llmrec.tables import buckets
 
@@ -80,22 +82,23 @@ def test_steps_learn_and_what_they_save_scores_by_branches(prepared: config.Conf
     ranker = Ranker.from_base(prepared.model, prepared.prompt, prepared.model.base)
     prompts = load_prompts(ranker, layout)
     prepare_tuning(ranker, train)
-    recaller = Recaller(sparse.csr_matrix(np.ones((ITEMS, ITEMS), np.float32)), 0.9, depth=ITEMS)
+    recaller = Recaller(sparse.csr_matrix(np.ones((ITEMS, ITEMS), np.float32)), 0.9, ITEMS, np.arange(ITEMS))
     table = buckets.read_parquet(layout.histories)
     rows = worker.known_histories(table, prompts.catalogue.ids, training_only=True)
     rng = np.random.default_rng(0)
     examples = [sample_last(rows[i].astype(np.int64), train, EVENTS, recaller, rng) for i in range(USERS)]
-    requests = [worker._request(prompts, i, e, ranker.causal) for i, e in enumerate(examples)]
+    requests = [request_of(e, prompts.prefix(i), prompts.catalogue, ranker) for i, e in enumerate(examples)]
     assert [len(r.branches) for r in requests] == [1 + 3] * USERS
     optimizer = torch.optim.AdamW([p for p in ranker.parameters() if p.requires_grad], lr=0.01)
-    losses, step = [], (ranker.causal, requests, examples, USERS, train.batch_tokens, torch.float32, CPU, 1)
+    objective = partial(loss_of, train=train, choices=None, decisions=USERS, lessons=1)
+    losses, step = [], (ranker.causal, requests, examples, objective, train.batch_tokens, torch.float32, CPU, 1)
     for _ in range(20):
         losses.append(worker._step(ranker.eval(), *step))
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.5 * losses[0]
-    asked = worker.validation_requests(table, prompts, recaller, train, rank=0, world=1)
-    metric = worker._validate(ranker, asked, train.batch_tokens, torch.float32, CPU, 1)
+    held = worker.held_out(table, prompts, recaller, train, everywhere=False, rank=0, world=1)
+    metric = worker._validate(ranker, prompts, held, train, torch.float32, CPU, 1)
     # A checkpoint holds it, and is read back with nothing in it but plain types and tensors.
     assert type(metric) is float and 0 < metric < 1
 

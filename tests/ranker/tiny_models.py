@@ -298,7 +298,7 @@ def naive_item_vectors(encoder: ItemEncoder, features: ItemFeatures) -> NaiveIte
                 values.append(0.0 if math.isnan(value) else max(-10.0, min(10.0, usual)))
             total = total + part.gate * network(part.layers, torch.tensor([*values, *flags]))
         vectors.append([total[j * HIDDEN : (j + 1) * HIDDEN] for j in range(encoder.k)])
-        inputs.append([layer_norm(v, encoder.norm) for v in vectors[-1]])
+        inputs.append([layer_norm(v, encoder.norm) * encoder.scale for v in vectors[-1]])
         bias.append(encoder.bias[learned[one]] if one in learned else sum(encoder.bias) / len(encoder.bias))
     return NaiveItems(
         torch.stack([torch.stack(v) for v in vectors]), torch.stack([torch.stack(v) for v in inputs]), torch.stack(bias)
