@@ -55,7 +55,10 @@ def by_transformers(model: str, request: UserRequest) -> tuple[np.ndarray, np.nd
     vectors, bias = ranker.frozen.vectors[:, 0], ranker.frozen.bias
 
     def states(tokens: np.ndarray) -> torch.Tensor:
-        read = [words[t] if t < len(words) else ranker.items.norm(vectors[t - len(words)]) for t in tokens]
+        read = [
+            words[t] if t < len(words) else ranker.items.norm(vectors[t - len(words)]) * ranker.items.scale
+            for t in tokens
+        ]
         return plain(inputs_embeds=torch.stack(read)[None], use_cache=False).last_hidden_state[0, -1]
 
     retrieved, corrections = [], []

@@ -245,7 +245,7 @@ def test_inputs_are_a_layer_norm_of_any_shape() -> None:
     encoder = made(make_features(range(3)))
     torch.manual_seed(3)
     v = torch.randn(2, 3, HIDDEN)
-    wanted = torch.stack([torch.stack([layer_norm(one, encoder.norm) for one in row]) for row in v])
+    wanted = torch.stack([torch.stack([layer_norm(one, encoder.norm) * encoder.scale for one in row]) for row in v])
     torch.testing.assert_close(encoder.inputs(v), wanted, rtol=1e-5, atol=1e-5)
 
 
