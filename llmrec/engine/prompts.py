@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from llmrec import assets, storage
 from llmrec.config import Items, Prompt
 from llmrec.errors import UserError
 from llmrec.layout import Layout
+from llmrec.ranker.card import RANKER_FILE, read_card
+from llmrec.ranker.item_encoder import ItemEncoder
 from llmrec.ranker.item_features import ItemFeatures, check_columns, columns_of, read_features
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.prompts import Catalogue, tokenise_catalogue, trunk_opening, trunk_openings
@@ -58,6 +61,19 @@ def bind(prompts: Prompts, ranker: Ranker, layout: Layout, trained: np.ndarray |
     features = None if ranker.card.items == "text" else load_features(ranker.card.parts, prompts.catalogue.ids, layout)
     catalogue = ranker.bind(prompts.catalogue, features, trained)
     return replace(prompts, catalogue=catalogue, positions=ranker.positions)
+
+
+def check_items(directory: str | Path, layout: Layout) -> None:
+    """Can a saved ranker of items as vectors be bound to the catalogue?
+
+    Asked before actors are made, since of what fails in their making Ray gives a text only.
+
+    Raises:
+        UserError: what is known of the items is not what the ranker was trained with.
+    """
+    if (Path(directory) / RANKER_FILE).exists() and (card := read_card(directory)).items == "token":
+        features = load_features(card.parts, buckets.catalogue_ids(layout.items), layout)
+        ItemEncoder.from_pretrained(Path(directory)).bind(features)
 
 
 def load_features(parts: Items, ids: pa.Array, layout: Layout) -> ItemFeatures:

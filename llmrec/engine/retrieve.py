@@ -12,7 +12,7 @@ import torch
 from llmrec import assets, config, storage
 from llmrec.engine.counts import known_histories
 from llmrec.engine.item_vectors import freeze
-from llmrec.engine.prompts import bind, opening_tokens, tokenise_items
+from llmrec.engine.prompts import bind, check_items, opening_tokens, tokenise_items
 from llmrec.engine.units import reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
@@ -45,9 +45,11 @@ def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable
         raise UserError(
             f"recall.retrieve needs a trained ranker, and {layout.ranker} has none; run jobs/train.py first"
         )
-    card = read_card(_directory(model))
+    directory = _directory(model)
+    card = read_card(directory)
     if card.items != "token":
         raise UserError(f"{model}: reads items as text and has no retrieve head; set recall.retrieve.top = 0")
+    check_items(directory, layout)
     known = buckets.bucket_files(layout.users) if card.prompt.user and storage.exists(layout.users) else {}
     histories = buckets.bucket_files(layout.histories)
     units = [{BUCKET: b, "uri": uri, "users": known.get(b, "")} for b, uri in histories.items()]

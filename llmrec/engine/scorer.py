@@ -13,7 +13,7 @@ import torch
 
 from llmrec import assets, storage
 from llmrec.engine.item_vectors import freeze
-from llmrec.engine.prompts import Prompts, bind, opening_tokens, tokenise_items
+from llmrec.engine.prompts import Prompts, bind, check_items, opening_tokens, tokenise_items
 from llmrec.engine.run import Job
 from llmrec.engine.tensor_parallel import Team
 from llmrec.engine.watch import Beating
@@ -92,7 +92,9 @@ class ModelScorer:
 
     @staticmethod
     def shared(job: Job) -> Prompts:
-        return tokenise_items(load_tokenizer(_model_directory(job)), job.prompt, job.layout)
+        directory = _model_directory(job)
+        check_items(directory, job.layout)
+        return tokenise_items(load_tokenizer(directory), job.prompt, job.layout)
 
     def __init__(self, job: Job, beating: Beating, shared: Prompts) -> None:
         self.job, self.beating = job, beating
