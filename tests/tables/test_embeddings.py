@@ -154,7 +154,7 @@ def test_a_shard_that_is_missing_or_another_is_named(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     write(str(tmp_path / "table"), IDS[0])
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match="the cache of embeddings cannot be written"):
+    with pytest.raises(UserError, match="this cache cannot be written"):
         open_embeddings(str(tmp_path / "table"), tmp_path / "cache")
 
 

@@ -69,11 +69,11 @@ def test_an_items_text_counts_and_its_row_does_not() -> None:
 
 
 def test_an_items_vector_counts_instead_of_its_token() -> None:
-    vectors = np.eye(4, dtype=np.float32)
-    before = of(work(), vectors=vectors)
-    assert of(work(), Ragged.of([[100], [101], [102], [103]]), vectors=vectors) == before
+    vectors, bias = np.eye(4, dtype=np.float32), np.zeros(4, np.float32)
+    before = of(work(), vectors=[vectors, bias])
+    assert of(work(), Ragged.of([[100], [101], [102], [103]]), vectors=[vectors, bias]) == before
     vectors[0, 1] = 1e-7
-    assert [a != b for a, b in zip(of(work(), vectors=vectors), before, strict=True)] == [False, True]
+    assert [a != b for a, b in zip(of(work(), vectors=[vectors, bias]), before, strict=True)] == [False, True]
 
 
 def test_unchanged_is_by_user() -> None:
