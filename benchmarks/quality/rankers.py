@@ -14,6 +14,7 @@ BASE: Sections = {
     "train": {
         "epochs": 6, "users_per_step": 256, "decisions_per_user": 50, "learning_rate": 5e-4, "head_learning_rate": 2e-3,
         "dropout": 0.3, "horizon": 4, "horizon_decay": 0.6, "id_dropout": 0.1, "validate_every": 1000,
+        "warmup_share": 0.05,
     },
 }  # fmt: skip
 
@@ -22,12 +23,12 @@ OF_DATASET: Mapping[str, Sections] = {
     "ml-100k": {
         "prompt": {"item": "{title} ({year}) {genres}", "max_history": 200},
         "items": {"categories": ["genres"], "separator": ", "},
-        "train": {"users_per_step": 16, "decisions_per_user": 200, "horizon": 10, "horizon_decay": 0.8, "epochs": 12},
+        "train": {"users_per_step": 16, "decisions_per_user": 200, "horizon": 10, "horizon_decay": 0.8, "epochs": 8},
     },
     "ml-latest-small-5core": {
         "prompt": {"item": "{title} ({release_year}) {category}", "max_history": 200},
         "items": {"categories": ["category"]},
-        "train": {"users_per_step": 16, "decisions_per_user": 200, "horizon": 10, "horizon_decay": 0.8, "epochs": 12},
+        "train": {"users_per_step": 16, "decisions_per_user": 200, "horizon": 10, "horizon_decay": 0.8, "epochs": 8},
     },
     "amazon-beauty": {"items": {"categories": ["attribute_ids"]}},
     "coco-courses": {
