@@ -27,7 +27,6 @@ from llmrec.ranker import precision
 from llmrec.ranker.card import model_version
 from llmrec.ranker.heads import RankHead
 from llmrec.ranker.model import Ranker, score_requests
-from llmrec.ranker.prompts import scoring_request
 from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.retrieval import retrieve_head, user_vectors
 from llmrec.schema import ITEM, TIMESTAMP, TITLE, USER
@@ -99,8 +98,7 @@ def _scorer(layout: Layout, asked: Split, threads: int) -> protocol.Scorer:
     """float32[m, n_items] of histories: by the retrieve head, or with the rank head its best ones in new order."""
     torch.set_num_threads(threads)
     ranker = Ranker.from_pretrained(layout.ranker)
-    prompt = ranker.card.prompt
-    prompts = bind(tokenise_items(ranker.tokenizer, prompt, layout), ranker, layout)
+    prompts = bind(tokenise_items(ranker.tokenizer, ranker.card.prompt, layout), ranker, layout)
     freeze(ranker, model_version(layout.ranker), layout)
     ranker.only_score(precision.choose("auto", torch.device("cpu")))
     head, items = retrieve_head(ranker), ranker.frozen
@@ -110,12 +108,9 @@ def _scorer(layout: Layout, asked: Split, threads: int) -> protocol.Scorer:
     def requests(histories: Ragged, candidates: np.ndarray | None = None) -> list[Any]:
         none = np.empty(0, np.int64)
         return [
-            scoring_request(
-                prompts.plain, prompts.catalogue, histories[i][-prompt.max_history :].astype(np.int64),
-                none if candidates is None else candidates[i],
-            )
+            prompts.request(prompts.plain, histories[i], none if candidates is None else candidates[i])
             for i in range(len(histories))
-        ]  # fmt: skip
+        ]
 
     def score(histories: Ragged) -> np.ndarray:
         with torch.inference_mode():

@@ -19,7 +19,15 @@ from llmrec.ranker.card import RANKER_FILE, read_card
 from llmrec.ranker.item_encoder import ItemEncoder
 from llmrec.ranker.item_features import ItemFeatures, check_columns, columns_of, read_features
 from llmrec.ranker.model import Ranker
-from llmrec.ranker.prompts import Catalogue, tokenise_catalogue, trunk_opening, trunk_openings
+from llmrec.ranker.packing import Request
+from llmrec.ranker.prompts import (
+    Catalogue,
+    fitting,
+    scoring_request,
+    tokenise_catalogue,
+    trunk_opening,
+    trunk_openings,
+)
 from llmrec.ranker.templates import fill
 from llmrec.schema import ITEM, USER
 from llmrec.tables import buckets
@@ -39,6 +47,16 @@ class Prompts:
     max_history: int
     positions: int | None = None
     of_user: Mapping[Any, np.ndarray] = field(default_factory=dict)
+
+    def request(self, opening: np.ndarray, history: np.ndarray, candidates: np.ndarray) -> Request:
+        """A user to score: the tokens that open his trunk, his history (oldest first, cut to its newest events) and his
+        candidates, both int[any] catalogue rows.
+
+        Raises:
+            UserError: that takes more positions than the model has.
+        """
+        newest = history[-self.max_history :].astype(np.int64)
+        return fitting(scoring_request(opening, self.catalogue, newest, candidates.astype(np.int64)), self.positions)
 
     def prefix(self, user: Any) -> np.ndarray:
         return self.of_user.get(user, self.plain)

@@ -19,8 +19,6 @@ from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
 from llmrec.ranker.card import model_version, read_card
 from llmrec.ranker.model import Ranker
-from llmrec.ranker.packing import Request
-from llmrec.ranker.prompts import fitting, scoring_request
 from llmrec.ranker.ragged import Ragged, offsets_of
 from llmrec.ranker.retrieval import nearest, retrieve_head, user_vectors
 from llmrec.recall.candidates import Candidates
@@ -29,6 +27,7 @@ from llmrec.tables import buckets, recalled
 from llmrec.tables.users import openings
 
 RETRIEVE = "retrieve"
+NO_ROWS = np.empty(0, np.int64)
 
 
 def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable[[str], None]) -> None:
@@ -92,7 +91,7 @@ class _Retriever:
         users = table[USER].combine_chunks()
         texts = openings(users, unit["users"], prompt) if unit["users"] else None
         opened = opening_tokens(texts, len(users), self.prompts.plain, prompt, self.ranker.tokenizer)
-        requests = [self._request(opening, histories[i]) for i, opening in enumerate(opened)]
+        requests = [self.prompts.request(opening, histories[i], NO_ROWS) for i, opening in enumerate(opened)]
         vectors = user_vectors(self.ranker, requests, self.settings.retrieve.batch_tokens)
         items = self.ranker.frozen
         assert items is not None
@@ -104,11 +103,6 @@ class _Retriever:
         written = recalled.table(table[USER], [found], [RETRIEVE], ids)
         buckets.write_parquet(written, buckets.bucket_file(self.layout.candidates(RETRIEVE), unit[BUCKET]))
         return pa.table({"users": [len(users)]})
-
-    def _request(self, opening: np.ndarray, history: np.ndarray) -> Request:
-        newest = history[-self.prompts.max_history :].astype(np.int64)
-        request = scoring_request(opening, self.prompts.catalogue, newest, newest[:0])
-        return fitting(request, self.prompts.positions)
 
 
 def _directory(model: str) -> Path:

@@ -23,7 +23,6 @@ from llmrec.ranker.health import Probe
 from llmrec.ranker.model import Ranker, batches, layers_of, load_tokenizer, score_requests
 from llmrec.ranker.packing import Request
 from llmrec.ranker.probe import check_labels, check_parity, slow_scores, top_kept
-from llmrec.ranker.prompts import fitting, scoring_request
 from llmrec.tables import fingerprints, requests
 
 PEAK_ROWS, PEAK_SECONDS = 2048, 0.3
@@ -161,12 +160,10 @@ class ModelScorer:
 
     def _requests(self, work: requests.Work, users: Sequence[int]) -> list[Request]:
         openings = self._openings(work, users)
-        return [self._request(work, user, opening) for user, opening in zip(users, openings, strict=True)]
-
-    def _request(self, work: requests.Work, user: int, opening: np.ndarray) -> Request:
-        candidates = work.candidates[user].astype(np.int64)
-        request = scoring_request(opening, self.prompts.catalogue, self._history(work, user), candidates)
-        return fitting(request, self.prompts.positions)
+        return [
+            self.prompts.request(opening, work.histories[user], work.candidates[user])
+            for user, opening in zip(users, openings, strict=True)
+        ]
 
 
 def _untouched(job: Job) -> bool:

@@ -58,7 +58,7 @@ def loss_of(
     scores: of the entries' requests, in their order. choices: bool[n_items], what may be an answer. decisions, lessons:
     what to divide by, the numbers of the whole step.
     """
-    parts = [torch.zeros(())]
+    parts = []
     if scores.catalogue is not None:
         rows = scores.catalogue.float().split([_decisions(entry) for entry in entries])
         asked = [(found, entry) for found, entry in zip(rows, entries, strict=True) if isinstance(entry, Example)]
@@ -77,7 +77,7 @@ def loss_of(
             own = found if scores.items is not None else found[0, torch.from_numpy(entry.items).to(found.device)]
             wanted = torch.from_numpy(entry.scores).to(own.device)
             parts.append(train.teacher_weight * distillation(own, wanted, train.teacher_temperature) / lessons)
-    return torch.stack([part.to(parts[-1].device) for part in parts]).sum()
+    return torch.stack(parts).sum()
 
 
 def _decisions(entry: Entry) -> int:
