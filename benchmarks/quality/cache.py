@@ -22,10 +22,11 @@ class OutOfTimeError(Exception):
 
 @dataclass(frozen=True)
 class Measured:
-    """ranks: float32[m]; seconds: to fit and to rank."""
+    """ranks: float32[m]; seconds: to fit and to rank; fitting: to fit."""
 
     ranks: np.ndarray
     seconds: float
+    fitting: float
 
 
 def file_of(directory: Path, dataset: Dataset, method: Method, split: str, seed: int) -> Path:
@@ -52,11 +53,12 @@ def measured(directory: Path, deadline: float, dataset: Dataset, method: Method,
         before = time.monotonic()
         if before > deadline:
             raise OutOfTimeError
-        ranks = method.ranks(dataset, split, seed)
+        ranks, fitting = method.ranked(dataset, split, seed)
         text = json.dumps(about(dataset, method, split, seed))
-        save(file, ranks=ranks.astype(np.float32), seconds=time.monotonic() - before, about=text)
+        seconds = time.monotonic() - before
+        save(file, ranks=ranks.astype(np.float32), seconds=seconds, fitting=fitting, about=text)
     with np.load(file) as kept:
-        return Measured(kept["ranks"], float(kept["seconds"]))
+        return Measured(kept["ranks"], float(kept["seconds"]), float(kept["fitting"]))
 
 
 def save(file: Path, **arrays: Any) -> None:

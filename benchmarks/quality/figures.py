@@ -22,6 +22,7 @@ def row(method: Method, seeds: Sequence[int], found: Sequence[Measured], segment
     return {
         "method": method.name, "settings": dict(method.settings), "seeds": list(seeds),
         "seconds": float(np.mean([measured.seconds for measured in found])),
+        "fitting": float(np.mean([measured.fitting for measured in found])),
         **{name: float(np.mean(values)) for name, values in means.items()},
         "std": {name: float(np.std(values, ddof=1)) if len(values) > 1 else None for name, values in means.items()},
         "segments": {

@@ -14,8 +14,11 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from benchmarks.quality import protocol
+from benchmarks.quality import protocol, settings
+from benchmarks.quality.baselines import item_item
 from benchmarks.quality.datasets import Dataset
+from benchmarks.quality.methods import Ranked
+from benchmarks.quality.protocol import Scorer
 from benchmarks.quality.splits import Split, split
 from llmrec import config
 from llmrec.engine import stages
@@ -25,7 +28,7 @@ from llmrec.engine.session import connected
 from llmrec.layout import Layout
 from llmrec.ranker import precision
 from llmrec.ranker.card import model_version
-from llmrec.ranker.heads import RankHead
+from llmrec.ranker.heads import RetrieveHead
 from llmrec.ranker.model import Ranker, score_requests
 from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.retrieval import retrieve_head, user_vectors
@@ -39,8 +42,8 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A ranker of items as vectors. settings: sections of a configuration, see llmrec.config; work: a directory for
-    tables and checkpoints, where a training that was cut off goes on."""
+    """A ranker of llmrec. settings: sections of a configuration, see llmrec.config; work: a directory for tables and
+    checkpoints, where a training that was cut off goes on."""
 
     name: str
     settings: Mapping[str, Any]
@@ -49,26 +52,28 @@ class LanguageModel:
     say: Callable[[str], None]
     seeded: bool = True
 
-    def ranks(self, dataset: Dataset, split_name: str, seed: int) -> np.ndarray:
-        """Fitted on all training events of the split for the settings' epochs; nothing is validated meanwhile."""
+    def ranked(self, dataset: Dataset, split_name: str, seed: int) -> Ranked:
+        """Fitted on all training events of the split for the settings' epochs; nothing is validated meanwhile. Its
+        seconds are those of the train stage."""
         asked = split(dataset, split_name)
         key = json.dumps([dataset.digest, self.settings, split_name, seed], sort_keys=True)
         root = self.work / dataset.name / f"{self.name}-{split_name}-{xxhash.xxh3_64_hexdigest(key.encode())}"
-        settings = self._configuration(dataset, asked, root, seed)
+        made = self._configuration(dataset, asked, root, seed)
         shared = self.work / dataset.name / "embeddings"
-        layout = Layout.of(settings)
-        with connected(settings.cluster, settings.root):
-            stages.run("prepare", settings, self.say, reuse=True)
+        layout = Layout.of(made)
+        with connected(made.cluster, made.root):
+            stages.run("prepare", made, self.say, reuse=True)
             if shared.is_dir() and not Path(layout.embeddings).is_dir():
                 shutil.copytree(shared, layout.embeddings)  # embed looks what of it still holds
-            stages.run("embed", settings, self.say, reuse=True)
-            stages.run("train", settings, self.say, reuse=True)
+            if made.model.items == "token":
+                stages.run("embed", made, self.say, reuse=True)
+            fitting = stages.run("train", made, self.say, reuse=True)["seconds"]
         if Path(layout.embeddings).is_dir():
             shutil.rmtree(shared, ignore_errors=True)
             shutil.copytree(layout.embeddings, shared)
-        found = protocol.target_ranks(_scorer(layout, asked, self.threads), asked)
+        found = protocol.target_ranks(_scorer(layout, dataset.name, asked, self.threads), asked)
         shutil.rmtree(root)
-        return found
+        return Ranked(found, fitting)
 
     def _configuration(self, dataset: Dataset, asked: Split, root: Path, seed: int) -> config.Config:
         raw = root / "raw"
@@ -94,16 +99,17 @@ class LanguageModel:
         return config.build({"root": str(root), **values})
 
 
-def _scorer(layout: Layout, asked: Split, threads: int) -> protocol.Scorer:
-    """float32[m, n_items] of histories: by the retrieve head, or with the rank head its best ones in new order."""
+def _scorer(layout: Layout, dataset: str, asked: Split, threads: int) -> Scorer:
+    """float32[m, n_items] of histories: by the retrieve head. A rank head puts its best ones in new order, a ranker of
+    texts those of item-item neighbours."""
     torch.set_num_threads(threads)
     ranker = Ranker.from_pretrained(layout.ranker)
     prompts = bind(tokenise_items(ranker.tokenizer, ranker.card.prompt, layout), ranker, layout)
-    freeze(ranker, model_version(layout.ranker), layout)
+    assert len(prompts.catalogue.ids) == len(asked.candidates)
+    head = retrieve_head(ranker)
+    if head is not None:
+        freeze(ranker, model_version(layout.ranker), layout)
     ranker.only_score(precision.choose("auto", torch.device("cpu")))
-    head, items = retrieve_head(ranker), ranker.frozen
-    assert head is not None and items is not None and len(prompts.catalogue.ids) == len(asked.candidates)
-    directions = items.direction()
 
     def requests(histories: Ragged, candidates: np.ndarray | None = None) -> list[Any]:
         none = np.empty(0, np.int64)
@@ -112,12 +118,14 @@ def _scorer(layout: Layout, asked: Split, threads: int) -> protocol.Scorer:
             for i in range(len(histories))
         ]
 
-    def score(histories: Ragged) -> np.ndarray:
+    def retrieved(histories: Ragged) -> np.ndarray:
+        assert ranker.frozen is not None
         with torch.inference_mode():
             users = user_vectors(ranker, requests(histories), BATCH_TOKENS)
-            scores = (users @ directions.T + items.bias).numpy()
-        if not isinstance(ranker.head, RankHead):
-            return scores
+            return (users @ ranker.frozen.direction().T + ranker.frozen.bias).numpy()
+
+    def reranked(histories: Ragged) -> np.ndarray:
+        scores = first(histories)
         open_ = np.where(asked.candidates, scores, -np.inf)
         open_[np.repeat(np.arange(len(histories)), histories.lengths), histories.values] = -np.inf
         best = np.argpartition(-open_, RERANKED, axis=1)[:, :RERANKED]
@@ -126,4 +134,8 @@ def _scorer(layout: Layout, asked: Split, threads: int) -> protocol.Scorer:
         np.put_along_axis(scores, best, anew + above, axis=1)
         return scores
 
-    return score
+    if isinstance(ranker.head, RetrieveHead):
+        return retrieved
+    chosen = settings.of(dataset, "item-item")
+    first = retrieved if head is not None else item_item.fit(asked.training, len(asked.candidates), chosen, 0)
+    return reranked

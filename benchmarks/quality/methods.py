@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,6 +25,14 @@ MODULES = {
 RANDOM = ("ials", "sasrec")
 
 
+class Ranked(NamedTuple):
+    """ranks: float32[m]: the rank, from 1, of the target of each user of a split among its candidates, what he has seen
+    left out. fitting: seconds that fitting took."""
+
+    ranks: np.ndarray
+    fitting: float
+
+
 class Method(Protocol):
     """Anything that ranks. settings: all that its ranks depend on beside the data set, the split and the seed, as JSON
     can hold it: the key under which they are kept. seeded: whether the seed matters."""
@@ -37,9 +46,8 @@ class Method(Protocol):
     @property
     def seeded(self) -> bool: ...
 
-    def ranks(self, dataset: Dataset, split: str, seed: int) -> np.ndarray:
-        """float32[m]: the rank, from 1, of the target of each user of `splits.split(dataset, split)` among its
-        candidates, what he has seen left out."""
+    def ranked(self, dataset: Dataset, split: str, seed: int) -> Ranked:
+        """Fitted on the training events of `splits.split(dataset, split)`, then asked about its users."""
         ...
 
 
@@ -55,8 +63,8 @@ class Baseline:
     def scorer(self, histories: Ragged, n_items: int, seed: int) -> Scorer:
         return self.fit(histories, n_items, self.settings, seed)
 
-    def ranks(self, dataset: Dataset, split: str, seed: int) -> np.ndarray:
-        return _ranks(self, dataset, split, seed)
+    def ranked(self, dataset: Dataset, split: str, seed: int) -> Ranked:
+        return _ranked(self, dataset, split, seed)
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,8 @@ class Fusion:
     def scorer(self, histories: Ragged, n_items: int, seed: int) -> Scorer:
         return fusion.fused([member.scorer(histories, n_items, seed) for member in self.members])
 
-    def ranks(self, dataset: Dataset, split: str, seed: int) -> np.ndarray:
-        return _ranks(self, dataset, split, seed)
+    def ranked(self, dataset: Dataset, split: str, seed: int) -> Ranked:
+        return _ranked(self, dataset, split, seed)
 
 
 def baseline(name: str, settings: Mapping[str, Any], titles: tuple[np.ndarray, str] | None = None) -> Baseline:
@@ -94,7 +102,8 @@ def baseline(name: str, settings: Mapping[str, Any], titles: tuple[np.ndarray, s
     return Baseline(name, fit, of, name in RANDOM)
 
 
-def _ranks(method: Baseline | Fusion, dataset: Dataset, name: str, seed: int) -> np.ndarray:
-    asked = split(dataset, name)
+def _ranked(method: Baseline | Fusion, dataset: Dataset, name: str, seed: int) -> Ranked:
+    asked, started = split(dataset, name), time.monotonic()
     scorer = method.scorer(asked.training, dataset.items.num_rows, seed)
-    return protocol.target_ranks(scorer, asked)
+    fitting = time.monotonic() - started
+    return Ranked(protocol.target_ranks(scorer, asked), fitting)

@@ -18,6 +18,11 @@ BASE: Sections = {
     },
 }  # fmt: skip
 
+# Of a ranker that reads the items' texts: a decision is a user's event beside its negatives.
+TEXT = {
+    "users_per_step": 16, "decisions_per_user": 8, "negatives": 8, "horizon": 1, "learning_rate": 2e-4, "dropout": 0.1,
+}  # fmt: skip
+
 # Found on validation, as those of the baselines.
 OF_DATASET: Mapping[str, Sections] = {
     "ml-100k": {
@@ -46,6 +51,7 @@ VARIANTS: Mapping[str, Sections] = {
     "lm-4-layers": {"model": {"layers": 4}},
     "lm-8-layers": {"model": {"layers": 8}},
     "lm-all-layers": {"model": {"layers": None}},
+    "lm-text": {"model": {"items": "text", "head": "linear"}, "prompt": {"max_history": 50}, "train": TEXT},
 }
 
 

@@ -29,6 +29,7 @@ COLUMNS: list[Column] = [
     ("ndcg@10 less the best's, 95%", difference),
     ("seeds", lambda r: f"{len(r['seeds'])}"),
     ("seconds", lambda r: f"{r['seconds']:.1f}"),
+    ("of them to fit", lambda r: f"{r['fitting']:.1f}"),
 ]
 TITLES = {
     "validation": "validation", "test": "test", "cold": "test items without training events, whole catalogue",

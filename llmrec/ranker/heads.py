@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn.functional import normalize
@@ -34,6 +36,19 @@ class YesNoHead(LinearHead):
         self.register_buffer("vocabulary", vocabulary.detach(), persistent=False)
 
 
+class Compared(NamedTuple):
+    """Users beside a catalogue, whose scores are users @ items.T + bias: float32 or lower [D, hidden], [n, hidden] and
+    float32[n]. They are never held whole in training."""
+
+    users: torch.Tensor
+    items: torch.Tensor
+    bias: torch.Tensor
+
+    def pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """float32[N]: the scores of rows int64[N] of users, each against the row of items beside it."""
+        return (self.users[users].float() * self.items[items].float()).sum(-1) + self.bias[items]
+
+
 class RetrieveHead(nn.Module):
     """score = s * cos(W h, v) + b: a user's state against an item's vector, s a learned scale, b the item's bias."""
 
@@ -42,9 +57,11 @@ class RetrieveHead(nn.Module):
         self.weight = nn.Parameter(torch.eye(hidden))
         self.log_scale = nn.Parameter(torch.tensor(2.5))
 
-    def forward(self, states: torch.Tensor, items: ItemVectors) -> torch.Tensor:
-        """states: [B, hidden]; n items -> float32[B, n]."""
-        return self.users(states) @ items.direction().T + items.bias
+    def forward(self, states: torch.Tensor, items: ItemVectors) -> Compared:
+        """states: [B, hidden]; n items. Their product is taken in autocast's precision, where that is on."""
+        device = states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        return Compared(self.users(states).to(dtype), items.direction().to(dtype), items.bias)
 
     def pairs(self, states: torch.Tensor, items: ItemVectors, rows: torch.Tensor) -> torch.Tensor:
         """states: [N, hidden]; rows: int64[N] -> float32[N], each state and the item beside it."""

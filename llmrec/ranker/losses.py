@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn.functional import cross_entropy
+
+CELLS, FEWEST_ROWS = 1 << 22, 64  # scores of decisions and items at once, 16 MiB; of at least so many decisions
 
 
 def listwise_softmax(positive: torch.Tensor, negative: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
@@ -26,15 +30,54 @@ def distillation(scores: torch.Tensor, teacher: torch.Tensor, temperature: float
     return temperature**2 * (wanted.exp() * (wanted - own)).sum()
 
 
-def catalogue_softmax(scores: torch.Tensor, answers: torch.Tensor, decay: float) -> torch.Tensor:
+def catalogue_softmax(
+    users: torch.Tensor, items: torch.Tensor, bias: torch.Tensor, answers: torch.Tensor, decay: float
+) -> torch.Tensor:
     """Softmax cross-entropy over the whole catalogue, summed over decisions.
 
     A decision's answers weigh 1, decay, decay**2 ..., together 1: what comes a little later is right too, if less so.
+    A decision's scores are users @ items.T + bias. They and their gradient are made for some decisions at a time,
+    in one go, so that memory does not grow with decisions times items; as Hsu et al., Liger Kernel, 2024, 3.2.
 
-    scores: float32[D, n_items], -inf for items that are no choice; answers: int64[D, w] catalogue rows, -1 for
-    none, the first always one.
+    users: [D, hidden]; items: [n_items, hidden], of the same type, in which they are multiplied; bias:
+    float32[n_items], -inf for items that are no choice; answers: int64[D, w] catalogue rows, -1 for none, the first
+    always one.
     """
     weight = (answers >= 0) * decay ** torch.arange(answers.shape[1], device=answers.device)
-    chosen = scores.gather(1, answers.clamp(min=0))
-    surprise = (scores.logsumexp(1, keepdim=True) - chosen).masked_fill(answers < 0, 0.0)
-    return (surprise * weight / weight.sum(1, keepdim=True)).sum()
+    weight = weight / weight.sum(1, keepdim=True)
+    return _CatalogueSoftmax.apply(users, items, bias, answers.clamp(min=0), weight)
+
+
+class _CatalogueSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users: torch.Tensor,
+        items: torch.Tensor,
+        bias: torch.Tensor,
+        answers: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> torch.Tensor:
+        wanted = any(ctx.needs_input_grad)
+        loss, to_users = bias.new_zeros(()), torch.empty_like(users)
+        to_items, to_bias = torch.zeros_like(items, dtype=torch.float32), torch.zeros_like(bias)
+        rows = max(FEWEST_ROWS, CELLS // len(items))
+        for here in (slice(start, start + rows) for start in range(0, len(users), rows)):
+            scores = (users[here] @ items.T).float() + bias
+            total = scores.logsumexp(1, keepdim=True)
+            surprise = (total - scores.gather(1, answers[here])).masked_fill(weight[here] == 0, 0.0)
+            loss += (surprise * weight[here]).sum()
+            if wanted:
+                gradient = (scores - total).exp_().scatter_add_(1, answers[here], -weight[here])
+                to_bias += gradient.sum(0)
+                gradient = gradient.to(users.dtype)
+                to_users[here] = gradient @ items
+                to_items += gradient.T @ users[here]
+        ctx.save_for_backward(to_users, to_items.to(items.dtype), to_bias)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        to_users, to_items, to_bias = ctx.saved_tensors
+        return gradient * to_users, gradient * to_items, gradient * to_bias, None, None

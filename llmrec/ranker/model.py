@@ -27,7 +27,7 @@ from llmrec.config import Items, Model, Prompt
 from llmrec.errors import UserError
 from llmrec.ranker.attention import BACKENDS, PREFIX
 from llmrec.ranker.card import RANKER_FILE, RankerCard, read_card
-from llmrec.ranker.heads import HEADS, Head, RankHead, RetrieveHead, YesNoHead
+from llmrec.ranker.heads import HEADS, Compared, Head, RankHead, RetrieveHead, YesNoHead
 from llmrec.ranker.item_encoder import ItemEncoder, ItemVectors
 from llmrec.ranker.item_features import ItemFeatures
 from llmrec.ranker.last_layer import compute_only_reads
@@ -42,12 +42,12 @@ HEAD_FILE = "head.safetensors"
 class Scores(NamedTuple):
     """What a packed batch is scored for training; None where the head gives none.
 
-    items: float32[B], of the item that ends at each read position. catalogue: float32[D, n_items], of every item as the
-    next after each position that is compared, ascending.
+    items: float32[B], of the item that ends at each read position. catalogue: the D positions that are compared,
+    ascending, beside every item as the next.
     """
 
     items: torch.Tensor | None
-    catalogue: torch.Tensor | None
+    catalogue: Compared | None
 
 
 class Ranker(nn.Module):
@@ -101,7 +101,7 @@ class Ranker(nn.Module):
             states = self.dropout(self.states(batch, items, torch.cat([batch.read, query])))
             assert items is not None
             found = head.retrieve(states[len(batch.read) :], items)
-            corrected = found[which, self._rows(batch)] + head.branch(states[: len(batch.read)])
+            corrected = found.pairs(which, self._rows(batch)) + head.branch(states[: len(batch.read)])
             return Scores(corrected, found)
         states = self.dropout(self.states(batch, items))
         if isinstance(head, RetrieveHead):

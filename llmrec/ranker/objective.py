@@ -58,23 +58,30 @@ def loss_of(
     scores: of the entries' requests, in their order. choices: bool[n_items], what may be an answer. decisions, lessons:
     what to divide by, the numbers of the whole step.
     """
-    parts = []
-    if scores.catalogue is not None:
-        rows = scores.catalogue.float().split([_decisions(entry) for entry in entries])
-        asked = [(found, entry) for found, entry in zip(rows, entries, strict=True) if isinstance(entry, Example)]
-        if asked:
+    parts, compared = [], scores.catalogue
+    examples = [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, Example)]
+    reads = None if scores.items is None else scores.items.float().split([_reads(entry) for entry in entries])
+    users: tuple[torch.Tensor, ...] = ()
+    if compared is not None:
+        rows = torch.arange(len(compared.users), device=compared.users.device)
+        users = rows.split([_decisions(entry) for entry in entries])
+        if examples:
             assert choices is not None
-            among = torch.cat([found for found, _ in asked]).masked_fill(~choices, float("-inf"))
-            answers = torch.from_numpy(np.concatenate([entry.answers for _, entry in asked])).to(among.device)
-            parts.append(catalogue_softmax(among, answers, train.horizon_decay) / decisions)
-    if scores.items is not None:
-        rows = scores.items.float().split([_reads(entry) for entry in entries])
-        against = [(found, entry) for found, entry in zip(rows, entries, strict=True) if isinstance(entry, Example)]
-        if against:
-            parts.append(_against_negatives(against) / decisions)
-    for found, entry in zip(rows, entries, strict=True):
+            asked = torch.cat([users[i] for i, _ in examples])
+            answers = torch.from_numpy(np.concatenate([entry.answers for _, entry in examples])).to(asked.device)
+            among = compared.bias.masked_fill(~choices, float("-inf"))
+            found = catalogue_softmax(compared.users[asked], compared.items, among, answers, train.horizon_decay)
+            parts.append(found / decisions)
+    if reads is not None and examples:
+        parts.append(_against_negatives([(reads[i], entry) for i, entry in examples]) / decisions)
+    for i, entry in enumerate(entries):
         if isinstance(entry, Lesson):
-            own = found if scores.items is not None else found[0, torch.from_numpy(entry.items).to(found.device)]
+            if reads is not None:
+                own = reads[i]
+            else:
+                assert compared is not None
+                items = torch.from_numpy(entry.items).to(compared.users.device)
+                own = compared.pairs(users[i].expand(len(items)), items)
             wanted = torch.from_numpy(entry.scores).to(own.device)
             parts.append(train.teacher_weight * distillation(own, wanted, train.teacher_temperature) / lessons)
     return torch.stack(parts).sum()

@@ -192,9 +192,9 @@ def test_mean_ranks_at_the_edge() -> None:
 
 def test_blocks_of_users_change_nothing(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     method = methods.baseline("item-item", SMALL["item-item"])
-    whole = method.ranks(board, "test", 0)
+    whole = method.ranked(board, "test", 0).ranks
     monkeypatch.setattr(protocol, "CELLS", 7 * ITEMS)
-    assert np.array_equal(method.ranks(board, "test", 0), whole)
+    assert np.array_equal(method.ranked(board, "test", 0).ranks, whole)
 
 
 def test_segments(board: Dataset) -> None:
@@ -221,7 +221,7 @@ def test_learners_find_the_checkerboard(name: str, board: Dataset) -> None:
     of = splits.split(board, "test")
     scores = methods.baseline(name, SMALL[name]).scorer(of.training, ITEMS, 0)(of.known)
     assert scores.shape == (len(of.users), ITEMS) and scores.dtype == np.float32
-    ranks = methods.baseline(name, SMALL[name]).ranks(board, "test", 0)
+    ranks = methods.baseline(name, SMALL[name]).ranked(board, "test", 0).ranks
     assert np.mean(ranks <= 9) > 0.95, "20 items of the user's own colour less the 11 that he had"
 
 
@@ -350,7 +350,7 @@ def test_fusion_of_a_method_with_itself_ranks_alike(board: Dataset) -> None:
     one = methods.baseline("item-item", SMALL["item-item"])
     both = methods.Fusion([one, one])
     assert both.name == "item-item+item-item" and not both.seeded
-    assert np.array_equal(both.ranks(board, "test", 0), one.ranks(board, "test", 0))
+    assert np.array_equal(both.ranked(board, "test", 0).ranks, one.ranked(board, "test", 0).ranks)
 
 
 class Counted:
@@ -361,9 +361,9 @@ class Counted:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings, self.calls = settings, 0
 
-    def ranks(self, dataset: Dataset, split: str, seed: int) -> np.ndarray:
+    def ranked(self, dataset: Dataset, split: str, seed: int) -> methods.Ranked:
         self.calls += 1
-        return np.full(len(splits.split(dataset, split).users), 1 + seed, np.float32)
+        return methods.Ranked(np.full(len(splits.split(dataset, split).users), 1 + seed, np.float32), 2.5)
 
 
 def test_cache_measures_once(board: Dataset, tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_cache_measures_once(board: Dataset, tmp_path: Path) -> None:
     one = Counted({"a": 1})
     found = [cache.measured(tmp_path, never, board, one, "test", seed) for seed in (0, 1, 0, 1)]
     assert one.calls == 2 and [f.ranks[0] for f in found] == [1, 2, 1, 2]
-    assert found[0].seconds == found[2].seconds
+    assert found[0].seconds == found[2].seconds and found[0].fitting == found[2].fitting == 2.5
     for changed in (
         (checkerboard(seed=1), one, "test", 0), (board, one, "validation", 0), (board, Counted({"a": 2}), "test", 0),
     ):  # fmt: skip
@@ -395,7 +395,7 @@ def test_tuning_takes_the_best_on_validation(board: Dataset, tmp_path: Path, mon
     def measure(dataset: Dataset, method: methods.Method, split: str, seed: int) -> cache.Measured:
         asked.append((split, seed))
         ranks = np.full(len(dataset.users), 1.0 if method.settings["neighbours"] == 20 else 3.0)
-        return cache.Measured(ranks, 0.0)
+        return cache.Measured(ranks, 0.0, 0.0)
 
     found = tuning.tried(board, "item-item", None, measure)
     assert set(asked) == {("validation", 0)} and len(found) == 4
@@ -474,6 +474,6 @@ def test_movielens_figures() -> None:
     assert (len(dataset.users), dataset.items.num_rows, len(dataset.histories.values)) == (943, 1682, 100_000)
     for name, ndcg, recall in (("popularity", 0.0443, 0.086), ("item-item", 0.0996, 0.184), ("ease", 0.0723, 0.149)):
         method = methods.baseline(name, settings.of("ml-100k", name))
-        found = protocol.metrics(method.ranks(dataset, "test", 0))
+        found = protocol.metrics(method.ranked(dataset, "test", 0).ranks)
         assert found["ndcg@10"].mean() == pytest.approx(ndcg, abs=2e-4), name
         assert found["recall@10"].mean() == pytest.approx(recall, abs=1e-3), name

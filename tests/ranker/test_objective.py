@@ -84,7 +84,8 @@ def test_the_softmax_over_the_catalogue_leaves_out_what_is_no_choice(tiny: Tiny)
     choices = torch.tensor([True, False, True, True, True, False, True])
     scores = ranker(pack([request_of(entry, PREFIX, catalogue, ranker)]))
     assert scores.catalogue is not None
-    open_ = scores.catalogue.detach()[:, choices]
+    users, items, bias = (part.detach() for part in scores.catalogue)
+    open_ = (users @ items.T + bias)[:, choices]
     place = {int(row): i for i, row in enumerate(np.flatnonzero(choices))}
     first = [cross_entropy(open_[0], torch.tensor(place[row])) for row in (4, 0)]
     wanted = (first[0] + 0.5 * first[1]) / 1.5 + cross_entropy(open_[1], torch.tensor(place[6]))

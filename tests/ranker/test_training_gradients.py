@@ -20,6 +20,7 @@ from tiny_models import (
 )
 
 from llmrec.config import Train
+from llmrec.ranker import losses
 from llmrec.ranker.examples import Example
 from llmrec.ranker.losses import catalogue_softmax, listwise_softmax
 from llmrec.ranker.objective import loss_of
@@ -117,7 +118,7 @@ def test_loss_over_items_and_gradients(tiny: Tiny, head: str, per_item: int, kin
         )
     batch = pack(made).to(device)
     scores = ranker(batch)
-    assert (scores.items is None) == (head == "retrieve") and scores.catalogue.shape == (5, N_ITEMS)
+    assert (scores.items is None) == (head == "retrieve") and len(scores.catalogue.users) == 5
     loss = loss_of(scores, examples, train, torch.from_numpy(trained).to(device), 1.0, 1.0)
     loss.backward()
     if head == "rank":
@@ -159,10 +160,16 @@ def test_listwise_softmax_leaves_unusable_negatives_out() -> None:
     assert float(listwise_softmax(positive, negative, usable)) == pytest.approx(by_hand, rel=1e-6)
 
 
+def over_scores(scores: torch.Tensor, answers: torch.Tensor, decay: float) -> torch.Tensor:
+    """The softmax over a catalogue whose scores are given: those of users along each item's own axis."""
+    n = scores.shape[1]
+    return catalogue_softmax(scores, torch.eye(n), torch.zeros(n), answers, decay)
+
+
 def test_catalogue_softmax_by_hand() -> None:
     scores = torch.tensor([[1.0, 2.0, 0.0]])
     by_hand = -np.log(np.exp(2) / (np.exp(1) + np.exp(2) + 1))
-    assert float(catalogue_softmax(scores, torch.tensor([[1]]), 0.7)) == pytest.approx(by_hand, rel=1e-6)
+    assert float(over_scores(scores, torch.tensor([[1]]), 0.7)) == pytest.approx(by_hand, rel=1e-6)
 
 
 def test_later_answers_weigh_less_and_an_answer_weighs_what_it_would_alone() -> None:
@@ -174,17 +181,43 @@ def test_later_answers_weigh_less_and_an_answer_weighs_what_it_would_alone() -> 
         + surprise[2][0]
     )
     answers = torch.tensor([[1, 0, 1], [2, 0, -1], [0, -1, -1]])
-    assert float(catalogue_softmax(scores, answers, 0.5)) == pytest.approx(by_hand, rel=1e-6)
+    assert float(over_scores(scores, answers, 0.5)) == pytest.approx(by_hand, rel=1e-6)
     even = sum(surprise[0][i] for i in (1, 0, 1)) / 3
-    assert float(catalogue_softmax(scores[:1], answers[:1], 1.0)) == pytest.approx(even, rel=1e-6)
+    assert float(over_scores(scores[:1], answers[:1], 1.0)) == pytest.approx(even, rel=1e-6)
 
 
 def test_items_that_are_no_choice_count_for_nothing() -> None:
     """Also where a missing answer stands for such an item's row."""
-    hidden = torch.tensor([[float("-inf"), 2.0, 0.0, float("-inf")]], requires_grad=True)
-    answers = torch.tensor([[2, -1]])
-    loss = catalogue_softmax(hidden, answers, 0.7)
+    users, items = torch.tensor([[5.0, 2.0, 0.0, 7.0]], requires_grad=True), torch.eye(4, requires_grad=True)
+    closed = torch.tensor([float("-inf"), 0.0, 0.0, float("-inf")], requires_grad=True)
+    loss = catalogue_softmax(users, items, closed, torch.tensor([[2, -1]]), 0.7)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(np.log(np.exp(2) + 1), rel=1e-6)
     share = np.exp(2) / (np.exp(2) + 1)
-    assert hidden.grad.tolist()[0] == pytest.approx([0, share, -share, 0], rel=1e-6)
+    wanted = [0, share, -share, 0]
+    assert users.grad.tolist()[0] == closed.grad.tolist() == pytest.approx(wanted, rel=1e-6)
+    torch.testing.assert_close(items.grad, torch.tensor(wanted, dtype=torch.float32)[:, None] * users.detach())
+
+
+@pytest.mark.parametrize("cells", [1, 64 * 90, 1 << 22])
+def test_blocks_of_decisions_have_the_gradient_of_all_at_once(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
+    monkeypatch.setattr(losses, "CELLS", cells)
+    torch.manual_seed(0)
+    answers = torch.randint(0, 90, (200, 3))
+    answers[::3, 2] = -1
+    made = [torch.randn(200, 12), torch.randn(90, 12), torch.randn(90)]
+    ours, theirs = ([part.clone().requires_grad_() for part in made] for _ in range(2))
+    found = catalogue_softmax(*ours, answers, 0.6)
+    chances = (theirs[0] @ theirs[1].T + theirs[2]).log_softmax(1)
+    wanted = torch.zeros(())
+    for chance, right in zip(chances, answers, strict=True):
+        right = right[right >= 0]
+        share = 0.6 ** torch.arange(len(right))
+        wanted = wanted - (chance[right] * share / share.sum()).sum()
+    torch.testing.assert_close(found, wanted)
+    (found * 2).backward()
+    (wanted * 2).backward()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(catalogue_softmax(*ours, answers, 0.6), wanted)

@@ -100,7 +100,7 @@ def test_whatever_learns_of_items_is_moved_by_a_step(tiny: Tiny, tune: str, head
     # LoRA's second factors start at zero, so that its first ones move from the second step on.
     for _ in range(2):
         scores = ranker(pack([request]))
-        loss = catalogue_softmax(scores.catalogue, torch.tensor([[2], [1], [6]]), 1.0)
+        loss = catalogue_softmax(*scores.catalogue, torch.tensor([[2], [1], [6]]), 1.0)
         if scores.items is not None:
             loss = loss + scores.items.pow(2).sum()
         optimizer.zero_grad()
