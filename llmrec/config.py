@@ -108,6 +108,9 @@ class Items(Section):
     )
     max_tokens: Count = Field(96, description="longer texts are cut for the encoder")
     id: bool = Field(True, description="a part learned for each item; one that training has not seen does without")
+    id_start: Annotated[int, Field(ge=0)] = Field(
+        256, description="that part starts from who had which items, by so many factors; 0: at random"
+    )
     vectors: tuple[str, ...] = Field((), description="columns of number lists, of one length each: images, audio ...")
     categories: tuple[str, ...] = Field((), description="columns of texts, of lists of texts, or of joined texts")
     separator: str = Field("|", description="parts the joined texts of a category column; empty: nothing is parted")

@@ -12,13 +12,15 @@ from llmrec.tables import buckets
 from llmrec.tables.histories import item_rows, keep
 
 
-def cooccurrence(histories: str, catalogue_ids: pa.Array, training_only: bool) -> sparse.csr_matrix:
+def cooccurrence(
+    histories: str, catalogue_ids: pa.Array, training_only: bool, shared: bool = False
+) -> sparse.csr_matrix:
     """float32[n_items, n_items]: `item_item.cooccurrence` of a histories table, with or without validation events."""
     import ray
 
     ids = ray.put(catalogue_ids)
     count = ray.remote(_of_bucket)
-    waiting = [count.remote(uri, ids, training_only) for uri in buckets.bucket_files(histories).values()]
+    waiting = [count.remote(uri, ids, training_only, shared) for uri in buckets.bucket_files(histories).values()]
     total = sparse.csr_matrix((len(catalogue_ids), len(catalogue_ids)), dtype="float32")
     while waiting:
         (done,), waiting = ray.wait(waiting, num_returns=1)
@@ -26,9 +28,10 @@ def cooccurrence(histories: str, catalogue_ids: pa.Array, training_only: bool) -
     return total.tocsr()
 
 
-def _of_bucket(uri: str, catalogue_ids: pa.Array, training_only: bool) -> sparse.csr_matrix:
+def _of_bucket(uri: str, catalogue_ids: pa.Array, training_only: bool, shared: bool) -> sparse.csr_matrix:
     table = buckets.read_parquet(uri)
-    return item_item.cooccurrence(known_histories(table, catalogue_ids, training_only), len(catalogue_ids))
+    histories = known_histories(table, catalogue_ids, training_only)
+    return item_item.cooccurrence(histories, len(catalogue_ids), shared)
 
 
 def known_histories(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> Ragged:

@@ -91,7 +91,8 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         steps = min(steps, config.train.max_steps)
     task = Task(
         config.model, config.items, config.prompt, config.train, layout, steps, ray.put(similar), settings.decay,
-        ray.put(trained), ray.put(_validation_histories(layout, config, held_out)),
+        ray.put(trained), _start(config, layout, counts.diagonal()),
+        ray.put(_validation_histories(layout, config, held_out)),
     )  # fmt: skip
     name = _run_name(config, layout)
     say(
@@ -126,6 +127,18 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         trainable_parameters=parameters,
         seconds=time.monotonic() - started,
     )
+
+
+def _start(config: Config, layout: Layout, users: np.ndarray) -> Any:
+    """A reference to the vectors from which the learned parts of items start; None if these start at random."""
+    import ray
+
+    items = config.items
+    if config.model.items == "text" or not items.id or not items.id_start:
+        return None
+    ids, training_only = buckets.catalogue_ids(layout.items), config.train.events == "training"
+    shared = cooccurrence(layout.histories, ids, training_only, shared=True)
+    return ray.put(item_item.factors(shared, users, items.id_start))
 
 
 def _fit(

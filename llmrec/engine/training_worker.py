@@ -46,7 +46,8 @@ class Task:
     """What a worker needs.
 
     similar: object reference to the item-item csr matrix; trained: one to bool[n_items], the items with events that are
-    trained; validation: one to histories.
+    trained; start: one to float32[n_items, any], where learned parts of items begin, or None; validation: one to
+    histories.
     """
 
     model: config.Model
@@ -58,6 +59,7 @@ class Task:
     similar: Any
     decay: float
     trained: Any
+    start: Any
     validation: Any
 
 
@@ -89,6 +91,9 @@ def run_worker(settings: dict[str, Any]) -> None:
     ranker = Ranker.from_base(task.model, task.prompt, base, items=task.items)
     trained = ray.get(task.trained)
     prompts = load_prompts(ranker, task.layout, trained)
+    if task.start is not None:
+        assert ranker.items is not None
+        ranker.items.start_from(ray.get(task.start))
     prepare_tuning(ranker, train)
     ranker.dropout.p = train.dropout
     ranker.to(device)

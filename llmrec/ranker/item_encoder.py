@@ -24,6 +24,7 @@ WEIGHTS_FILE, IDS_FILE, PARTS_FILE = "items.safetensors", "items.parquet", "item
 LEARNED_STD = 0.02
 COMMON = 2  # a category that fewer items have cannot be learned apart from the item itself
 ROWS_AT_ONCE = 1 << 16
+START_LENGTH = 1.0  # mean length of learned parts that start from vectors; about that of an untrained text part
 VECTOR_LENGTH = 20**0.5  # mean length of a part's vectors where they enter its network: some units a neuron
 
 
@@ -86,6 +87,24 @@ class ItemEncoder(nn.Module):
             encoder.numbers.fit(_stacked(features, encoder.plan["numbers"]))
         encoder.bind(features)
         return encoder
+
+    def start_from(self, vectors: np.ndarray) -> None:
+        """Let what is learned of each item begin at these vectors, turned at random into the backbone's space.
+
+        vectors: float32[n, d] of the bound items; one of zeros leaves its item at random. Meant for an untrained
+        encoder: what was learned is lost.
+        """
+        assert self.own is not None and self.features is not None
+        rows = torch.full((len(self.ids),), -1, dtype=torch.int64)
+        known = self.features.known.cpu()
+        rows[known[known >= 0]] = torch.nonzero(known >= 0).flatten()
+        found = torch.from_numpy(vectors[:, : self.hidden])[rows]
+        turned = found @ torch.linalg.qr(torch.randn(self.hidden, found.shape[1]))[0].T
+        length = turned.norm(dim=1, keepdim=True)
+        there = (length > 0)[:, 0]
+        turned = turned * START_LENGTH / length[there].mean()
+        with torch.no_grad():
+            self.own[there] = turned[there].repeat(1, self.k).to(self.own)
 
     def bind(self, features: ItemFeatures) -> None:
         """Encode these items from now on. What was learned of an item is found again by its id.

@@ -1,9 +1,10 @@
-"""Item-item neighbours: cosine over co-occurrence, a user's recent items counting more."""
+"""Items by who had them: neighbours by cosine over co-occurrence, a user's recent items counting more; and factors."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
+from scipy.sparse.linalg import eigsh
 
 from llmrec.ranker.ragged import Ragged, within
 
@@ -25,13 +26,42 @@ def interaction_matrix(histories: Ragged, n_items: int, decay: float = 1.0) -> s
     return sparse.csr_matrix((weights, (users[keep], histories.values[keep])), shape=(len(histories), n_items))
 
 
-def cooccurrence(histories: Ragged, n_items: int) -> sparse.csr_matrix:
+def cooccurrence(histories: Ragged, n_items: int, shared: bool = False) -> sparse.csr_matrix:
     """float32[n_items, n_items]: users who had both items, on the diagonal users who had the one.
 
-    Adds up over any partition of the users.
+    shared: a user counts 1 / how many items he had, so that long histories do not outweigh all others. Adds up over any
+    partition of the users.
     """
     x = interaction_matrix(histories, n_items)
-    return (x.T @ x).tocsr()
+    if not shared:
+        return (x.T @ x).tocsr()
+    share = 1 / np.maximum(np.diff(x.indptr), 1).astype(np.float32)
+    return (x.T @ sparse.diags(share) @ x).tocsr()
+
+
+def factors(shared: sparse.csr_matrix, users: np.ndarray, dimensions: int) -> np.ndarray:
+    """float32[n_items, d]: items whose products are near where the same users had them, zeros for items of no user.
+
+    The largest right singular vectors, times their values, of the matrix of users by items whose entries are
+    1 / sqrt(the user's items * the item's users); had from its Gram matrix. Those of the same matrix unscaled are
+    PureSVD's (Cremonesi et al., 2010). d is at most `dimensions`, less for few items. The same input gives the same
+    bytes on a machine.
+
+    shared: of `cooccurrence`, symmetric; users: float[n_items], how many had each item.
+    """
+    there = np.flatnonzero(users > 0)
+    d = min(dimensions, len(there) - 1)  # as many as the solver gives
+    if d < 1:
+        return np.zeros((len(users), 0), np.float32)
+    scale = sparse.diags(np.asarray(users, np.float64)[there] ** -0.5)
+    gram = scale @ shared[there][:, there] @ scale
+    values, vectors = eigsh(gram, k=d, v0=np.random.default_rng(0).standard_normal(len(there)))
+    order = np.argsort(-values, kind="stable")
+    vectors = vectors[:, order] * np.sqrt(values[order].clip(min=0))
+    vectors *= np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(d)])
+    found = np.zeros((len(users), d), np.float32)
+    found[there] = vectors
+    return found
 
 
 def neighbours(cooccurrence: sparse.csr_matrix, count: int, shrinkage: float) -> sparse.csr_matrix:

@@ -71,6 +71,29 @@ def test_vectors_of_another_catalogue_equal_plain_loops(per_item: int) -> None:
     assert_naive(encoder, later)
 
 
+@pytest.mark.parametrize("per_item", [1, 2])
+def test_learned_parts_start_from_vectors(per_item: int) -> None:
+    """Turned and scaled together, so that all angles stay; items without a vector start as they would have."""
+    trained = np.asarray([True, True, False, True, True, True])
+    encoder = fresh(make_features(range(6)), trained, per_item=per_item)
+    assert encoder.own is not None
+    before = encoder.own.detach().clone()
+    vectors = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
+    vectors[4] = 0
+    encoder.start_from(vectors)
+    rows = [0, 1, 3, 5]
+    own = encoder.own.detach().unflatten(1, (per_item, HIDDEN))
+    there = own[[0, 1, 2, 4]]  # of items 0, 1, 3, 5
+    assert torch.equal(own[3], before.unflatten(1, (per_item, HIDDEN))[3])
+    for one in there.unbind(1):
+        assert float(one.norm(dim=1).mean()) == pytest.approx(item_encoder.START_LENGTH, rel=1e-5)
+        scale = item_encoder.START_LENGTH / np.linalg.norm(vectors[rows], axis=1).mean()
+        np.testing.assert_allclose(one @ one.T, vectors[rows] @ vectors[rows].T * scale**2, atol=1e-5)
+    wide = np.random.default_rng(0).standard_normal((6, HIDDEN + 3)).astype(np.float32)
+    encoder.start_from(wide)  # of more dimensions than the backbone has, the first ones
+    assert torch.isfinite(encoder.own).all()
+
+
 def test_without_ids_nothing_is_learned_of_single_items_but_their_bias() -> None:
     features = make_features(range(8))
     encoder = made(features, id=False)

@@ -31,6 +31,26 @@ def test_cooccurrence_counts_users_and_adds_up_over_parts(histories: list[list[i
 
 
 @settings(max_examples=100, deadline=None)
+@given(HISTORIES, st.integers(1, N))
+def test_factors_are_those_of_the_scaled_matrix(histories: list[list[int]], dimensions: int) -> None:
+    """Their products equal numpy's singular value decomposition cut to as many."""
+    x = np.zeros((len(histories), N))
+    for user, history in enumerate(histories):
+        x[user, history] = 1
+    users = x.sum(0)
+    scaled = x / np.sqrt(np.maximum(x.sum(1, keepdims=True), 1)) / np.sqrt(np.maximum(users, 1))
+    parts = [item_item.cooccurrence(Ragged.of(part), N, shared=True) for part in (histories[:3], histories[3:])]
+    found = item_item.factors(parts[0] + parts[1], users, dimensions)
+    d = max(0, min(dimensions, int((users > 0).sum()) - 1))
+    assert found.shape == (N, d) and found.dtype == np.float32 and not found[users == 0].any()
+    _, values, right = np.linalg.svd(scaled)
+    values = np.concatenate([values, np.zeros(N)])
+    if d and not np.isclose(values[d - 1], values[d]):  # else which of them are cut off is open
+        wanted = (right[:d].T * values[:d] ** 2) @ right[:d]
+        np.testing.assert_allclose(found @ found.T, wanted, atol=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
 @given(HISTORIES, st.integers(1, N), st.sampled_from([0.0, 1.0, 10.0]), st.sampled_from([1.0, 0.5]))
 def test_neighbours_and_scores_equal_a_plain_computation(
     histories: list[list[int]], count: int, shrinkage: float, decay: float
