@@ -19,7 +19,7 @@ from benchmarks.quality.baselines import item_item
 from benchmarks.quality.datasets import Dataset
 from benchmarks.quality.methods import Ranked
 from benchmarks.quality.protocol import Scorer
-from benchmarks.quality.splits import Split, split
+from benchmarks.quality.splits import COLD, Split, fitted_as, split
 from llmrec import config
 from llmrec.engine import stages
 from llmrec.engine.item_vectors import freeze
@@ -56,8 +56,9 @@ class LanguageModel:
         """Fitted on all training events of the split for the settings' epochs; nothing is validated meanwhile. Its
         seconds are those of the train stage."""
         asked = split(dataset, split_name)
-        key = json.dumps([dataset.digest, self.settings, split_name, seed], sort_keys=True)
-        root = self.work / dataset.name / f"{self.name}-{split_name}-{xxhash.xxh3_64_hexdigest(key.encode())}"
+        fitted = fitted_as(split_name)
+        key = json.dumps([dataset.digest, self.settings, fitted, seed], sort_keys=True)
+        root = self.work / dataset.name / f"{self.name}-{fitted}-{xxhash.xxh3_64_hexdigest(key.encode())}"
         made = self._configuration(dataset, asked, root, seed)
         shared = self.work / dataset.name / "embeddings"
         layout = Layout.of(made)
@@ -72,7 +73,8 @@ class LanguageModel:
             shutil.rmtree(shared, ignore_errors=True)
             shutil.copytree(layout.embeddings, shared)
         found = protocol.target_ranks(_scorer(layout, dataset.name, asked, self.threads), asked)
-        shutil.rmtree(root)
+        if split_name != COLD:  # whose ranker serves cold-only, too
+            shutil.rmtree(root)
         return Ranked(found, fitting)
 
     def _configuration(self, dataset: Dataset, asked: Split, root: Path, seed: int) -> config.Config:

@@ -12,7 +12,7 @@ BASE: Sections = {
     "model": {"layers": 2, "items": "token", "head": "retrieve"},
     "items": {},
     "train": {
-        "epochs": 6, "users_per_step": 256, "decisions_per_user": 50, "learning_rate": 5e-4, "head_learning_rate": 2e-3,
+        "epochs": 5, "users_per_step": 96, "decisions_per_user": 50, "learning_rate": 5e-4, "head_learning_rate": 2e-3,
         "dropout": 0.3, "horizon": 4, "horizon_decay": 0.6, "id_dropout": 0.1, "validate_every": 1000,
         "warmup_share": 0.05,
     },
@@ -20,7 +20,7 @@ BASE: Sections = {
 
 # Of a ranker that reads the items' texts: a decision is a user's event beside its negatives.
 TEXT = {
-    "users_per_step": 16, "decisions_per_user": 8, "negatives": 8, "horizon": 1, "learning_rate": 2e-4, "dropout": 0.1,
+    "users_per_step": 4, "decisions_per_user": 8, "negatives": 8, "horizon": 1, "learning_rate": 2e-4, "dropout": 0.1,
 }  # fmt: skip
 
 # Found on validation, as those of the baselines.
@@ -35,7 +35,7 @@ OF_DATASET: Mapping[str, Sections] = {
         "items": {"categories": ["category"]},
         "train": {"users_per_step": 16, "decisions_per_user": 200, "horizon": 10, "horizon_decay": 0.8, "epochs": 8},
     },
-    "amazon-beauty": {"items": {"categories": ["attribute_ids"]}},
+    "amazon-beauty": {"items": {"categories": ["attribute_ids"]}, "train": {"dropout": 0.2}},
     "coco-courses": {
         "prompt": {"item": "{title}. {category}. {concepts}. {level}, {language}"},
         "items": {"categories": ["category", "concepts", "level", "language"]},

@@ -52,6 +52,11 @@ def split(dataset: Dataset, name: str) -> Split:
     return Split(warm, users, warm.take(users), training.take(users), target[users], candidates)
 
 
+def fitted_as(name: str) -> str:
+    """The split whose training histories this one has, too: what is fitted for one serves the other."""
+    return COLD if name == COLD_ONLY else name
+
+
 def without_last(histories: Ragged, count: int) -> Ragged:
     lengths = histories.lengths
     return keep(histories, within(lengths) < np.repeat(lengths - count, lengths))

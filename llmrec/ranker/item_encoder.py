@@ -25,6 +25,7 @@ LEARNED_STD = 0.02
 COMMON = 2  # a category that fewer items have cannot be learned apart from the item itself
 ROWS_AT_ONCE = 1 << 16
 START_LENGTH = 1.0  # mean length of learned parts that start from vectors; about that of an untrained text part
+START_GATES = {"graph": 0.25}  # items of the same edges share a vector: it must not hide what tells them apart
 VECTOR_LENGTH = 20**0.5  # mean length of a part's vectors where they enter its network: some units a neuron
 
 
@@ -58,7 +59,7 @@ class ItemEncoder(nn.Module):
         self.plan, self.k, self.hidden = dict(plan), int(plan["per_item"]), hidden
         width = self.k * hidden
         self.frozen_parts = nn.ModuleDict(
-            {name: _VectorPart(size, hidden, width) for name, size in plan["vectors"].items()}
+            {n: _VectorPart(size, hidden, width, START_GATES.get(n, 1.0)) for n, size in plan["vectors"].items()}
         )
         self.categories = nn.ModuleDict(
             {name: _CategoryPart(len(words), width) for name, words in plan["categories"].items()}
@@ -217,14 +218,14 @@ def planned(features: ItemFeatures, settings: Items, trained: np.ndarray) -> dic
 class _VectorPart(nn.Module):
     """Frozen vectors [m, d], centred and scaled, through a network of one hidden layer, times a gate."""
 
-    def __init__(self, size: int, hidden: int, width: int) -> None:
+    def __init__(self, size: int, hidden: int, width: int, gate: float) -> None:
         super().__init__()
         self.centre: torch.Tensor
         self.scale: torch.Tensor
         self.register_buffer("centre", torch.zeros(size))
         self.register_buffer("scale", torch.ones(()))
         self.layers = nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.gate = nn.Parameter(torch.ones(()))
+        self.gate = nn.Parameter(torch.tensor(gate))
 
     def fit(self, vectors: np.ndarray, present: np.ndarray) -> None:
         """Take centre and scale from a catalogue."""
