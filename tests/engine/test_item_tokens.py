@@ -245,3 +245,28 @@ class TestHistoryOfATeacher:
                 assert row["score"] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
         finally:
             stages.run("recall", made, quietly)
+
+
+def test_learned_parts_start_from_who_had_what(
+    made: config.Config, tiny_model: Path, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """After a step that moves nothing, their products are those of numpy's factors of the training events."""
+    still = {"max_steps": 1, "learning_rate": 1e-12, "head_learning_rate": 1e-12, "weight_decay": 0.0}
+    wanted = settings(
+        "s3://llmrec-test/start", tiny_model, tiny_encoder,
+        model={"head": "retrieve"}, train=still, items={"id_start": 3},
+    )  # fmt: skip
+    for stage in ("prepare", "embed", "train"):
+        stages.run(stage, wanted, quietly)
+    ranker, ids = loaded(wanted, tmp_path)
+    assert ranker.items is not None and ranker.items.own is not None
+    rows = {item: row for row, item in enumerate(ids.to_pylist())}
+    taken = np.zeros((USERS, len(ids)))
+    for uri in buckets.bucket_files(Layout.of(wanted).histories).values():
+        for user in buckets.read_parquet(uri).to_pylist():
+            taken[int(user["user_id"][1:]), [rows[item] for item in user["item_ids"][: user["train_length"]]]] = 1
+    _, values, right = np.linalg.svd(taken / np.sqrt(taken.sum(1, keepdims=True)) / np.sqrt(taken.sum(0)))
+    own = ranker.items.own.detach().numpy()
+    factors = right[:3].T * values[:3]
+    products = factors @ factors.T / np.linalg.norm(factors, axis=1).mean() ** 2
+    np.testing.assert_allclose(own @ own.T, products, atol=1e-4)
