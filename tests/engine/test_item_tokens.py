@@ -49,7 +49,7 @@ def tables() -> dict[str, pa.Table]:
     return {"items": items, "interactions": interactions, "edges": edges}
 
 
-def settings(root: str, model: Path, encoder: Path, **sections: Any) -> config.Config:
+def settings(root: str, model: Path, encoder: Path, /, **sections: Any) -> config.Config:
     values: dict[str, Any] = {
         "root": root,
         "data": {**{name: f"{RAW}/{name}.parquet" for name in ("items", "interactions", "edges")}, "buckets": 3},
