@@ -66,8 +66,7 @@ class LanguageModel:
             stages.run("prepare", made, self.say, reuse=True)
             if shared.is_dir() and not Path(layout.embeddings).is_dir():
                 shutil.copytree(shared, layout.embeddings)  # embed looks what of it still holds
-            if made.model.items == "token":
-                stages.run("embed", made, self.say, reuse=True)
+            stages.run("embed", made, self.say, reuse=True)
             fitting = stages.run("train", made, self.say, reuse=True)["seconds"]
         if Path(layout.embeddings).is_dir():
             shutil.rmtree(shared, ignore_errors=True)
@@ -128,8 +127,7 @@ def _scorer(layout: Layout, dataset: str, asked: Split, threads: int) -> Scorer:
 
     def reranked(histories: Ragged) -> np.ndarray:
         scores = first(histories)
-        open_ = np.where(asked.candidates, scores, -np.inf)
-        open_[np.repeat(np.arange(len(histories)), histories.lengths), histories.values] = -np.inf
+        open_ = protocol.masked(np.where(asked.candidates, scores, -np.inf), histories, -np.inf)
         best = np.argpartition(-open_, RERANKED, axis=1)[:, :RERANKED]
         anew = torch.stack(score_requests(ranker, requests(histories, best), BATCH_TOKENS)).numpy()
         above = scores.max(axis=1, keepdims=True) - anew.min(axis=1, keepdims=True) + 1

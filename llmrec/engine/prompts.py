@@ -48,6 +48,10 @@ class Prompts:
     positions: int | None = None
     of_user: Mapping[Any, np.ndarray] = field(default_factory=dict)
 
+    def newest(self, history: np.ndarray) -> np.ndarray:
+        """int64[at most max_history]: the events of a history that the trunk holds."""
+        return history[-self.max_history :].astype(np.int64)
+
     def request(self, opening: np.ndarray, history: np.ndarray, candidates: np.ndarray) -> Request:
         """A user to score: the tokens that open his trunk, his history (oldest first, cut to its newest events) and his
         candidates, both int[any] catalogue rows.
@@ -55,8 +59,8 @@ class Prompts:
         Raises:
             UserError: that takes more positions than the model has.
         """
-        newest = history[-self.max_history :].astype(np.int64)
-        return fitting(scoring_request(opening, self.catalogue, newest, candidates.astype(np.int64)), self.positions)
+        request = scoring_request(opening, self.catalogue, self.newest(history), candidates.astype(np.int64))
+        return fitting(request, self.positions)
 
     def prefix(self, user: Any) -> np.ndarray:
         return self.of_user.get(user, self.plain)

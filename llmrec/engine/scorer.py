@@ -123,7 +123,7 @@ class ModelScorer:
     def load(self, work: requests.Work) -> Load:
         event, candidate = self.prompts.catalogue.event.lengths, self.prompts.catalogue.candidate.lengths
         trunk = np.asarray([
-            len(opening) + int(event[self._history(work, i)].sum())
+            len(opening) + int(event[self.prompts.newest(work.histories[i])].sum())
             for i, opening in enumerate(self._openings(work, range(len(work.users))))
         ], np.int64)  # fmt: skip
         offsets, causal = work.candidates.offsets, self.replica.ranker.causal
@@ -148,9 +148,6 @@ class ModelScorer:
 
     def texts_cut(self, work: requests.Work) -> int:
         return int(self.prompts.catalogue.cut[work.candidates.values].sum())
-
-    def _history(self, work: requests.Work, user: int) -> np.ndarray:
-        return work.histories[user][-self.prompts.max_history :].astype(np.int64)
 
     def _openings(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
         """The opening tokens of each of these users."""

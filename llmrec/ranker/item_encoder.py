@@ -96,16 +96,12 @@ class ItemEncoder(nn.Module):
         encoder: what was learned is lost.
         """
         assert self.own is not None and self.features is not None
-        rows = torch.full((len(self.ids),), -1, dtype=torch.int64)
-        known = self.features.known.cpu()
-        rows[known[known >= 0]] = torch.nonzero(known >= 0).flatten()
-        found = torch.from_numpy(vectors[:, : self.hidden])[rows]
-        turned = found @ torch.linalg.qr(torch.randn(self.hidden, found.shape[1]))[0].T
-        length = turned.norm(dim=1, keepdim=True)
-        there = (length > 0)[:, 0]
-        turned = turned * START_LENGTH / length[there].mean()
+        found, known = torch.from_numpy(vectors[:, : self.hidden]), self.features.known.cpu()
+        there = (known >= 0) & found.any(dim=1)
+        turned = found[there] @ torch.linalg.qr(torch.randn(self.hidden, found.shape[1]))[0].T
+        turned = turned * START_LENGTH / turned.norm(dim=1).mean()
         with torch.no_grad():
-            self.own[there] = turned[there].repeat(1, self.k).to(self.own)
+            self.own[known[there]] = turned.repeat(1, self.k).to(self.own)
 
     def bind(self, features: ItemFeatures) -> None:
         """Encode these items from now on. What was learned of an item is found again by its id.

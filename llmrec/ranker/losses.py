@@ -37,7 +37,8 @@ def catalogue_softmax(
 
     A decision's answers weigh 1, decay, decay**2 ..., together 1: what comes a little later is right too, if less so.
     A decision's scores are users @ items.T + bias. They and their gradient are made for some decisions at a time,
-    in one go, so that memory does not grow with decisions times items; as Hsu et al., Liger Kernel, 2024, 3.2.
+    in one go, so that memory does not grow with decisions times items; as the fused linear cross-entropy
+    of Liger Kernel (Hsu et al., 2024).
 
     users: [D, hidden]; items: [n_items, hidden], of the same type, in which they are multiplied; bias:
     float32[n_items], -inf for items that are no choice; answers: int64[D, w] catalogue rows, -1 for none, the first

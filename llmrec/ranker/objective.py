@@ -58,32 +58,29 @@ def loss_of(
     scores: of the entries' requests, in their order. choices: bool[n_items], what may be an answer. decisions, lessons:
     what to divide by, the numbers of the whole step.
     """
-    parts, compared = [], scores.catalogue
     examples = [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, Example)]
-    reads = None if scores.items is None else scores.items.float().split([_reads(entry) for entry in entries])
-    users: tuple[torch.Tensor, ...] = ()
-    if compared is not None:
-        rows = torch.arange(len(compared.users), device=compared.users.device)
-        users = rows.split([_decisions(entry) for entry in entries])
+    lessons_of = [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, Lesson)]
+    parts, taught = [], []
+    if scores.catalogue is not None:
+        users, items, bias = scores.catalogue
+        rows = torch.arange(len(users), device=users.device).split([_decisions(entry) for entry in entries])
         if examples:
             assert choices is not None
-            asked = torch.cat([users[i] for i, _ in examples])
-            answers = torch.from_numpy(np.concatenate([entry.answers for _, entry in examples])).to(asked.device)
-            among = compared.bias.masked_fill(~choices, float("-inf"))
-            found = catalogue_softmax(compared.users[asked], compared.items, among, answers, train.horizon_decay)
-            parts.append(found / decisions)
-    if reads is not None and examples:
-        parts.append(_against_negatives([(reads[i], entry) for i, entry in examples]) / decisions)
-    for i, entry in enumerate(entries):
-        if isinstance(entry, Lesson):
-            if reads is not None:
-                own = reads[i]
-            else:
-                assert compared is not None
-                items = torch.from_numpy(entry.items).to(compared.users.device)
-                own = compared.pairs(users[i].expand(len(items)), items)
-            wanted = torch.from_numpy(entry.scores).to(own.device)
-            parts.append(train.teacher_weight * distillation(own, wanted, train.teacher_temperature) / lessons)
+            asked = torch.cat([rows[i] for i, _ in examples])
+            answers = torch.from_numpy(np.concatenate([entry.answers for _, entry in examples])).to(users.device)
+            among = bias.masked_fill(~choices, float("-inf"))
+            parts.append(catalogue_softmax(users[asked], items, among, answers, train.horizon_decay) / decisions)
+        for i, entry in lessons_of if scores.items is None else ():
+            listed = torch.from_numpy(entry.items).to(users.device)
+            taught.append(scores.catalogue.pairs(rows[i].expand(len(listed)), listed))
+    if scores.items is not None:
+        reads = scores.items.float().split([_reads(entry) for entry in entries])
+        if examples:
+            parts.append(_against_negatives([(reads[i], entry) for i, entry in examples]) / decisions)
+        taught = [reads[i] for i, _ in lessons_of]
+    for own, (_, entry) in zip(taught, lessons_of, strict=True):
+        wanted = torch.from_numpy(entry.scores).to(own.device)
+        parts.append(train.teacher_weight * distillation(own, wanted, train.teacher_temperature) / lessons)
     return torch.stack(parts).sum()
 
 
