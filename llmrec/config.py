@@ -161,6 +161,9 @@ class Train(Section):
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="items=token: share of items that a pass knows by their other parts alone, as a new one"
     )
+    average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="decay of a moving average of the weights, which then validates and is saved; 0: none"
+    )
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     batch_tokens: Annotated[int, Field(ge=64)] = Field(
         4096, description="tokens in one forward pass; more is accumulated"

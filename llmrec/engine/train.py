@@ -26,7 +26,7 @@ from llmrec import assets, storage
 from llmrec.config import Config
 from llmrec.engine.counts import cooccurrence
 from llmrec.engine.prompts import load_prompts
-from llmrec.engine.training_worker import METRIC, STATE_FILE, Task, run_worker
+from llmrec.engine.training_worker import AVERAGE, METRIC, MODEL, STATE_FILE, Task, run_worker
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.card import model_version
@@ -106,7 +106,8 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     prepare_tuning(ranker, config.train)
     parameters = sum(t.numel() for t in trainable(ranker).values())
     with checkpoint.as_directory() as directory:
-        state = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)["model"]
+        saved = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)
+    state = saved[AVERAGE if config.train.average else MODEL]
     missing = set(trainable(ranker)) - set(state)
     assert not missing, f"checkpoint lacks {sorted(missing)[:3]}"
     ranker.load_state_dict(state, strict=False)

@@ -26,6 +26,7 @@ from llmrec.engine.counts import known_histories
 from llmrec.engine.prompts import Prompts, load_prompts
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
+from llmrec.ranker.averaging import WeightAverage
 from llmrec.ranker.examples import Example, Lesson, Recaller, sample, sample_last
 from llmrec.ranker.model import Ranker, Scores, layers_of
 from llmrec.ranker.objective import Entry, loss_of, request_of
@@ -38,6 +39,7 @@ from llmrec.tables.histories import flatten, item_rows, keep
 
 METRIC = "validation_ndcg@10"
 STATE_FILE = "state.pt"
+MODEL, AVERAGE = "model", "average"  # weights in it; the average, where there is one, is what validates and is saved
 NEWS_SECONDS = 5.0
 
 
@@ -109,7 +111,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     model = _distributed(ranker, train.strategy, device, world)
     optimizer = torch.optim.AdamW(_groups(ranker, train), lr=train.learning_rate, weight_decay=train.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(task.steps * train.warmup_share), task.steps)
-    progress = _resume(model, optimizer, schedule)
+    average = WeightAverage(model.parameters(), train.average) if train.average else None
+    progress = _resume(model, optimizer, schedule, average)
     rng = np.random.default_rng([train.seed, rank, progress.step])
     curves_directory = tempfile.TemporaryDirectory(prefix="llmrec-curves-")  # gone with this function's end
     curves = SummaryWriter(logdir=curves_directory.name) if rank == 0 else None
@@ -139,6 +142,8 @@ def run_worker(settings: dict[str, Any]) -> None:
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
         progress.step += 1
+        if average is not None:
+            average.update(progress.step)
         progress.decisions += int(decisions)
         progress.tokens += int(_sum(float(sum(r.tokens for r in requests)), device, world))
         losses.append(_sum(loss, device, world))
@@ -151,7 +156,7 @@ def run_worker(settings: dict[str, Any]) -> None:
             recent = np.mean(losses[-10:])
             news.put_nowait(f"step {progress.step}/{task.steps}  loss {recent:.3f}  {rate:,.0f} tokens/s")
         if progress.step % train.validate_every == 0 or progress.step == task.steps:
-            with _whole(model):
+            with average.applied() if average is not None else contextlib.nullcontext(), _whole(model):
                 metric = _validate(ranker, prompts, held, train, dtype, device, world)
             improved = metric is None or metric > progress.best
             progress.best = max(progress.best, metric or 0.0)
@@ -163,7 +168,8 @@ def run_worker(settings: dict[str, Any]) -> None:
                 shown = "no validation users" if metric is None else f"{METRIC} {metric:.4f}"
                 news.put_nowait(f"step {progress.step}/{task.steps}  {shown}")
             # Without validation the newest weights are the best known.
-            _report(model, optimizer, schedule, progress, float(progress.step) if metric is None else metric, rank)
+            metric = float(progress.step) if metric is None else metric
+            _report(model, optimizer, schedule, average, progress, metric, rank)
             if progress.without_gain >= train.patience:
                 break
     if curves is not None:
@@ -352,19 +358,22 @@ def _groups(ranker: Ranker, train: config.Train) -> list[dict[str, Any]]:
     return [{"params": slow}, fast] if slow else [fast]
 
 
-def _resume(model: Any, optimizer: Any, schedule: Any) -> Progress:
+def _resume(model: Any, optimizer: Any, schedule: Any, average: WeightAverage | None) -> Progress:
     import ray.train
-    from torch.distributed.checkpoint.state_dict import set_state_dict
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_state_dict
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Progress()
     with checkpoint.as_directory() as directory:
         state = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)
+    if average is not None:
+        with average.applied():
+            set_model_state_dict(model, state[AVERAGE], options=_state_options(False))
     set_state_dict(
         model,
         optimizer,
-        model_state_dict=state["model"],
+        model_state_dict=state[MODEL],
         optim_state_dict=state["optimizer"],
         options=_state_options(False),
     )
@@ -372,11 +381,26 @@ def _resume(model: Any, optimizer: Any, schedule: Any) -> Progress:
     return Progress(**state["progress"])
 
 
-def _report(model: Any, optimizer: Any, schedule: Any, progress: Progress, metric: float, rank: int) -> None:
+def _report(
+    model: Any,
+    optimizer: Any,
+    schedule: Any,
+    average: WeightAverage | None,
+    progress: Progress,
+    metric: float,
+    rank: int,
+) -> None:
     """Hand metrics, and from rank 0 a checkpoint, to Ray Train."""
     import ray.train
-    from torch.distributed.checkpoint.state_dict import get_state_dict
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict
 
+    averages = {}
+    if average is not None:
+        with average.applied():
+            found: Any = get_model_state_dict(model, options=_state_options(True))
+            averages = {
+                AVERAGE: {name: weight.clone() for name, weight in found.items()}
+            }  # they may be the model's own
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_state_options(True))
     done = {"steps_done": progress.step, "tokens": progress.tokens, "decisions": progress.decisions}
     metrics = {METRIC: metric, **done}
@@ -385,8 +409,8 @@ def _report(model: Any, optimizer: Any, schedule: Any, progress: Progress, metri
         return
     with tempfile.TemporaryDirectory() as directory:
         state = {
-            "model": model_state, "optimizer": optimizer_state, "schedule": schedule.state_dict(),
-            "progress": vars(progress),
+            MODEL: model_state, "optimizer": optimizer_state, "schedule": schedule.state_dict(),
+            "progress": vars(progress), **averages,
         }  # fmt: skip
         torch.save(state, Path(directory) / STATE_FILE)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
