@@ -286,6 +286,11 @@ def _forget_run(layout: Layout, name: str) -> None:
 
 def _model_card(config: Config, users: int, metrics: dict[str, Any]) -> str:
     model, train = config.model, config.train
+    among = (
+        "among the candidates that item-item recall brings; users whose item recall does not find are left out"
+        if model.head in ("linear", "yes_no")
+        else "among the whole catalogue"
+    )
     licence = assets.REGISTRY[model.base].licence if model.base in assets.REGISTRY else "that of the base model"
     return f"""---
 library_name: llmrec
@@ -306,8 +311,8 @@ llmrec on next-item decisions of {users:,} users with the listwise softmax objec
 | {METRIC} | {metrics[METRIC]:.4f} |
 | licence of the base model | {licence} |
 
-`{METRIC}` ranks the held-out item of validation users among the candidates that item-item recall brings; users whose
-item recall does not find are left out. It chooses the checkpoint and is no estimate of test quality.
+`{METRIC}` ranks the held-out item of validation users {among}. It chooses the
+checkpoint and is no estimate of test quality.
 """
 
 
