@@ -438,9 +438,8 @@ def test_a_graph_says_less_than_a_text_at_the_start() -> None:
     """Items of the same edges share a vector of the graph, which may not hide what tells them apart."""
     features = only(make_features(range(40)), "text")
     there, text = features.present["text"], features.vectors["text"]
-    features = replace(
-        features, vectors={"text": text, "graph": text[::-1].copy()}, present={"text": there, "graph": there[::-1].copy()}
-    )  # fmt: skip
+    vectors, present = ({"text": one, "graph": one[::-1].copy()} for one in (text, there))
+    features = replace(features, vectors=vectors, present=present)
     both = fresh(features, id=False)
     text_alone, graph_alone = (fresh(only(features, part), id=False) for part in ("text", "graph"))
     for alone in (text_alone, graph_alone):
@@ -449,5 +448,5 @@ def test_a_graph_says_less_than_a_text_at_the_start() -> None:
         name: torch.nn.functional.cosine_similarity(both.eval()().vectors[:, 0], alone.eval()().vectors[:, 0])
         for name, alone in (("text", text_alone), ("graph", graph_alone))
     }
-    everywhere = torch.from_numpy(there & there[::-1].copy())
+    everywhere = torch.from_numpy(there & there[::-1])
     assert share["text"][everywhere].mean() > 0.9 > 0.5 > share["graph"][everywhere].mean()
