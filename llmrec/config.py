@@ -142,6 +142,9 @@ class Train(Section):
         5, description="items=token: a decision's right answers are the event and those after it, so many in all"
     )
     horizon_decay: Annotated[float, Field(gt=0, le=1)] = Field(0.7, description="weight of an answer per event ahead")
+    exclude_seen: bool = Field(
+        True, description="what a user had before a decision is no wrong answer, if it is not the right one"
+    )
     negatives: Count = Field(
         7, description="head=linear and rank: candidates beside the true one; retrieve: the whole catalogue"
     )

@@ -8,6 +8,9 @@ import numpy as np
 from scipy import sparse
 
 from llmrec.config import Train
+from llmrec.ranker.ragged import Ragged, offsets_of, within
+
+EARLIER = 1000  # of what a user had before an example's history, the newest so many are remembered
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,9 @@ class Example:
     """One pass over a part of a user's history.
 
     history: int64[m] catalogue rows, oldest first; decisions: int64[d], the events that are trained, ascending;
-    negatives: int64[d, n] rows; usable: bool[d, n], false where a negative is the decision's own item;
-    answers: int64[d, w] rows, each decision's event and those after it, -1 beyond the history's end.
+    negatives: int64[d, n] rows; usable: bool[d, n], false where a negative is no wrong answer;
+    answers: int64[d, w] rows, each decision's event and those after it, -1 beyond the history's end;
+    earlier: int64[any] rows, what the user had before the history.
     """
 
     history: np.ndarray
@@ -24,6 +28,13 @@ class Example:
     negatives: np.ndarray
     usable: np.ndarray
     answers: np.ndarray
+    earlier: np.ndarray
+
+    def had(self) -> Ragged:
+        """What the user had by each decision, in d sequences of rows."""
+        lengths = len(self.earlier) + self.decisions
+        everything = np.concatenate([self.earlier, self.history]).astype(np.int32)
+        return Ragged(everything[within(lengths)], offsets_of(lengths))
 
 
 @dataclass(frozen=True)
@@ -73,13 +84,15 @@ def sample(
     end = len(history)
     if end > max_history:
         end = int(rng.integers(max_history, end + 1))
-    window = history[max(0, end - max_history) : end]
+    start = max(0, end - max_history)
+    window, earlier = history[start:end], history[max(0, start - EARLIER) : start]
     count = min(train.decisions_per_user, len(window))
     decisions = np.sort(rng.permutation(len(window))[:count])
     if recaller is None:
         none = np.empty((count, 0), np.int64)
-        return Example(window, decisions, none, none.astype(bool), _answers(window, decisions, train.horizon))
-    return _against_negatives(window, decisions, train, recaller, rng)
+        answers = _answers(window, decisions, train.horizon)
+        return Example(window, decisions, none, none.astype(bool), answers, earlier)
+    return _against_negatives(window, earlier, decisions, train, recaller, rng)
 
 
 def sample_last(
@@ -89,14 +102,21 @@ def sample_last(
     `max_history` predecessors. It is the last event of the example. history: int64[>= 1].
     """
     event = int(rng.integers(len(history)))
-    window = history[max(0, event - max_history) : event + 1]
-    return _against_negatives(window, np.asarray([len(window) - 1]), train, recaller, rng)
+    start = max(0, event - max_history)
+    window, earlier = history[start : event + 1], history[max(0, start - EARLIER) : start]
+    return _against_negatives(window, earlier, np.asarray([len(window) - 1]), train, recaller, rng)
 
 
 def _against_negatives(
-    window: np.ndarray, decisions: np.ndarray, train: Train, recaller: Recaller, rng: np.random.Generator
+    window: np.ndarray,
+    earlier: np.ndarray,
+    decisions: np.ndarray,
+    train: Train,
+    recaller: Recaller,
+    rng: np.random.Generator,
 ) -> Example:
     """These decisions of a window, each with its own negatives."""
+    answers = _answers(window, decisions, train.horizon)
     negatives = rng.choice(recaller.pool, size=(len(decisions), train.negatives))
     hard = rng.random(negatives.shape) < train.hard_share
     for row, event in enumerate(decisions):
@@ -106,8 +126,11 @@ def _against_negatives(
         recalled = recaller.top(window[:event], window[: event + 1])
         if len(recalled):
             negatives[row, hard[row]] = rng.choice(recalled, wanted, replace=len(recalled) < wanted)
-    usable = negatives != window[decisions][:, None]
-    return Example(window, decisions, negatives, usable, _answers(window, decisions, train.horizon))
+    found = Example(window, decisions, negatives, negatives != window[decisions][:, None], answers, earlier)
+    if train.exclude_seen:
+        for row, had in enumerate(found.had()):
+            found.usable[row] &= ~np.isin(negatives[row], had)
+    return found
 
 
 def _answers(window: np.ndarray, decisions: np.ndarray, horizon: int) -> np.ndarray:

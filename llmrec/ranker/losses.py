@@ -31,7 +31,12 @@ def distillation(scores: torch.Tensor, teacher: torch.Tensor, temperature: float
 
 
 def catalogue_softmax(
-    users: torch.Tensor, items: torch.Tensor, bias: torch.Tensor, answers: torch.Tensor, decay: float
+    users: torch.Tensor,
+    items: torch.Tensor,
+    bias: torch.Tensor,
+    answers: torch.Tensor,
+    decay: float,
+    closed: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Softmax cross-entropy over the whole catalogue, summed over decisions.
 
@@ -42,11 +47,13 @@ def catalogue_softmax(
 
     users: [D, hidden]; items: [n_items, hidden], of the same type, in which they are multiplied; bias:
     float32[n_items], -inf for items that are no choice; answers: int64[D, w] catalogue rows, -1 for none, the first
-    always one.
+    always one. closed: int64[N] decisions, ascending, and int64[N] the items that are no choice for them, unless they
+    are their answers.
     """
     weight = (answers >= 0) * decay ** torch.arange(answers.shape[1], device=answers.device)
     weight = weight / weight.sum(1, keepdim=True)
-    return _CatalogueSoftmax.apply(users, items, bias, answers.clamp(min=0), weight)
+    answers = torch.where(answers < 0, answers[:, :1], answers)
+    return _CatalogueSoftmax.apply(users, items, bias, answers, weight, closed)
 
 
 class _CatalogueSoftmax(torch.autograd.Function):
@@ -58,6 +65,7 @@ class _CatalogueSoftmax(torch.autograd.Function):
         bias: torch.Tensor,
         answers: torch.Tensor,
         weight: torch.Tensor,
+        closed: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> torch.Tensor:
         wanted = any(ctx.needs_input_grad)
         loss, to_users = bias.new_zeros(()), torch.empty_like(users)
@@ -65,8 +73,14 @@ class _CatalogueSoftmax(torch.autograd.Function):
         rows = max(FEWEST_ROWS, CELLS // len(items))
         for here in (slice(start, start + rows) for start in range(0, len(users), rows)):
             scores = (users[here] @ items.T).float() + bias
+            own = scores.gather(1, answers[here])
+            if closed is not None:
+                decisions, these = closed
+                part = slice(*torch.searchsorted(decisions, decisions.new_tensor([here.start, here.stop])).tolist())
+                scores[decisions[part] - here.start, these[part]] = float("-inf")
+                scores.scatter_(1, answers[here], own)
             total = scores.logsumexp(1, keepdim=True)
-            surprise = (total - scores.gather(1, answers[here])).masked_fill(weight[here] == 0, 0.0)
+            surprise = (total - own).masked_fill(weight[here] == 0, 0.0)
             loss += (surprise * weight[here]).sum()
             if wanted:
                 gradient = (scores - total).exp_().scatter_add_(1, answers[here], -weight[here])
@@ -81,4 +95,4 @@ class _CatalogueSoftmax(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         to_users, to_items, to_bias = ctx.saved_tensors
-        return gradient * to_users, gradient * to_items, gradient * to_bias, None, None
+        return gradient * to_users, gradient * to_items, gradient * to_bias, None, None, None

@@ -69,7 +69,10 @@ def loss_of(
             asked = torch.cat([rows[i] for i, _ in examples])
             answers = torch.from_numpy(np.concatenate([entry.answers for _, entry in examples])).to(users.device)
             among = bias.masked_fill(~choices, float("-inf"))
-            parts.append(catalogue_softmax(users[asked], items, among, answers, train.horizon_decay) / decisions)
+            closed = _had([entry for _, entry in examples], users.device) if train.exclude_seen else None
+            parts.append(
+                catalogue_softmax(users[asked], items, among, answers, train.horizon_decay, closed) / decisions
+            )
         for i, entry in lessons_of if scores.items is None else ():
             listed = torch.from_numpy(entry.items).to(users.device)
             taught.append(scores.catalogue.pairs(rows[i].expand(len(listed)), listed))
@@ -82,6 +85,15 @@ def loss_of(
         wanted = torch.from_numpy(entry.scores).to(own.device)
         parts.append(train.teacher_weight * distillation(own, wanted, train.teacher_temperature) / lessons)
     return torch.stack(parts).sum()
+
+
+def _had(examples: Sequence[Example], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """What users had by each decision of theirs: int64[N] decisions, ascending, int64[N] items."""
+    had = [example.had() for example in examples]
+    lengths = np.concatenate([one.lengths for one in had])
+    items = np.concatenate([one.values for one in had]).astype(np.int64)
+    decisions = np.repeat(np.arange(len(lengths)), lengths)
+    return torch.from_numpy(decisions).to(device), torch.from_numpy(items).to(device)
 
 
 def _decisions(entry: Entry) -> int:

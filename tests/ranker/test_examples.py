@@ -5,6 +5,7 @@ import pytest
 from scipy import sparse
 
 from llmrec.config import Train
+from llmrec.ranker import examples
 from llmrec.ranker.examples import Recaller, sample
 
 N = 12
@@ -28,7 +29,7 @@ def test_recalled_items_are_the_best_of_a_plain_sum() -> None:
 
 def test_windows_decisions_and_negatives_keep_their_bounds() -> None:
     history = np.arange(10) % N
-    train = Train(decisions_per_user=3, negatives=5, hard_share=0.5)
+    train = Train(decisions_per_user=3, negatives=5, hard_share=0.5, exclude_seen=False)
     starts = set()
     for seed in range(60):
         made = sample(history, train, 6, recaller(), np.random.default_rng(seed))
@@ -39,6 +40,34 @@ def test_windows_decisions_and_negatives_keep_their_bounds() -> None:
         assert made.negatives.shape == (3, 5) and made.negatives.min() >= 0 and made.negatives.max() < N
         assert (made.usable == (made.negatives != made.history[made.decisions][:, None])).all()
     assert starts == {0, 1, 2, 3, 4}
+
+
+def test_what_a_user_had_is_no_wrong_answer() -> None:
+    history = np.asarray([3, 1, 4, 1, 5, 9, 2, 6, 5])
+    told = set()
+    for seed in range(30):
+        made = sample(
+            history,
+            Train(decisions_per_user=3, negatives=9, hard_share=0.2),
+            5,
+            recaller(),
+            np.random.default_rng(seed),
+        )
+        start = len(made.earlier)
+        assert made.earlier.tolist() == history[:start].tolist()
+        assert made.history.tolist() == history[start : start + 5].tolist()
+        for event, drawn, usable, had in zip(made.decisions, made.negatives, made.usable, made.had(), strict=True):
+            assert had.tolist() == history[: start + event].tolist()
+            closed = {*had.tolist(), int(history[start + event])}
+            assert usable.tolist() == [item not in closed for item in drawn.tolist()]
+            closed_ones += int((~usable).sum())
+    assert closed_ones
+
+
+def test_only_the_newest_of_what_was_earlier_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "EARLIER", 2)
+    made = sample(np.arange(9), Train(), 3, None, np.random.default_rng(1))
+    assert made.earlier.tolist() == [made.history[0] - 2, made.history[0] - 1]
 
 
 def test_hard_negatives_are_what_recall_brings_at_that_point() -> None:
@@ -99,5 +128,5 @@ def test_the_same_seed_draws_the_same_example() -> None:
     one, two = (sample(np.arange(9), Train(), 5, recaller(), np.random.default_rng(7)) for _ in range(2))
     assert all(
         np.array_equal(getattr(one, f), getattr(two, f))
-        for f in ("history", "decisions", "negatives", "usable", "answers")
+        for f in ("history", "decisions", "negatives", "usable", "answers", "earlier")
     )

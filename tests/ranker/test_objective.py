@@ -29,7 +29,7 @@ def example(negatives: int) -> Example:
     history, decisions = np.asarray([4, 0, 6]), np.asarray([0, 2])
     drawn = np.asarray([[1, 2], [3, 5]])[:, :negatives]
     answers = np.asarray([[4, 0], [6, -1]])
-    return Example(history, decisions, drawn, np.ones(drawn.shape, bool), answers)
+    return Example(history, decisions, drawn, np.ones(drawn.shape, bool), answers, np.asarray([2, 6]))
 
 
 def made(directory: str, items: str, head: str) -> tuple[Ranker, Catalogue]:
@@ -78,16 +78,22 @@ def test_distillation_is_nothing_for_the_same_order_and_never_negative() -> None
     assert float(distillation(-scores, scores, 1.5)) > 0.1
 
 
-def test_the_softmax_over_the_catalogue_leaves_out_what_is_no_choice(tiny: Tiny) -> None:
+@pytest.mark.parametrize(("exclude_seen", "had"), [(False, [[], []]), (True, [[2, 6], [2, 4, 0]])])
+def test_the_softmax_over_the_catalogue_leaves_out_what_is_no_choice(
+    tiny: Tiny, exclude_seen: bool, had: list[list[int]]
+) -> None:
+    """had: what the user had by each decision and what is not its answer."""
     ranker, catalogue = made(tiny("llama"), "token", "retrieve")
     entry = example(0)
     choices = torch.tensor([True, False, True, True, True, False, True])
     scores = ranker(pack([request_of(entry, PREFIX, catalogue, ranker)]))
     assert scores.catalogue is not None
     users, items, bias = (part.detach() for part in scores.catalogue)
-    open_ = (users @ items.T + bias)[:, choices]
-    place = {int(row): i for i, row in enumerate(np.flatnonzero(choices))}
-    first = [cross_entropy(open_[0], torch.tensor(place[row])) for row in (4, 0)]
-    wanted = (first[0] + 0.5 * first[1]) / 1.5 + cross_entropy(open_[1], torch.tensor(place[6]))
-    found = loss_of(scores, [entry], TRAIN, choices, 1.0, 1.0).detach()
+    open_ = (users @ items.T + bias).masked_fill(~choices, float("-inf"))
+    for row, closed in zip(open_, had, strict=True):
+        row[closed] = float("-inf")
+    first = [cross_entropy(open_[0], torch.tensor(row)) for row in (4, 0)]
+    wanted = (first[0] + 0.5 * first[1]) / 1.5 + cross_entropy(open_[1], torch.tensor(6))
+    train = TRAIN.model_copy(update={"exclude_seen": exclude_seen})
+    found = loss_of(scores, [entry], train, choices, 1.0, 1.0).detach()
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)

@@ -33,6 +33,7 @@ PREFIXES = [np.asarray([0, 70, 71], np.int32), np.asarray([0], np.int32)]
 HISTORIES = [np.asarray([3, 1, 4, 1, 5]), np.asarray([2, 6])]
 DECISIONS = [np.asarray([0, 2, 4]), np.asarray([0, 1])]
 NEGATIVES = [np.asarray([[2, 6, 0], [4, 5, 5], [0, 1, 2]]), np.asarray([[0, 1, 3], [3, 4, 5]])]
+EARLIER = np.asarray([2])
 
 
 def tokens_of(catalogue, rows) -> list[int]:
@@ -110,7 +111,7 @@ def test_loss_over_items_and_gradients(tiny: Tiny, head: str, per_item: int, kin
     for prefix, history, decisions, negatives in zip(PREFIXES, HISTORIES, DECISIONS, NEGATIVES, strict=True):
         answers = np.asarray([[*history[e : e + 3], -1, -1][:3] for e in decisions])
         drawn = negatives if head == "rank" else negatives[:, :0]
-        examples.append(Example(history, decisions, drawn, drawn != history[decisions][:, None], answers))
+        examples.append(Example(history, decisions, drawn, drawn != history[decisions][:, None], answers, EARLIER))
         made.append(
             training_request(prefix, catalogue, history, decisions, negatives)
             if head == "rank"
@@ -133,11 +134,13 @@ def test_loss_over_items_and_gradients(tiny: Tiny, head: str, per_item: int, kin
             context = [*prefix.tolist(), *item_tokens(history[:event], per_item)]
             user = plain.states(np.asarray(context))[-1]
             found = torch.stack([plain.items.retrieve(retrieve, user, row) for row in range(N_ITEMS)])
-            chances = torch.log_softmax(found[1:], 0)  # item 0 is no choice
             right = history[event : event + 3]
+            closed = {0, *EARLIER, *history[:event]} - set(right)  # item 0 is no choice, nor what the user had
+            kept = torch.tensor([row not in closed for row in range(N_ITEMS)])
+            chances = torch.log_softmax(found.masked_fill(~kept, float("-inf")), 0)
             share = np.asarray([1, 0.6, 0.36][: len(right)])
             for row, weight in zip(right, share / share.sum(), strict=True):
-                wanted = wanted - weight * chances[row - 1]
+                wanted = wanted - weight * chances[row]
             if head == "rank":
                 rows = [history[event], *(i for i in drawn if i != history[event])]
                 ends = [plain.states(np.asarray(context + item_tokens([i], per_item)))[-1] for i in rows]
@@ -207,8 +210,11 @@ def test_blocks_of_decisions_have_the_gradient_of_all_at_once(monkeypatch: pytes
     answers[::3, 2] = -1
     made = [torch.randn(200, 12), torch.randn(90, 12), torch.randn(90)]
     ours, theirs = ([part.clone().requires_grad_() for part in made] for _ in range(2))
-    found = catalogue_softmax(*ours, answers, 0.6)
-    chances = (theirs[0] @ theirs[1].T + theirs[2]).log_softmax(1)
+    no_choice = torch.rand(200, 90) < 0.2
+    closed = no_choice.nonzero(as_tuple=True)
+    found = catalogue_softmax(*ours, answers, 0.6, closed)
+    right = torch.zeros(200, 91, dtype=torch.bool).scatter_(1, answers.where(answers >= 0, 90), True)[:, :90]
+    chances = (theirs[0] @ theirs[1].T + theirs[2]).masked_fill(no_choice & ~right, float("-inf")).log_softmax(1)
     wanted = torch.zeros(())
     for chance, right in zip(chances, answers, strict=True):
         right = right[right >= 0]
@@ -220,4 +226,4 @@ def test_blocks_of_decisions_have_the_gradient_of_all_at_once(monkeypatch: pytes
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(catalogue_softmax(*ours, answers, 0.6), wanted)
+        torch.testing.assert_close(catalogue_softmax(*ours, answers, 0.6, closed), wanted)
