@@ -128,8 +128,9 @@ def _against_negatives(
             negatives[row, hard[row]] = rng.choice(recalled, wanted, replace=len(recalled) < wanted)
     found = Example(window, decisions, negatives, negatives != window[decisions][:, None], answers, earlier)
     if train.exclude_seen:
-        for row, had in enumerate(found.had()):
-            found.usable[row] &= ~np.isin(negatives[row], had)
+        had = found.had()
+        for row in range(len(had)):
+            found.usable[row] &= ~np.isin(negatives[row], had[row])
     return found
 
 

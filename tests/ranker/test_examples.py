@@ -44,7 +44,7 @@ def test_windows_decisions_and_negatives_keep_their_bounds() -> None:
 
 def test_what_a_user_had_is_no_wrong_answer() -> None:
     history = np.asarray([3, 1, 4, 1, 5, 9, 2, 6, 5])
-    told = set()
+    closed_ones = 0
     for seed in range(30):
         made = sample(
             history,
