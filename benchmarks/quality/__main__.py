@@ -100,7 +100,7 @@ def on_dataset(
         "name": dataset.name, "users": len(dataset.users), "items": dataset.items.num_rows,
         "events": len(dataset.histories.values), "tuned": tuned,
         "splits": {
-            name: {"users": len(splits[name].users), "methods": figures.to_best(*zip(*rows, strict=True))}
+            name: {"targets": len(splits[name].target), "methods": figures.to_best(*zip(*rows, strict=True))}
             for name, rows in kept.items() if rows
         },
     }  # fmt: skip

@@ -38,8 +38,9 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
     add("--methods", default=",".join(MODULES), metavar="NAME,...",
         help=f"baselines, of which some joined by '+' are fused by reciprocal rank, and rankers: {', '.join(VARIANTS)}")
     add("--splits", nargs="+", choices=SPLITS, default=[TEST], metavar="SPLIT",
-        help="of validation, test, cold (a tenth of the items has no events in training; users with such a test item), "
-        "cold-only (the same, ranked among such items)")
+        help="of validation, validation-4 (each of the four events before a user's last, which tells settings apart "
+        "better), test, cold (a tenth of the items has no events in training; users with such a test item), cold-only "
+        "(the same, ranked among such items)")
     add("--seeds", type=int, nargs="+", default=[0], help="of methods that draw numbers")
     add("--encoder", type=Path, metavar="DIR",
         help=f"a sentence-transformers model, for {TITLES}, which is not run without it")

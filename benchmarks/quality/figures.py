@@ -26,7 +26,7 @@ def row(method: Method, seeds: Sequence[int], found: Sequence[Measured], segment
         **{name: float(np.mean(values)) for name, values in means.items()},
         "std": {name: float(np.std(values, ddof=1)) if len(values) > 1 else None for name, values in means.items()},
         "segments": {
-            segment: {"users": int(inside.sum())} | {
+            segment: {"targets": int(inside.sum())} | {
                 name: float(np.mean([values[name][inside].mean() for values in by_seed])) for name in means
             } for segment, inside in segments.items()
         },

@@ -32,7 +32,8 @@ COLUMNS: list[Column] = [
     ("of them to fit", lambda r: f"{r['fitting']:.1f}"),
 ]
 TITLES = {
-    "validation": "validation", "test": "test", "cold": "test items without training events, whole catalogue",
+    "validation": "validation", "validation-4": "validation, four events a user", "test": "test",
+    "cold": "test items without training events, whole catalogue",
     "cold-only": "test items without training events, among such items only",
 }  # fmt: skip
 
@@ -48,14 +49,14 @@ def show(console: Console, report: dict[str, Any]) -> None:
             ]
             console.print(table(f"{name}: settings on validation", [COLUMNS[0], mean("ndcg@10")], rows))
         for split, found in data["splits"].items():
-            console.print(table(f"{TITLES[split]}, {found['users']:,} users", COLUMNS, found["methods"]))
+            console.print(table(f"{TITLES[split]}, {found['targets']:,} targets", COLUMNS, found["methods"]))
             if found["methods"] and len(found["methods"][0]["segments"]) > 1:
                 parts = found["methods"][0]["segments"]
-                columns = [COLUMNS[0], *(segment(name, part["users"]) for name, part in parts.items())]
+                columns = [COLUMNS[0], *(segment(name, part["targets"]) for name, part in parts.items())]
                 console.print(table("recall@10 by training events of the true item", columns, found["methods"]))
     for what, reason in report["not_run"].items():
         console.print(f"{what} not run: {reason}", markup=False)
 
 
-def segment(name: str, users: int) -> Column:
-    return f"{name} ({users:,} users)", lambda r: f"{r['segments'][name]['recall@10']:.4f}"
+def segment(name: str, targets: int) -> Column:
+    return f"{name} ({targets:,} targets)", lambda r: f"{r['segments'][name]['recall@10']:.4f}"

@@ -13,15 +13,15 @@ from llmrec.ranker.ragged import Ragged, within
 from llmrec.schema import ITEM
 from llmrec.tables.histories import keep
 
-VALIDATION, TEST, COLD, COLD_ONLY = "validation", "test", "cold", "cold-only"
-SPLITS = (VALIDATION, TEST, COLD, COLD_ONLY)
+VALIDATION, VALIDATION_4, TEST, COLD, COLD_ONLY = "validation", "validation-4", "test", "cold", "cold-only"
+SPLITS = (VALIDATION, VALIDATION_4, TEST, COLD, COLD_ONLY)
 COLD_SHARE, COLD_SEED = 0.1, 0
 
 
 @dataclass(frozen=True)
 class Split:
-    """training: histories of all users, to fit on. Of m users who are asked for: users: int64[m], their rows; known:
-    what is scored from; seen: what is masked; target: int32[m], the true item, not among those seen. candidates:
+    """training: histories of all users, to fit on. Of m targets: users: int64[m], the rows of whose they are;
+    known: what is scored from; seen: what is masked; target: int32[m], the true item, not among those seen. candidates:
     bool[n_items]."""
 
     training: Ragged
@@ -34,6 +34,8 @@ class Split:
 
 def split(dataset: Dataset, name: str) -> Split:
     """validation: all but the last two events are for training, the last but one is the target.
+    validation-4: all but the last five are for training; each of the four before the last is a target, of users with
+    more events than these, known what came before it.
     test: all but the last are for training, the last is the target.
     cold: as test, but a tenth of the items has no events in training; users whose target is one of these.
     cold-only: as cold, among these items alone.
@@ -45,6 +47,12 @@ def split(dataset: Dataset, name: str) -> Split:
     users, everything = np.arange(len(training)), np.ones(n_items, bool)
     if name in (VALIDATION, TEST):
         return Split(training, users, training, training, target, everything)
+    if name == VALIDATION_4:
+        users = np.flatnonzero(dataset.histories.lengths > 5)
+        asked, back = np.tile(users, 4), np.repeat(np.arange(2, 6), len(users))
+        known = without_last(dataset.histories.take(asked), back)
+        target = dataset.histories.values[dataset.histories.offsets[asked + 1] - back]
+        return Split(without_last(dataset.histories, 5), asked, known, known, target, everything)
     cold = cold_items(dataset.items[ITEM], COLD_SHARE, COLD_SEED)
     users = np.flatnonzero(cold[target])
     warm = keep(training, ~cold[training.values])
@@ -57,7 +65,8 @@ def fitted_as(name: str) -> str:
     return COLD if name == COLD_ONLY else name
 
 
-def without_last(histories: Ragged, count: int) -> Ragged:
+def without_last(histories: Ragged, count: int | np.ndarray) -> Ragged:
+    """count: of all, or int64[n]."""
     lengths = histories.lengths
     return keep(histories, within(lengths) < np.repeat(lengths - count, lengths))
 

@@ -134,6 +134,10 @@ def test_splits(board: Dataset) -> None:
         assert [found.training[u].tolist() for u in range(len(whole))] == [h[:-held_out] for h in whole]
         assert found.known is found.training and found.seen is found.training
         assert found.target.tolist() == [h[-held_out] for h in whole]
+    four = splits.split(board, "validation-4")
+    assert [four.training[u].tolist() for u in range(len(whole))] == [h[:-5] for h in whole]
+    asked = sorted((u, four.known[i].tolist(), int(four.target[i])) for i, u in enumerate(four.users.tolist()))
+    assert asked == sorted((u, h[:-back], h[-back]) for u, h in enumerate(whole) if len(h) > 5 for back in range(2, 6))
     cold = splits.cold_items(board.items["item_id"], 0.1, 0)
     found, only = splits.split(board, "cold"), splits.split(board, "cold-only")
     users = [u for u, h in enumerate(whole) if cold[h[-1]]]
@@ -435,8 +439,8 @@ def test_a_second_run_only_prints(tmp_path: Path) -> None:
     assert rows["popularity"]["ndcg@10"] < rows["item-item"]["ndcg@10"]
     best = max(rows.values(), key=lambda row: row["ndcg@10"])
     assert best["to_best"] is None and rows["popularity"]["to_best"]["high"] < 0
-    (cold,) = {row["segments"]["0"]["users"] for row in data["splits"]["cold"]["methods"]}
-    assert cold == data["splits"]["cold-only"]["users"] > 0
+    (cold,) = {row["segments"]["0"]["targets"] for row in data["splits"]["cold"]["methods"]}
+    assert cold == data["splits"]["cold-only"]["targets"] > 0
     assert run(*asked, "--limit-minutes", "0") == found, "nothing may be measured"
     late = run("--methods", "popularity,ease", "--limit-minutes", "0")
     assert late["not_run"] == {"board ease": "out of time; another call goes on from here"}
