@@ -15,8 +15,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/llmrec demo
 
+# Those that start a cluster one after another, the others on all cores.
+CLUSTERED := tests/engine tests/local tests/benchmarks
+
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist worksteal $(CLUSTERED:%=--ignore=%)
+	$(BIN)/pytest $(CLUSTERED)
 
 test-faults: $(STAMP)
 	$(BIN)/pytest -m 'faults and not chaos'

@@ -13,7 +13,7 @@ from benchmarks.speed.report import Column, table
 
 def mean(name: str) -> Column:
     def text(r: Row) -> str:
-        return f"{r[name]:.4f}" + ("" if r["std"][name] is None else f" ±{r['std'][name]:.4f}")
+        return f"{r[name]:.4f}" + ("" if r["std"][name] is None else f" ±{r['std'][name]:.4f}".replace("0.", "."))
 
     return name, text
 
@@ -26,10 +26,10 @@ def difference(r: Row) -> str:
 COLUMNS: list[Column] = [
     ("method", lambda r: r["method"]),
     *(mean(name) for name in ("ndcg@10", "recall@10", "mrr@10", "recall@100")),
-    ("ndcg@10 less the best's, 95%", difference),
+    ("ndcg@10 less\nthe best's, 95%", difference),
     ("seeds", lambda r: f"{len(r['seeds'])}"),
     ("seconds", lambda r: f"{r['seconds']:.1f}"),
-    ("of them to fit", lambda r: f"{r['fitting']:.1f}"),
+    ("of them\nto fit", lambda r: f"{r['fitting']:.1f}"),
 ]
 TITLES = {
     "validation": "validation", "validation-4": "validation, four events a user", "test": "test",
@@ -59,4 +59,4 @@ def show(console: Console, report: dict[str, Any]) -> None:
 
 
 def segment(name: str, targets: int) -> Column:
-    return f"{name} ({targets:,} targets)", lambda r: f"{r['segments'][name]['recall@10']:.4f}"
+    return f"{name}\n{targets:,} targets", lambda r: f"{r['segments'][name]['recall@10']:.4f}"
