@@ -125,12 +125,11 @@ class ItemEncoder(nn.Module):
         there = slice(start, stop)
         known = self.features.known[there]
         seen = known >= 0
+        if self.training and self.own_dropout:
+            seen = seen & (torch.rand(len(known), device=known.device) >= self.own_dropout)
         total = self.bias.new_zeros(len(known), self.k * self.hidden)
         if self.own is not None:
-            own = self.own[known.clamp(min=0)] * seen[:, None]
-            if self.training and self.own_dropout:
-                own = own * (torch.rand(len(own), 1, device=own.device) >= self.own_dropout)
-            total = total + own
+            total = total + self.own[known.clamp(min=0)] * seen[:, None]
         for name, part in self.frozen_parts.items():
             total = total + part(self.features.part(name, there), self.features.present(name, there))
         for name, part in self.categories.items():
