@@ -220,7 +220,8 @@ def test_an_example_is_one_event_after_those_before_it() -> None:
         assert made.history.tolist() == list(range(max(10, answer - 4), answer + 1))
         assert made.decisions.tolist() == [len(made.history) - 1]
         assert made.negatives.shape == (1, 3) and made.answers.tolist() == [[answer, -1, -1, -1, -1]]
-        assert (made.usable == (made.negatives != answer)).all()
+        assert made.earlier.tolist() == list(range(10, max(10, answer - 4)))
+        assert (made.usable == ((made.negatives > answer) | (made.negatives < 10))).all()
     assert answers == set(history.tolist())
 
 
