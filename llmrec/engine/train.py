@@ -112,6 +112,8 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     assert not missing, f"checkpoint lacks {sorted(missing)[:3]}"
     ranker.load_state_dict(state, strict=False)
     merge_adapters(ranker)
+    if ranker.items is not None:
+        ranker.items.foretell()
     ranker.card = ranker.card.model_copy(update={"trained": True})
     version = _save(ranker, layout, _model_card(config, users, metrics))
     _forget_run(layout, name)

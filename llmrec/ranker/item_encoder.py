@@ -19,11 +19,14 @@ from torch import nn
 from llmrec.config import Items
 from llmrec.errors import UserError
 from llmrec.ranker.item_features import ItemFeatures
+from llmrec.ranker.ridge import ridge
 
 WEIGHTS_FILE, IDS_FILE, PARTS_FILE = "items.safetensors", "items.parquet", "items.json"
 LEARNED_STD = 0.02
 COMMON = 2  # a category that fewer items have cannot be learned apart from the item itself
 ROWS_AT_ONCE = 1 << 16
+FORETOLD_FROM = 100_000  # items at most, by which what is learned of one is foretold
+FORETOLD_PENALTY = 1.0  # on the weights of that regression
 START_LENGTH = 1.0  # mean length of learned parts that start from vectors; about that of an untrained text part
 START_GATES = {"graph": 0.25}  # items of the same edges share a vector: it must not hide what tells them apart
 VECTOR_LENGTH = 20**0.5  # mean length of a part's vectors where they enter its network: some units a neuron
@@ -47,10 +50,14 @@ class ItemEncoder(nn.Module):
 
     Parts of frozen vectors (a text's embedding, an image's, a graph's) go through a small network, categories and
     numbers through tables and another; an id embedding learns what none of them says. A part that an item lacks adds
-    nothing. An item that training has not seen has no id embedding and the mean bias, so that it lives by the others.
+    nothing. An item that training has not seen has the mean bias and, once training is over, the id embedding that its
+    other parts foretell.
     Follows CoLLM (Zhang et al., 2023) in mapping other models' embeddings into the input space of a language model, and
     MixLM (2025) in giving an item few vectors in place of its text.
     """
+
+    foretold: torch.Tensor
+    foretold_offset: torch.Tensor
 
     def __init__(self, plan: Mapping[str, Any]) -> None:
         """plan: what `planned` says of the parts."""
@@ -68,6 +75,9 @@ class ItemEncoder(nn.Module):
         self.ids: pa.Array = pa.array([], pa.int64())
         self.own = nn.Parameter(torch.randn(plan["items"], width) * LEARNED_STD) if plan["id"] else None
         self.bias = nn.Parameter(torch.zeros(plan["items"]))
+        if plan["id"]:
+            self.register_buffer("foretold", torch.zeros(width, width))
+            self.register_buffer("foretold_offset", torch.zeros(width))
         self.norm, self.scale = nn.LayerNorm(hidden), length / hidden**0.5
         self.own_dropout = 0.0  # share of items that a pass in training knows without what is learned of each
         self.features: _Bound | None = None
@@ -127,17 +137,47 @@ class ItemEncoder(nn.Module):
         seen = known >= 0
         if self.training and self.own_dropout:
             seen = seen & (torch.rand(len(known), device=known.device) >= self.own_dropout)
-        total = self.bias.new_zeros(len(known), self.k * self.hidden)
+        total = self._without_own(there)
         if self.own is not None:
-            total = total + self.own[known.clamp(min=0)] * seen[:, None]
+            own = self.own[known.clamp(min=0)] * seen[:, None]
+            if not self.training:
+                own[~seen] = total[~seen] @ self.foretold + self.foretold_offset
+            total = total + own
+        bias = torch.where(seen, self.bias[known.clamp(min=0)], self.bias.mean())
+        return ItemVectors(total.unflatten(1, (self.k, self.hidden)), bias)
+
+    def _without_own(self, there: slice) -> torch.Tensor:
+        """[m, k * hidden]: the parts of the bound items `there` that are not learned of each."""
+        assert self.features is not None
+        total = self.bias.new_zeros(len(self.features.known[there]), self.k * self.hidden)
         for name, part in self.frozen_parts.items():
             total = total + part(self.features.part(name, there), self.features.present(name, there))
         for name, part in self.categories.items():
             total = total + part(*self.features.words(name, there))
         if self.numbers is not None:
             total = total + self.numbers(self.features.numbers[there])
-        bias = torch.where(seen, self.bias[known.clamp(min=0)], self.bias.mean())
-        return ItemVectors(total.unflatten(1, (self.k, self.hidden)), bias)
+        return total
+
+    @torch.no_grad()
+    def foretell(self) -> None:
+        """From now on an item that training has not seen has, in place of what is learned of each, what its other parts
+        foretell of it: by a regression over the bound items (Gantner et al., 2010). Else new items would point where no
+        user does. To be called once, when training is over.
+        """
+        assert self.features is not None
+        known = self.features.known
+        rows = torch.nonzero(known >= 0)[:, 0]
+        if self.own is None or not len(rows):
+            return
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:FORETOLD_FROM]]
+        chosen = torch.zeros(len(known), dtype=torch.bool, device=known.device)
+        chosen[rows] = True
+        training = self.training
+        self.eval()
+        blocks = (slice(start, start + ROWS_AT_ONCE) for start in range(0, len(known), ROWS_AT_ONCE))
+        others = torch.cat([self._without_own(there)[chosen[there]] for there in blocks])
+        self.train(training)
+        self.foretold, self.foretold_offset = ridge(others, self.own[known[chosen]], FORETOLD_PENALTY)
 
     def tables(self) -> list[nn.Parameter]:
         """What is learned row by row, of items and categories: a row sees few events, so that it may learn faster."""

@@ -147,10 +147,13 @@ def test_numbers_are_held_to_ten_deviations() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_items_that_training_has_not_seen_have_no_own_vector_and_the_mean_bias(training: bool) -> None:
+    """Until what their other parts foretell is known, and in training always."""
     features = make_features(range(10))
     trained = np.ones(10, bool)
     trained[[0, 4, 9]] = False
     encoder = made(features, trained).train(training)
+    if not training:
+        encoder.foretold.zero_(), encoder.foretold_offset.zero_()
     assert encoder.ids.to_pylist() == [1, 2, 3, 5, 6, 7, 8]
     assert encoder.own.shape == (7, HIDDEN) and encoder.bias.shape == (7,)
     without = made(features, trained, id=False)
@@ -450,3 +453,26 @@ def test_a_graph_says_less_than_a_text_at_the_start() -> None:
     }
     everywhere = torch.from_numpy(there & there[::-1])
     assert share["text"][everywhere].mean() > 0.9 > 0.5 > share["graph"][everywhere].mean()
+
+
+@pytest.mark.parametrize("per_item", [1, 2])
+def test_what_is_learned_of_each_is_foretold_for_new_items(per_item: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_encoder, "ROWS_AT_ONCE", 17)
+    monkeypatch.setattr(item_encoder, "FORETOLD_FROM", 200)
+    monkeypatch.setattr(item_encoder, "FORETOLD_PENALTY", 1e-4)
+    features, trained = only(make_features(range(400)), "text", "year"), np.arange(400) % 4 != 3
+    encoder = made(features, trained, per_item=per_item)
+    width = per_item * HIDDEN
+    with torch.no_grad():
+        for tensor in (encoder.own, encoder.foretold, encoder.foretold_offset):
+            tensor.zero_()
+        others = encoder().vectors.flatten(1)
+        follows = others @ torch.randn(width, width) / width**0.5 + torch.randn(width)
+        encoder.own.copy_(follows[trained])
+    encoder.foretell()
+    found = encoder().vectors.detach().flatten(1)
+    assert torch.equal(found[trained], (others + follows)[trained])
+    wanted = (others + follows)[~trained]
+    assert float((found[~trained] - wanted).norm()) < 0.02 * float((wanted - wanted.mean(0)).norm())
+    encoder.train()
+    assert torch.equal(encoder().vectors.flatten(1)[~trained], others[~trained]), "training is to do without"

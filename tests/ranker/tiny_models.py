@@ -199,6 +199,8 @@ def shake_encoder(encoder: ItemEncoder) -> None:
                 parameter.normal_(0.5, 0.2)
             else:
                 parameter.normal_(0, 0.3)
+        for buffer in (encoder.foretold, encoder.foretold_offset) if encoder.own is not None else ():
+            buffer.normal_(0, 0.05)
 
 
 @st.composite
@@ -268,7 +270,8 @@ class NaiveItems:
 
 
 def naive_item_vectors(encoder: ItemEncoder, features: ItemFeatures) -> NaiveItems:
-    """Items in plain loops: own vector, gated networks of what is there, mean of known categories; then a layer norm.
+    """Items in plain loops: gated networks of what is there, mean of known categories, own vector or what foretells it;
+    then a layer norm.
 
     Reads the encoder's weights on the CPU, with their gradients.
     """
@@ -276,8 +279,6 @@ def naive_item_vectors(encoder: ItemEncoder, features: ItemFeatures) -> NaiveIte
     vectors, inputs, bias = [], [], []
     for i, one in enumerate(features.ids.to_pylist()):
         total = torch.zeros(encoder.k * HIDDEN)
-        if encoder.own is not None and one in learned:
-            total = total + encoder.own[learned[one]]
         for name, part in encoder.frozen_parts.items():
             if features.present[name][i]:
                 x = torch.tensor([float(v) for v in features.vectors[name][i]])
@@ -297,6 +298,10 @@ def naive_item_vectors(encoder: ItemEncoder, features: ItemFeatures) -> NaiveIte
                 usual = (value - float(part.centre[column])) * float(part.scale[column])
                 values.append(0.0 if math.isnan(value) else max(-10.0, min(10.0, usual)))
             total = total + part.gate * network(part.layers, torch.tensor([*values, *flags]))
+        if encoder.own is not None and one in learned:
+            total = total + encoder.own[learned[one]]
+        elif encoder.own is not None:
+            total = total + encoder.foretold_offset + encoder.foretold.T @ total
         vectors.append([total[j * HIDDEN : (j + 1) * HIDDEN] for j in range(encoder.k)])
         inputs.append([layer_norm(v, encoder.norm) * encoder.scale for v in vectors[-1]])
         bias.append(encoder.bias[learned[one]] if one in learned else sum(encoder.bias) / len(encoder.bias))
