@@ -107,7 +107,7 @@ class Items(Section):
         "for no text part",
     )
     max_tokens: Count = Field(96, description="longer texts are cut for the encoder")
-    id: bool = Field(True, description="a part learned for each item; for one that training has not seen, what its other parts foretell")
+    id: bool = Field(True, description="a part learned for each item; foretold for one that training has not seen")
     id_start: Annotated[int, Field(ge=0)] = Field(
         256, description="that part starts from who had which items, by so many factors; 0: at random"
     )
