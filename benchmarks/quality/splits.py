@@ -40,19 +40,19 @@ def split(dataset: Dataset, name: str) -> Split:
     cold: as test, but a tenth of the items has no events in training; users whose target is one of these.
     cold-only: as cold, among these items alone.
     """
-    n_items = dataset.items.num_rows
-    held_out = 2 if name == VALIDATION else 1
-    training = without_last(dataset.histories, held_out)
-    target = dataset.histories.values[dataset.histories.offsets[1:] - held_out]
-    users, everything = np.arange(len(training)), np.ones(n_items, bool)
-    if name in (VALIDATION, TEST):
-        return Split(training, users, training, training, target, everything)
+    everything = np.ones(dataset.items.num_rows, bool)
     if name == VALIDATION_4:
         users = np.flatnonzero(dataset.histories.lengths > 5)
         asked, back = np.tile(users, 4), np.repeat(np.arange(2, 6), len(users))
         known = without_last(dataset.histories.take(asked), back)
         target = dataset.histories.values[dataset.histories.offsets[asked + 1] - back]
         return Split(without_last(dataset.histories, 5), asked, known, known, target, everything)
+    held_out = 2 if name == VALIDATION else 1
+    training = without_last(dataset.histories, held_out)
+    target = dataset.histories.values[dataset.histories.offsets[1:] - held_out]
+    users = np.arange(len(training))
+    if name in (VALIDATION, TEST):
+        return Split(training, users, training, training, target, everything)
     cold = cold_items(dataset.items[ITEM], COLD_SHARE, COLD_SEED)
     users = np.flatnonzero(cold[target])
     warm = keep(training, ~cold[training.values])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -85,14 +85,9 @@ def sample(
     if end > max_history:
         end = int(rng.integers(max_history, end + 1))
     start = max(0, end - max_history)
-    window, earlier = history[start:end], history[max(0, start - EARLIER) : start]
-    count = min(train.decisions_per_user, len(window))
-    decisions = np.sort(rng.permutation(len(window))[:count])
-    if recaller is None:
-        none = np.empty((count, 0), np.int64)
-        answers = _answers(window, decisions, train.horizon)
-        return Example(window, decisions, none, none.astype(bool), answers, earlier)
-    return _against_negatives(window, earlier, decisions, train, recaller, rng)
+    count = min(train.decisions_per_user, end - start)
+    found = _without_negatives(history, start, end, np.sort(rng.permutation(end - start)[:count]), train.horizon)
+    return found if recaller is None else _against_negatives(found, train, recaller, rng)
 
 
 def sample_last(
@@ -103,20 +98,20 @@ def sample_last(
     """
     event = int(rng.integers(len(history)))
     start = max(0, event - max_history)
-    window, earlier = history[start : event + 1], history[max(0, start - EARLIER) : start]
-    return _against_negatives(window, earlier, np.asarray([len(window) - 1]), train, recaller, rng)
+    last = np.asarray([event - start])
+    return _against_negatives(_without_negatives(history, start, event + 1, last, train.horizon), train, recaller, rng)
 
 
-def _against_negatives(
-    window: np.ndarray,
-    earlier: np.ndarray,
-    decisions: np.ndarray,
-    train: Train,
-    recaller: Recaller,
-    rng: np.random.Generator,
-) -> Example:
-    """These decisions of a window, each with its own negatives."""
-    answers = _answers(window, decisions, train.horizon)
+def _without_negatives(history: np.ndarray, start: int, end: int, decisions: np.ndarray, horizon: int) -> Example:
+    """The events start..end of a history, these decisions among them."""
+    window, earlier = history[start:end], history[max(0, start - EARLIER) : start]
+    none = np.empty((len(decisions), 0), np.int64)
+    return Example(window, decisions, none, none.astype(bool), _answers(window, decisions, horizon), earlier)
+
+
+def _against_negatives(example: Example, train: Train, recaller: Recaller, rng: np.random.Generator) -> Example:
+    """The example with negatives of its own for each decision."""
+    window, decisions = example.history, example.decisions
     negatives = rng.choice(recaller.pool, size=(len(decisions), train.negatives))
     hard = rng.random(negatives.shape) < train.hard_share
     for row, event in enumerate(decisions):
@@ -126,12 +121,12 @@ def _against_negatives(
         recalled = recaller.top(window[:event], window[: event + 1])
         if len(recalled):
             negatives[row, hard[row]] = rng.choice(recalled, wanted, replace=len(recalled) < wanted)
-    found = Example(window, decisions, negatives, negatives != window[decisions][:, None], answers, earlier)
+    usable = negatives != window[decisions][:, None]
     if train.exclude_seen:
-        had = found.had()
+        had = example.had()
         for row in range(len(had)):
-            found.usable[row] &= ~np.isin(negatives[row], had[row])
-    return found
+            usable[row] &= ~np.isin(negatives[row], had[row])
+    return replace(example, negatives=negatives, usable=usable)
 
 
 def _answers(window: np.ndarray, decisions: np.ndarray, horizon: int) -> np.ndarray:

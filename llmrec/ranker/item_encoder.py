@@ -172,11 +172,8 @@ class ItemEncoder(nn.Module):
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:FORETOLD_FROM]]
         chosen = torch.zeros(len(known), dtype=torch.bool, device=known.device)
         chosen[rows] = True
-        training = self.training
-        self.eval()
         blocks = (slice(start, start + ROWS_AT_ONCE) for start in range(0, len(known), ROWS_AT_ONCE))
         others = torch.cat([self._without_own(there)[chosen[there]] for there in blocks])
-        self.train(training)
         self.foretold, self.foretold_offset = ridge(others, self.own[known[chosen]], FORETOLD_PENALTY)
 
     def tables(self) -> list[nn.Parameter]:
