@@ -13,6 +13,7 @@ from llmrec import assets, config, storage
 from llmrec.engine.counts import known_histories
 from llmrec.engine.item_vectors import freeze
 from llmrec.engine.prompts import bind, check_items, opening_tokens, tokenise_items
+from llmrec.engine.recall_bucket import RETRIEVE
 from llmrec.engine.units import reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
@@ -26,7 +27,6 @@ from llmrec.schema import BUCKET, USER
 from llmrec.tables import buckets, recalled
 from llmrec.tables.users import openings
 
-RETRIEVE = "retrieve"
 NO_ROWS = np.empty(0, np.int64)
 
 

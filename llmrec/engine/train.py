@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
-import pyarrow.compute
 import torch
 
 from llmrec import assets, storage
 from llmrec.config import Config
+from llmrec.engine import training_histories
 from llmrec.engine.counts import cooccurrence
 from llmrec.engine.prompts import load_prompts
 from llmrec.engine.training_worker import AVERAGE, METRIC, MODEL, STATE_FILE, Task, run_worker
@@ -33,10 +31,8 @@ from llmrec.ranker.card import model_version
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
 from llmrec.recall import item_item
-from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, SCORE, TEACHER_ITEMS, TEACHER_SCORES, TRAIN_LENGTH, USER
 from llmrec.tables import buckets, rankings
 
-MIN_EVENTS = 2
 POLL_SECONDS = 1.0
 
 
@@ -74,11 +70,10 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         )
     base = assets.resolve_model(config.model.base)  # a wrong name is told before workers start
     training_only = config.train.events == "training"
-    users, held_out = _count_users(layout, training_only)
+    users, held_out = training_histories.count(layout.histories, training_only)
     if users < config.train.workers:
-        raise UserError(
-            f"{layout.histories}: {users} users with {MIN_EVENTS} or more training events; too few to train on"
-        )
+        enough = training_histories.MIN_EVENTS
+        raise UserError(f"{layout.histories}: {users} users with {enough} or more training events; too few to train on")
     if config.train.teacher:
         _check_teacher(storage.absolute(config.train.teacher), layout)
     counts = cooccurrence(layout.histories, buckets.catalogue_ids(layout.items), training_only)
@@ -92,7 +87,7 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     task = Task(
         config.model, config.items, config.prompt, config.train, layout, steps, ray.put(similar), settings.decay,
         ray.put(trained), _start(config, layout, counts.diagonal()),
-        ray.put(_validation_histories(layout, config, held_out)),
+        ray.put(training_histories.validation(layout.histories, config.train.validation_users, held_out)),
     )  # fmt: skip
     name = _run_name(config, layout)
     say(
@@ -156,23 +151,11 @@ def _fit(
     train = config.train
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
     fs, path = storage.filesystem(layout.training)
-    files = buckets.bucket_files(layout.histories)
-    if train.teacher:
-        units = [{BUCKET: bucket, "uri": uri} for bucket, uri in files.items()]
-        histories = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
-            _with_lessons, batch_size=1, batch_format="pyarrow", fn_kwargs={"teacher": storage.absolute(train.teacher)}
-        )
-    else:
-        histories = ray.data.read_parquet(list(files.values())).select_columns([USER, ITEMS, TRAIN_LENGTH])
     news = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"task": task, "news": news},
-        datasets={
-            "train": histories.map_batches(
-                _long_enough, fn_kwargs={"training_only": train.events == "training"}, batch_format="pyarrow"
-            )
-        },
+        datasets={"train": training_histories.streamed(layout.histories, train)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -220,49 +203,6 @@ def _check_teacher(teacher: str, layout: Layout) -> None:
     taught, here = rankings.snapshot(teacher).buckets, len(buckets.bucket_files(layout.histories))
     if taught != here:
         raise UserError(f"train.teacher = {teacher}: has {taught} buckets, the histories have {here}; score it again")
-
-
-def _with_lessons(batch: pa.Table, teacher: str) -> pa.Table:
-    """A bucket's histories, each user with the items that the teacher has scored, if he has, as lists."""
-    (unit,) = batch.to_pylist()
-    histories = pl.from_arrow(buckets.read_parquet(unit["uri"], [USER, ITEMS, TRAIN_LENGTH]))
-    scored = pl.from_arrow(rankings.read_bucket(teacher, unit[BUCKET]).select([USER, RANK, ITEM, SCORE]))
-    assert isinstance(histories, pl.DataFrame) and isinstance(scored, pl.DataFrame)
-    lists = scored.sort(USER, RANK).group_by(USER, maintain_order=True)
-    lessons = lists.agg(pl.col(ITEM).alias(TEACHER_ITEMS), pl.col(SCORE).alias(TEACHER_SCORES))
-    return histories.join(lessons, on=USER, how="left", maintain_order="left").to_arrow()
-
-
-def _long_enough(batch: pa.Table, training_only: bool) -> pa.Table:
-    lengths = batch[TRAIN_LENGTH] if training_only else pa.compute.list_value_length(batch[ITEMS])
-    return batch.filter(pa.compute.greater_equal(lengths, MIN_EVENTS))
-
-
-def _count_users(layout: Layout, training_only: bool) -> tuple[int, int]:
-    """Users who can be trained on, and users with events that validate."""
-    trained = held_out = 0
-    for uri in buckets.bucket_files(layout.histories).values():
-        table = buckets.read_parquet(uri, [ITEMS, TRAIN_LENGTH])
-        trained += _long_enough(table, training_only).num_rows
-        held_out += int((_lengths(table) > table[TRAIN_LENGTH].to_numpy()).sum()) if training_only else 0
-    return trained, held_out
-
-
-def _validation_histories(layout: Layout, config: Config, held_out: int) -> pa.Table:
-    """Histories of a stable choice of about `validation_users` users with validation events; of none if all events
-    train."""
-    share = 0.0 if held_out == 0 else min(1.0, config.train.validation_users / max(held_out, 1))
-    parts = []
-    for uri in buckets.bucket_files(layout.histories).values():
-        table = buckets.read_parquet(uri)
-        train_length = table[TRAIN_LENGTH].to_numpy()
-        mask = (_lengths(table) > train_length) & (train_length > 0) & buckets.share_of(table[USER], share)
-        parts.append(table.filter(pa.array(mask)))
-    return pa.concat_tables(parts)
-
-
-def _lengths(table: pa.Table) -> np.ndarray:
-    return pa.compute.list_value_length(table[ITEMS]).to_numpy()
 
 
 def _run_name(config: Config, layout: Layout) -> str:

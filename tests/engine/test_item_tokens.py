@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.fs
 import pytest
 import torch
 
@@ -60,7 +61,7 @@ def settings(root: str, model: Path, encoder: Path, /, **sections: Any) -> confi
             "categories": ["kind"], "numbers": ["price"], "vectors": ["picture"],
         },
         "train": {
-            "epochs": 40, "max_steps": 60, "users_per_step": 15, "validate_every": 20, "head_learning_rate": 1e-2,
+            "epochs": 40, "max_steps": 60, "users_per_step": 3, "validate_every": 20, "head_learning_rate": 1e-2,
             "precision": "float32", "horizon": 2, "seed": 3,
         },
         "recall": {"retrieve": {"top": 10, "actors": 1, "precision": "float32"}, "merge": ["retrieve", "popularity"]},
@@ -79,6 +80,16 @@ def made(cluster: Any, tiny_model: Path, tiny_encoder: Path) -> config.Config:
     for stage in ("prepare", "embed", "train", "recall", "score"):
         stages.run(stage, wanted, quietly)
     return wanted
+
+
+def copied(made: config.Config, root: str, **sections: Any) -> config.Config:
+    """All that the jobs have written so far under another root, with these sections changed."""
+    (there, source), (here, target) = storage.filesystem(made.root), storage.filesystem(root)
+    pyarrow.fs.copy_files(source, target, source_filesystem=there, destination_filesystem=here)
+    values = made.model_dump(exclude_unset=True)
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return config.build(values | {"root": root})
 
 
 def summary(wanted: config.Config, stage: str) -> dict[str, Any]:
@@ -173,91 +184,68 @@ class TestTheJobs:
             stages.run("score", base, quietly)
 
 
+def publish_lessons(table: str, layout: Layout, of: int) -> None:
+    """Rankings of every user, said to be of so many buckets: six items, the smaller the number the higher the score."""
+    files = []
+    for bucket, uri in buckets.bucket_files(layout.histories).items():
+        rows = [
+            {"user_id": user, "rank": rank + 1, "item_id": f"i{rank:02}", "score": 3.0 - rank, "recall_score": None,
+             "source": "", "model_version": "t", "run_id": "t"}
+            for user in buckets.read_parquet(uri)["user_id"].to_pylist() for rank in range(6)
+        ]  # fmt: skip
+        lessons = pa.Table.from_pylist(rows, schema=schema.rankings(pa.string(), pa.string()))
+        path = rankings.staged_path("t", bucket)
+        size = buckets.write_parquet(lessons, storage.join(table, path))
+        files.append(rankings.StagedFile(bucket, path, size, lessons.num_rows))
+    rankings.publish(table, files, of, schema.rankings(pa.string(), pa.string()), "t")
+
+
 class TestDistillation:
-    def test_a_student_takes_its_teachers_order(
-        self, made: config.Config, tiny_model: Path, tiny_encoder: Path, tmp_path: Path
-    ) -> None:
+    def test_a_student_takes_its_teachers_order(self, made: config.Config, tmp_path: Path) -> None:
         """The teacher prefers items of small numbers, whatever the user; no event says so."""
         root = "s3://llmrec-test/student"
-        wanted = settings(
-            root, tiny_model, tiny_encoder, data={"edges": ""},
-            train={"teacher": f"{root}/teacher", "teacher_weight": 50.0, "max_steps": 40, "validate_every": 40},
-        )  # fmt: skip
-        layout = Layout.of(wanted)
-        for stage in ("prepare", "embed"):
-            stages.run(stage, wanted, quietly)
-        histories = buckets.bucket_files(layout.histories)
-        files = []
-        for bucket, uri in histories.items():
-            rows = [
-                {"user_id": user, "rank": rank + 1, "item_id": f"i{rank:02}", "score": 3.0 - rank, "recall_score": None,
-                 "source": "", "model_version": "t", "run_id": "t"}
-                for user in buckets.read_parquet(uri)["user_id"].to_pylist() for rank in range(6)
-            ]  # fmt: skip
-            table = pa.Table.from_pylist(rows, schema=schema.rankings(pa.string(), pa.string()))
-            path = rankings.staged_path("t", bucket)
-            size = buckets.write_parquet(table, storage.join(f"{root}/teacher", path))
-            files.append(rankings.StagedFile(bucket, path, size, table.num_rows))
-        rankings.publish(f"{root}/teacher", files, 3, schema.rankings(pa.string(), pa.string()), "t")
+        taught = {"teacher": f"{root}/teacher", "teacher_weight": 50.0, "max_steps": 40, "validate_every": 40}
+        wanted = copied(made, root, train=taught)
+        publish_lessons(f"{root}/teacher", Layout.of(wanted), of=3)
         stages.run("train", wanted, quietly)
         ranker, _ = loaded(wanted, tmp_path)
         scores = [naive_scores(ranker, [10, 12], item)[1] for item in range(6)]
         assert scores == sorted(scores, reverse=True)
         assert np.diff(scores).tolist() == pytest.approx([-1.0] * 5, abs=0.5)
 
-    def test_a_teacher_of_other_buckets_is_refused(self, made: config.Config, tmp_path: Path) -> None:
-        other = made.model_copy(update={
-            "root": str(tmp_path), "data": made.data.model_copy(update={"buckets": 2}),
-            "train": made.train.model_copy(update={"teacher": Layout.of(made).rankings}),
-        })  # fmt: skip
-        for stage in ("prepare", "embed"):
-            stages.run(stage, other, quietly)
-        with pytest.raises(UserError, match=r"train\.teacher = .* has 3 buckets, the histories have 2"):
-            stages.run("train", other, quietly)
+    def test_a_teacher_of_other_buckets_is_refused(self, made: config.Config) -> None:
+        teacher = "s3://llmrec-test/teacher-of-four"
+        publish_lessons(teacher, Layout.of(made), of=4)
+        taught = made.model_copy(update={"train": made.train.model_copy(update={"teacher": teacher})})
+        with pytest.raises(UserError, match=r"train\.teacher = .* has 4 buckets, the histories have 3"):
+            stages.run("train", taught, quietly)
 
 
 class TestHistoryOfATeacher:
     def test_recall_and_score_may_stop_where_training_does(self, made: config.Config, tmp_path: Path) -> None:
         """Held-out validation items are candidates again, and no trunk holds them."""
-        before = {"recall": {"history": "training"}, "score": {"history": "training", "output": str(tmp_path / "out")}}
-        changed = made.model_copy(update={
-            name: getattr(made, name).model_copy(update=values) for name, values in before.items()
-        })  # fmt: skip
-        layout = Layout.of(made)
-        try:
-            for stage in ("recall", "score"):
-                stages.run(stage, changed, quietly)
-            ranker, ids = loaded(made, tmp_path)
-            place = {item: i for i, item in enumerate(ids.to_pylist())}
-            histories = {
-                row["user_id"]: row["item_ids"][: row["train_length"]]
-                for row in buckets.read_parquet(layout.histories).to_pylist()
-            }
-            table = rankings.read(str(tmp_path / "out")).to_pylist()
-            assert any(
-                row["item_id"] == last["item_ids"][-1]
-                for last in buckets.read_parquet(layout.histories).to_pylist()
-                for row in table if row["user_id"] == last["user_id"]
-            )  # fmt: skip
-            for row in table[:10]:
-                rows = [place[item] for item in histories[row["user_id"]]]
-                wanted = naive_scores(ranker, rows, place[row["item_id"]])[1]
-                assert row["score"] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
-        finally:
-            stages.run("recall", made, quietly)
+        stopping = {"history": "training"}
+        changed = copied(made, "s3://llmrec-test/history", recall=stopping, score=stopping)
+        layout = Layout.of(changed)
+        for stage in ("recall", "score"):
+            stages.run(stage, changed, quietly)
+        ranker, ids = loaded(changed, tmp_path)
+        place = {item: i for i, item in enumerate(ids.to_pylist())}
+        users = {row["user_id"]: row for row in buckets.read_parquet(layout.histories).to_pylist()}
+        table = rankings.read(layout.rankings).to_pylist()
+        assert any(row["item_id"] == users[row["user_id"]]["item_ids"][-1] for row in table)
+        for row in table[:10]:
+            user = users[row["user_id"]]
+            rows = [place[item] for item in user["item_ids"][: user["train_length"]]]
+            wanted = naive_scores(ranker, rows, place[row["item_id"]])[1]
+            assert row["score"] == pytest.approx(wanted, rel=1e-3, abs=1e-3)
 
 
-def test_learned_parts_start_from_who_had_what(
-    made: config.Config, tiny_model: Path, tiny_encoder: Path, tmp_path: Path
-) -> None:
+def test_learned_parts_start_from_who_had_what(made: config.Config, tmp_path: Path) -> None:
     """After a step that moves nothing, their products are those of numpy's factors of the training events."""
-    still = {"max_steps": 1, "learning_rate": 1e-12, "head_learning_rate": 1e-12, "weight_decay": 0.0}
-    wanted = settings(
-        "s3://llmrec-test/start", tiny_model, tiny_encoder,
-        model={"head": "retrieve"}, train=still, items={"id_start": 3},
-    )  # fmt: skip
-    for stage in ("prepare", "embed", "train"):
-        stages.run(stage, wanted, quietly)
+    still = {"max_steps": 1, "learning_rate": 1e-12, "head_learning_rate": 1e-12, "weight_decay": 0.0, "workers": 1}
+    wanted = copied(made, "s3://llmrec-test/start", model={"head": "retrieve"}, train=still, items={"id_start": 3})
+    stages.run("train", wanted, quietly)
     ranker, ids = loaded(wanted, tmp_path)
     assert ranker.items is not None and ranker.items.own is not None
     rows = {item: row for row, item in enumerate(ids.to_pylist())}

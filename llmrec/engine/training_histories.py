@@ -1,0 +1,83 @@
+"""Histories to train on and to validate on, from the buckets that prepare wrote.
+
+What Ray Data's tasks call lies here, apart from the model's code, which their processes need not import.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute
+
+from llmrec import storage
+from llmrec.config import Train
+from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, SCORE, TEACHER_ITEMS, TEACHER_SCORES, TRAIN_LENGTH, USER
+from llmrec.tables import buckets, rankings
+
+MIN_EVENTS = 2
+
+
+def streamed(histories: str, train: Train) -> Any:
+    """A Ray Data set of the users with MIN_EVENTS or more training events, with their teacher's scores if there is one.
+
+    histories: URI of a bucketed table.
+    """
+    import ray
+
+    files = buckets.bucket_files(histories)
+    if train.teacher:
+        units = [{BUCKET: bucket, "uri": uri} for bucket, uri in files.items()]
+        found = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
+            _with_lessons, batch_size=1, batch_format="pyarrow", fn_kwargs={"teacher": storage.absolute(train.teacher)}
+        )
+    else:
+        found = ray.data.read_parquet(list(files.values())).select_columns([USER, ITEMS, TRAIN_LENGTH])
+    return found.map_batches(
+        _long_enough, fn_kwargs={"training_only": train.events == "training"}, batch_format="pyarrow"
+    )
+
+
+def count(histories: str, training_only: bool) -> tuple[int, int]:
+    """Users who can be trained on, and users with events that validate."""
+    trained = held_out = 0
+    for uri in buckets.bucket_files(histories).values():
+        table = buckets.read_parquet(uri, [ITEMS, TRAIN_LENGTH])
+        trained += _long_enough(table, training_only).num_rows
+        held_out += int((_lengths(table) > table[TRAIN_LENGTH].to_numpy()).sum()) if training_only else 0
+    return trained, held_out
+
+
+def validation(histories: str, wanted: int, held_out: int) -> pa.Table:
+    """Histories of a stable choice of about `wanted` of the `held_out` users with validation events; of none if all
+    events train."""
+    share = 0.0 if held_out == 0 else min(1.0, wanted / held_out)
+    parts = []
+    for uri in buckets.bucket_files(histories).values():
+        table = buckets.read_parquet(uri)
+        train_length = table[TRAIN_LENGTH].to_numpy()
+        mask = (_lengths(table) > train_length) & (train_length > 0) & buckets.share_of(table[USER], share)
+        parts.append(table.filter(pa.array(mask)))
+    return pa.concat_tables(parts)
+
+
+def _with_lessons(batch: pa.Table, teacher: str) -> pa.Table:
+    """A bucket's histories, each user with the items that the teacher has scored, if he has, as lists."""
+    (unit,) = batch.to_pylist()
+    histories = pl.from_arrow(buckets.read_parquet(unit["uri"], [USER, ITEMS, TRAIN_LENGTH]))
+    scored = pl.from_arrow(rankings.read_bucket(teacher, unit[BUCKET]).select([USER, RANK, ITEM, SCORE]))
+    assert isinstance(histories, pl.DataFrame) and isinstance(scored, pl.DataFrame)
+    lists = scored.sort(USER, RANK).group_by(USER, maintain_order=True)
+    lessons = lists.agg(pl.col(ITEM).alias(TEACHER_ITEMS), pl.col(SCORE).alias(TEACHER_SCORES))
+    return histories.join(lessons, on=USER, how="left", maintain_order="left").to_arrow()
+
+
+def _long_enough(batch: pa.Table, training_only: bool) -> pa.Table:
+    lengths = batch[TRAIN_LENGTH] if training_only else pa.compute.list_value_length(batch[ITEMS])
+    return batch.filter(pa.compute.greater_equal(lengths, MIN_EVENTS))
+
+
+def _lengths(table: pa.Table) -> np.ndarray:
+    return pa.compute.list_value_length(table[ITEMS]).to_numpy()
