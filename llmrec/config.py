@@ -200,6 +200,34 @@ class ItemItem(Section):
     decay: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="weight of a user's event per event of age")
 
 
+class Ease(Section):
+    """The linear item-item model in closed form; wants square memory, so over the most popular items only."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="candidates per user; 0 turns the source off")
+    l2: Annotated[float, Field(gt=0)] = Field(100.0, description="weight of the squared norm")
+    items: Count = Field(20_000, description="most popular items that it knows; it takes 4 bytes times their square")
+
+
+class Als(Section):
+    """Weighted matrix factorisation by alternating least squares."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="candidates per user; 0 turns the source off")
+    factors: Count = 64
+    regularization: Annotated[float, Field(gt=0)] = 1.0
+    alpha: Annotated[float, Field(gt=0)] = Field(5.0, description="confidence in an event; 1 in its absence")
+    iterations: Count = 15
+    cpus: Count = Field(1, description="of the task that fits it")
+    seed: int = 0
+
+
+class Text(Section):
+    """Items whose text is nearest to those that the user had, by the vectors of embed; nothing is learned."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="candidates per user; 0 turns the source off")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="weight of a user's event per event of age")
+    least: Annotated[float, Field(ge=-1, le=1)] = Field(-1, description="no candidate's cosine is below")
+
+
 class Retrieve(Section):
     """A trained ranker's own retrieve head, against all items (model.items = token)."""
 
@@ -212,7 +240,7 @@ class Retrieve(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
 
 
-Source = Literal["item_item", "popularity", "retrieve"]
+Source = Literal["item_item", "ease", "als", "text", "popularity", "retrieve"]
 
 
 class Recall(Section):
@@ -220,9 +248,15 @@ class Recall(Section):
 
     popularity: Popularity = Popularity()
     item_item: ItemItem = ItemItem()
+    ease: Ease = Ease()
+    als: Als = Als()
+    text: Text = Text()
     retrieve: Retrieve = Retrieve()
     merge: tuple[Source, ...] = Field(
         ("item_item", "popularity"), description="sources in order; a later one fills what an earlier one left open"
+    )
+    quotas: dict[Source, Count] = Field(
+        {}, description="places that a source of merge fills first, with its best that no earlier one has brought"
     )
     candidates: Count = Field(100, description="merged candidates per user")
     exclude_seen: bool = True
@@ -237,6 +271,11 @@ class Recall(Section):
                 raise ValueError(f"merge names '{source}', which recall.{source}.top = 0 turns off")
         if not self.merge:
             raise ValueError("merge must name at least one source")
+        for source in self.quotas:
+            if source not in self.merge:
+                raise ValueError(f"quotas names '{source}', which merge does not")
+        if sum(self.quotas.values()) > self.candidates:
+            raise ValueError(f"quotas ask for {sum(self.quotas.values())} places, candidates = {self.candidates}")
         return self
 
 

@@ -9,12 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec import config, schema
-from llmrec.engine.counts import cooccurrence
-from llmrec.engine.recall_bucket import MERGED, Models, recall_bucket
+from llmrec.engine import recall_models
+from llmrec.engine.recall_bucket import MERGED, recall_bucket
 from llmrec.engine.retrieve import retrieve
 from llmrec.engine.units import each, reporting
 from llmrec.layout import Layout
-from llmrec.recall import item_item
 from llmrec.schema import BUCKET, ITEM
 from llmrec.tables import buckets
 
@@ -35,21 +34,15 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], 
     attention: how a ranker that retrieves attends.
 
     Raises:
-        UserError: prepare has not written its tables.
+        UserError: prepare has not written its tables, or what a source needs is not there.
     """
     import ray
 
-    ids = buckets.catalogue_ids(layout.items)
-    say(f"counting co-occurrence of {len(ids):,} items")
-    counts = cooccurrence(layout.histories, ids, settings.history == "training")
-    models = Models(
-        ids,
-        counts.diagonal().astype(np.float32),
-        item_item.neighbours(counts, settings.item_item.neighbours, settings.item_item.shrinkage),
-    )
-    popularity = pa.table({ITEM: ids, schema.USERS: models.popularity.astype(np.int64)})
-    buckets.write_parquet(popularity, layout.popularity)
     files = buckets.bucket_files(layout.histories)
+    say(f"learning from the users of {len(files)} buckets: {', '.join(settings.merge)}")
+    models = recall_models.fit(settings, layout)
+    popularity = pa.table({ITEM: models.ids, schema.USERS: models.popularity.astype(np.int64)})
+    buckets.write_parquet(popularity, layout.popularity)
     if settings.retrieve.top:
         retrieve(settings, layout, attention, say)
     units = [{BUCKET: bucket, "uri": uri} for bucket, uri in files.items()]

@@ -5,33 +5,28 @@ Apart from the sources that need a model, whose code the tasks' processes need n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy import sparse
 
-from llmrec import config
+from llmrec import assets, config
 from llmrec.engine.counts import known_histories
+from llmrec.engine.recall_models import Models
+from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
-from llmrec.recall import item_item
-from llmrec.recall.candidates import Candidates, merge, top
+from llmrec.recall import als, content, ease, item_item
+from llmrec.recall.candidates import Candidates, merge
+from llmrec.recall.scores import Dense, Listed, Same, Scores, Sparse
 from llmrec.schema import BUCKET, USER
-from llmrec.tables import buckets, recalled
+from llmrec.tables import buckets, embeddings, recalled
+from llmrec.tables.embeddings import TEXT
 
+DENSE = ("ease", "als", "text")  # which score every item of every user
 CELLS_AT_ONCE = 1 << 24
 MERGED, RETRIEVE = "merged", "retrieve"
-
-
-@dataclass(frozen=True)
-class Models:
-    """What the generators know of all users. ids: ascending item ids; the rest by item row."""
-
-    ids: pa.Array
-    popularity: np.ndarray
-    similar: sparse.csr_matrix
 
 
 def recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout: Layout) -> pa.Table:
@@ -42,39 +37,81 @@ def recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout:
     (unit,) = batch.to_pylist()
     table = buckets.read_parquet(unit["uri"])
     histories = known_histories(table, known.ids, settings.history == "training")
-    n_items = len(known.ids)
-    step = max(1, CELLS_AT_ONCE // max(n_items, 1))
     names: list[str] = list(settings.merge)
+    quotas = [settings.quotas.get(name, 0) for name in settings.merge]
     found: dict[str, list[Candidates]] = {name: [] for name in [*names, MERGED]}
+    scored: dict[str, list[np.ndarray]] = {name: [] for name in names}
     retrieved = (
         recalled.read(buckets.bucket_file(layout.candidates(RETRIEVE), unit[BUCKET]), known.ids)
         if RETRIEVE in names else None
     )  # fmt: skip
-    for start in range(0, len(histories), step):
-        users = np.arange(start, min(start + step, len(histories)))
+    vectors = text_vectors(layout, known.ids) if "text" in names else None
+    for users in _blocks(histories, known, settings):
         part = histories.take(users)
         seen = part if settings.exclude_seen else None
-        sources = [
-            retrieved.take(users) if name == RETRIEVE and retrieved is not None
-            else top(_scores(name, part, known, settings), seen, getattr(settings, name).top)
+        scores = {
+            name: Listed(retrieved.take(users), len(known.ids)) if name == RETRIEVE and retrieved is not None
+            else _scores(name, part, known, vectors, settings)
             for name in names
-        ]  # fmt: skip
-        for name, candidates in zip(names, sources, strict=True):
+        }  # fmt: skip
+        lists = {name: of.top(seen, getattr(settings, name).top) for name, of in scores.items()}
+        merged = merge(list(lists.values()), settings.candidates, len(known.ids), quotas)
+        for name, candidates in (lists | {MERGED: merged}).items():
             found[name].append(candidates)
-        found[MERGED].append(merge(sources, settings.candidates, n_items))
+        for name, of in scores.items():
+            scored[name].append(of.at(merged.items))
     counts, short = [], 0
     for name, parts in found.items():
         lengths = np.concatenate([p.items.lengths for p in parts]) if parts else np.empty(0, np.int64)
         if name != RETRIEVE:  # which is there already
             labels = names if name == MERGED else [name]
-            written = recalled.table(table[USER], parts, labels, known.ids)
+            written = recalled.table(table[USER], parts, labels, known.ids, scored if name == MERGED else None)
             buckets.write_parquet(written, buckets.bucket_file(layout.candidates(name), unit[BUCKET]))
         counts.append(int(lengths.sum()))
         short = int((lengths < settings.candidates).sum())  # of the merge, which comes last
     return pa.table({"users": [table.num_rows], "counts": [counts], "short": [short]})
 
 
-def _scores(name: str, histories: Ragged, models: Models, settings: config.Recall) -> np.ndarray:
+def text_vectors(layout: Layout, ids: pa.Array) -> np.ndarray:
+    """float32[n_items, any] of length 1, 0 for an item without text: what embed computed of the texts.
+
+    Raises:
+        UserError: embed has not run for this catalogue, or without an encoder.
+    """
+    made = embeddings.open_embeddings(layout.embeddings, assets.cache_directory() / "embeddings")
+    if made is None or TEXT not in made.parts or not made.ids.equals(ids):
+        raise UserError(
+            f"recall.text: {layout.embeddings} has no text vectors of the items of {layout.items}; set items.encoder "
+            "and run jobs/embed.py"
+        )
+    return content.unit(made.parts[TEXT])
+
+
+def _blocks(histories: Ragged, models: Models, settings: config.Recall) -> Iterator[np.ndarray]:
+    """Users one after another, int64[m] at a time, who score about CELLS_AT_ONCE items together."""
+    n_items = len(models.ids)
+    scored = np.minimum(histories.lengths * settings.item_item.neighbours, n_items)
+    dense = n_items * any(name in DENSE for name in settings.merge)
+    block = np.cumsum(scored + histories.lengths + settings.candidates + dense) // CELLS_AT_ONCE
+    yield from np.split(np.arange(len(histories)), np.flatnonzero(np.diff(block)) + 1)
+
+
+def _scores(
+    name: str, histories: Ragged, models: Models, vectors: np.ndarray | None, settings: config.Recall
+) -> Scores:
+    n_items = len(models.ids)
     if name == "popularity":
-        return np.repeat(models.popularity[None], len(histories), axis=0)
-    return item_item.score(histories, models.similar, settings.item_item.decay)
+        return Same(models.popularity, len(histories))
+    if name == "item_item":
+        return Sparse(item_item.score(histories, models.similar, settings.item_item.decay))
+    if name == "ease":
+        assert models.linear is not None
+        rows, weights = models.linear
+        return Dense(ease.score(item_item.interaction_matrix(histories, n_items), rows, weights))
+    if name == "als":
+        assert models.factors is not None
+        events = item_item.interaction_matrix(histories, n_items)
+        return Dense(content.products(als.user_factors(models.factors, events, settings.als), models.factors))
+    assert vectors is not None
+    weighted = item_item.interaction_matrix(histories, n_items, settings.text.decay)
+    return Dense(content.products(content.unit(weighted @ vectors), vectors), settings.text.least)

@@ -117,10 +117,12 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 
 def _needs(name: str, config: Config) -> tuple[str, ...]:
     """The stages that must have finished before this one."""
-    if name == "train" and embed.wanted(config):
+    if name == "train" and config.model.items == "token" and embed.wanted(config):
         return (*_NEEDS[name], "embed")
-    if name == "recall" and config.recall.retrieve.top and not config.recall.retrieve.model:
-        return (*_NEEDS[name], "train")
+    if name == "recall":
+        embedded = ("embed",) if "text" in config.recall.merge else ()
+        trained = ("train",) if config.recall.retrieve.top and not config.recall.retrieve.model else ()
+        return (*_NEEDS[name], *embedded, *trained)
     return _NEEDS[name]
 
 
@@ -135,6 +137,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges)
     elif name == "embed":
         sections, inputs = ["model", "prompt", "items"], (layout.items, layout.edges)
+        dump["items"]["wanted"] = embed.wanted(config)
     elif name == "train":
         inputs = (*prepared, layout.users, embedded)
         sections = ["model", "prompt", "items", "train"]
@@ -143,6 +146,8 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         sections, inputs = ["recall"], prepared
         if config.recall.retrieve.top:
             inputs = (*prepared, layout.users, embedded, config.recall.retrieve.model or layout.ranker)
+        elif "text" in config.recall.merge:
+            inputs = (*prepared, embedded)
     else:
         return None
     content = [storage.manifest(uri) for uri in inputs if uri and storage.exists(uri)]

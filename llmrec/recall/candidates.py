@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 
 from llmrec.ranker.ragged import Ragged, offsets_of, within
 
@@ -21,6 +22,10 @@ class Candidates:
     scores: np.ndarray
     source: np.ndarray
 
+    def relabelled(self, sources: int) -> Candidates:
+        """Of so many sources, each of which was given more than once, in the same order."""
+        return Candidates(self.items, self.scores, self.source % np.int8(sources))
+
     def take(self, users: np.ndarray) -> Candidates:
         """Those of some users (int64[m])."""
         at = Ragged(np.arange(len(self.scores), dtype=np.int32), self.items.offsets).take(users)
@@ -29,28 +34,90 @@ class Candidates:
         )
 
 
-def top(scores: np.ndarray, seen: Ragged | None, count: int) -> Candidates:
-    """The `count` best-scored items of each user, seen ones and items scored 0 left out; ties go to the smaller row.
+def _within_quotas(sources: Sequence[Candidates], quotas: Sequence[int], n_items: int) -> Iterator[Candidates]:
+    taken = np.empty(0, np.int64)
+    for source, quota in zip(sources, quotas, strict=True):
+        users = len(source.items)
+        user = np.repeat(np.arange(users), source.items.lengths)
+        keys = user * n_items + source.items.values
+        new = np.flatnonzero(~np.isin(keys, taken))
+        kept = new[within(np.bincount(user[new], minlength=users)) < quota]
+        taken = np.concatenate([taken, keys[kept]])
+        lengths = np.bincount(user[kept], minlength=users)
+        yield Candidates(
+            Ragged(source.items.values[kept], offsets_of(lengths)), source.scores[kept], source.source[kept]
+        )
 
-    scores: float32[users, n_items], not negative; overwritten at seen items. Rows follow ids, so ties do too.
+
+def top(scores: sparse.csr_matrix, seen: Ragged | None, count: int) -> Candidates:
+    """The `count` best-scored items of each user, seen ones and items not scored above 0 left out; ties go to the
+    smaller row.
+
+    scores: float32[users, n_items]; seen: users' item rows.
     """
     users, n_items = scores.shape
+    user = np.repeat(np.arange(users), np.diff(scores.indptr))
+    open_ = scores.data > 0
     if seen is not None:
-        scores[np.repeat(np.arange(users), seen.lengths), seen.values] = 0
-    count = min(count, n_items)
-    # A stable sort of the negated scores keeps tied items in row order.
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    kept_scores = np.take_along_axis(scores, best, axis=1)
-    kept = kept_scores > 0
-    items = Ragged(best[kept].astype(np.int32), offsets_of(kept.sum(axis=1)))
-    return Candidates(items, kept_scores[kept].astype(np.float32), np.zeros(int(kept.sum()), np.int8))
+        had = np.repeat(np.arange(users), seen.lengths) * n_items + seen.values
+        open_ &= ~np.isin(user * n_items + scores.indices, had)
+    user, item, score = user[open_], scores.indices[open_], scores.data[open_]
+    # Rows follow ids, so ties do too.
+    order = np.lexsort((item, -score, user))
+    lengths = np.bincount(user, minlength=users)
+    kept = order[within(lengths) < count]
+    return _ranked(item[kept], score[kept], np.minimum(lengths, count))
 
 
-def merge(sources: Sequence[Candidates], count: int, n_items: int) -> Candidates:
+def top_dense(scores: np.ndarray, seen: Ragged | None, count: int, least: float = -np.inf) -> Candidates:
+    """`top` of float32[users, n_items] that may be negative: items not scored above `least` are left out."""
+    users, n_items = scores.shape
+    open_ = scores > least
+    if seen is not None:
+        open_[np.repeat(np.arange(users), seen.lengths), seen.values] = False
+    hidden = np.where(open_, -scores, np.inf)
+    if count < n_items:  # a sort of the few that can be among the first is enough
+        open_ &= hidden <= np.partition(hidden, count - 1, axis=1)[:, count - 1 : count] if count else False
+    user, item = np.nonzero(open_)
+    order = np.lexsort((item, hidden[user, item], user))
+    lengths = np.bincount(user, minlength=users)
+    kept = order[within(lengths) < count]
+    return _ranked(item[kept], scores[user[kept], item[kept]], np.minimum(lengths, count))
+
+
+def most_popular(popularity: np.ndarray, users: int, seen: Ragged | None, count: int) -> Candidates:
+    """The same for every user, by what `top` would say of a score for each item, float32[n_items]."""
+    there = np.flatnonzero(popularity > 0)
+    longest = int(seen.lengths.max(initial=0)) if seen is not None else 0
+    best = there[np.argsort(-popularity[there], kind="stable")][: count + longest]
+    place = np.full(len(popularity), len(best))
+    place[best] = np.arange(len(best))
+    open_ = np.ones((users, len(best) + 1), bool)
+    if seen is not None:
+        open_[np.repeat(np.arange(users), seen.lengths), place[seen.values]] = False
+    open_[:, len(best)] = False
+    open_ &= open_.cumsum(axis=1) <= count
+    item = best[np.nonzero(open_)[1]]
+    return _ranked(item, popularity[item], open_.sum(axis=1))
+
+
+def _ranked(items: np.ndarray, scores: np.ndarray, lengths: np.ndarray) -> Candidates:
+    """Of one source, user after user, best first."""
+    return Candidates(
+        Ragged(items.astype(np.int32), offsets_of(lengths)),
+        scores.astype(np.float32),
+        np.zeros(len(items), np.int8),
+    )
+
+
+def merge(sources: Sequence[Candidates], count: int, n_items: int, quotas: Sequence[int] = ()) -> Candidates:
     """Fill each user's list from the sources in order, without duplicates, up to `count`.
 
-    A candidate keeps the score of the first source that brought it; scores of different sources are not comparable.
+    quotas: of each source, how many places it fills before any source fills more: with its best that no earlier one has
+    brought. A candidate keeps the score of the source that brought it; scores of different sources are not comparable.
     """
+    if any(quotas):
+        return merge([*_within_quotas(sources, quotas, n_items), *sources], count, n_items).relabelled(len(sources))
     users = len(sources[0].items)
     user = np.concatenate([np.repeat(np.arange(users), s.items.lengths) for s in sources])
     item = np.concatenate([s.items.values for s in sources]).astype(np.int64)

@@ -83,7 +83,6 @@ def neighbours(cooccurrence: sparse.csr_matrix, count: int, shrinkage: float) ->
     return sparse.csr_matrix((similarity[kept], (co.indices[kept], target[kept])), shape=co.shape)
 
 
-def score(histories: Ragged, similar: sparse.csr_matrix, decay: float) -> np.ndarray:
+def score(histories: Ragged, similar: sparse.csr_matrix, decay: float) -> sparse.csr_matrix:
     """float32[users, n_items]: sum over a user's items of decay ** age * similarity."""
-    weights = interaction_matrix(histories, similar.shape[0], decay)
-    return np.asarray((weights @ similar).todense(), dtype=np.float32)
+    return (interaction_matrix(histories, similar.shape[0], decay) @ similar).tocsr()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +10,23 @@ import pyarrow as pa
 from llmrec import schema
 from llmrec.ranker.ragged import offsets_of
 from llmrec.recall.candidates import Candidates
-from llmrec.schema import ITEMS, RECALL_SCORES
+from llmrec.schema import ITEMS, RECALL_SCORE, RECALL_SCORES
 from llmrec.tables import buckets
 from llmrec.tables.histories import as_lists, flatten, item_rows
 
 
-def table(users: pa.ChunkedArray, parts: Sequence[Candidates], labels: Sequence[str], ids: pa.Array) -> pa.Table:
-    """Candidates of the users of a bucket, some users after others; labels: the names of their sources."""
+def table(
+    users: pa.ChunkedArray,
+    parts: Sequence[Candidates],
+    labels: Sequence[str],
+    ids: pa.Array,
+    scored: Mapping[str, Sequence[np.ndarray]] | None = None,
+) -> pa.Table:
+    """Candidates of the users of a bucket, some users after others.
+
+    labels: the names of their sources; scored: what each of some sources says of all candidates, part by part, float32,
+    NaN where nothing: one more column each, `recall_score_<source>`.
+    """
     offsets = offsets_of(np.concatenate([np.empty(0, np.int64), *(p.items.lengths for p in parts)]))
     rows = np.concatenate([np.empty(0, np.int32), *(p.items.values for p in parts)])
     scores = np.concatenate([np.empty(0, np.float32), *(p.scores for p in parts)])
@@ -29,7 +39,11 @@ def table(users: pa.ChunkedArray, parts: Sequence[Candidates], labels: Sequence[
         as_lists(names, offsets),
     ]
     wanted = schema.candidates(users.type, ids.type)
-    return pa.table([c.cast(f.type) for c, f in zip(columns, wanted, strict=True)], schema=wanted)
+    made = pa.table([c.cast(f.type) for c, f in zip(columns, wanted, strict=True)], schema=wanted)
+    for name, values in (scored or {}).items():
+        flat = np.concatenate([np.empty(0, np.float32), *values])
+        made = made.append_column(f"{RECALL_SCORE}_{name}", as_lists(pa.array(flat, mask=np.isnan(flat)), offsets))
+    return made
 
 
 def read(uri: str, ids: pa.Array) -> Candidates:

@@ -26,7 +26,8 @@ from llmrec import assets
 from llmrec.errors import UserError
 from llmrec.evaluation.metrics import per_user
 from llmrec.ranker.ragged import Ragged
-from llmrec.recall.item_item import interaction_matrix
+from llmrec.recall.ease import weights
+from llmrec.recall.item_item import cooccurrence, interaction_matrix
 
 HERE = Path(__file__).parents[2]
 ITEMS = 40
@@ -261,7 +262,7 @@ def test_ease_is_the_constrained_minimum(board: Dataset) -> None:
     x = np.zeros((len(of.users), ITEMS))
     for user in range(len(of.users)):
         x[user, of.training[user]] = 1
-    found = ease.weights(of.training, ITEMS, 5.0)
+    found = weights(cooccurrence(of.training, ITEMS).toarray(order="F"), 5.0)
     for j in range(ITEMS):  # each column is a ridge regression of its item on all others
         others = np.delete(np.arange(ITEMS), j)
         a = x[:, others]

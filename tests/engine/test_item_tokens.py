@@ -11,15 +11,18 @@ import pyarrow as pa
 import pyarrow.fs
 import pytest
 import torch
+from implicit.cpu.als import AlternatingLeastSquares
+from scipy import sparse
+from threadpoolctl import threadpool_limits
 
-from llmrec import config, schema, storage
+from llmrec import assets, config, schema, storage
 from llmrec.engine import stages
 from llmrec.engine.prompts import load_features
 from llmrec.engine.session import user_error_in
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.model import Ranker
-from llmrec.tables import buckets, rankings
+from llmrec.tables import buckets, embeddings, rankings
 
 USERS, ITEMS = 60, 24
 RAW = "s3://llmrec-test/raw-tokens"
@@ -64,7 +67,11 @@ def settings(root: str, model: Path, encoder: Path, /, **sections: Any) -> confi
             "epochs": 40, "max_steps": 60, "users_per_step": 3, "validate_every": 20, "head_learning_rate": 1e-2,
             "precision": "float32", "horizon": 2, "seed": 3,
         },
-        "recall": {"retrieve": {"top": 10, "actors": 1, "precision": "float32"}, "merge": ["retrieve", "popularity"]},
+        "recall": {
+            "retrieve": {"top": 10, "actors": 1, "precision": "float32"}, "ease": {"top": 4, "l2": 2.0},
+            "als": {"top": 4, "factors": 3, "iterations": 4}, "text": {"top": 4},
+            "merge": ["retrieve", "item_item", "ease", "als", "text", "popularity"], "quotas": {"text": 2},
+        },
         "score": {"top_k": 5, "precision": "float32"},
     }  # fmt: skip
     for name, section in sections.items():
@@ -164,6 +171,44 @@ class TestTheJobs:
             assert row["score"] == pytest.approx(
                 naive_scores(ranker, rows, place[row["item_id"]])[1], rel=1e-3, abs=1e-3
             )
+
+    def test_each_source_recalls_by_its_scores_and_is_a_column_of_the_merge(self, made: config.Config) -> None:
+        """Against `implicit`, numpy's inverse and the embeddings table, over dense matrices."""
+        layout, ids = Layout.of(made), buckets.catalogue_ids(Layout.of(made).items).to_pylist()
+        histories = buckets.read_parquet(layout.histories).to_pylist()
+        events = np.zeros((USERS, ITEMS), np.float32)
+        recent = np.zeros_like(events)
+        for user, row in enumerate(histories):
+            for age, item in enumerate(reversed(row["item_ids"])):
+                events[user, ids.index(item)], recent[user, ids.index(item)] = 1, 0.5**age
+        inverse = np.linalg.inv(events.T @ events + 2.0 * np.eye(ITEMS))
+        linear = -inverse / np.diag(inverse)
+        np.fill_diagonal(linear, 0)
+        with threadpool_limits(1, "blas"):
+            model = AlternatingLeastSquares(3, 1.0, 5.0, iterations=4, random_state=0, num_threads=1)
+            model.fit(sparse.csr_matrix(events), show_progress=False)
+        text = embeddings.open_embeddings(layout.embeddings, assets.cache_directory() / "embeddings").parts["text"]
+        unit = text / np.linalg.norm(text, axis=1, keepdims=True)
+        mean = recent @ unit
+        wanted = {
+            "ease": events @ linear,
+            "als": model.recalculate_user(np.arange(USERS), sparse.csr_matrix(events)) @ model.item_factors.T,
+            "text": mean / np.linalg.norm(mean, axis=1, keepdims=True) @ unit.T,
+            "popularity": np.tile(events.sum(0), (USERS, 1)),
+        }
+        row_of = {row["user_id"]: i for i, row in enumerate(histories)}
+        merged = buckets.read_parquet(layout.candidates()).to_pylist()
+        for name, scores in wanted.items():
+            for row in buckets.read_parquet(layout.candidates(name)).to_pylist():
+                at = scores[row_of[row["user_id"]]]
+                best = np.sort(at[events[row_of[row["user_id"]]] == 0])[::-1][: len(row["item_ids"])]
+                assert row["recall_scores"] == pytest.approx(best.tolist(), abs=1e-4)
+            for row in merged:
+                at = scores[row_of[row["user_id"]]]
+                said = [at[ids.index(item)] for item in row["item_ids"]]
+                assert row[f"recall_score_{name}"] == pytest.approx(said, abs=1e-4)
+        assert all(row["sources"][:2] == ["text", "text"] for row in merged)
+        assert {name for row in merged for name in row["sources"]} > {"text", "retrieve"}
 
     def test_a_part_that_is_gone_stops_the_job_by_name(self, made: config.Config, tiny_encoder: Path) -> None:
         layout = Layout.of(made)

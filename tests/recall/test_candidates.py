@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from llmrec.ranker.ragged import Ragged
-from llmrec.recall.candidates import Candidates, merge, top
+from llmrec.recall.candidates import Candidates, merge, most_popular, top
 
 N = 6
 SCORES = st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=N, max_size=N), min_size=1, max_size=5)
@@ -18,13 +19,28 @@ def test_top_leaves_out_seen_and_zero_and_breaks_ties_by_row(
 ) -> None:
     seen = [data.draw(st.lists(st.integers(0, N - 1), max_size=4)) for _ in scores]
     for past in (seen, [[] for _ in scores]):
-        found = top(np.asarray(scores, np.float32), Ragged.of(past) if past is seen else None, count)
+        found = top(sparse.csr_matrix(np.asarray(scores, np.float32)), Ragged.of(past) if past is seen else None, count)
         wanted = [
             sorted((i for i in range(N) if row[i] > 0 and i not in one), key=lambda i, row=row: (-row[i], i))[:count]
             for row, one in zip(scores, past, strict=True)
         ]
         assert [found.items[u].tolist() for u in range(len(scores))] == wanted
         assert found.scores.tolist() == [row[i] for row, one in zip(scores, wanted, strict=True) for i in one]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=N, max_size=N), st.integers(0, 8), st.data())
+def test_most_popular_is_top_of_the_same_scores_for_all(
+    popularity: list[float], count: int, data: st.DataObject
+) -> None:
+    seen = data.draw(st.lists(st.lists(st.integers(0, N - 1), max_size=4), max_size=5))
+    for past in (Ragged.of(seen), None):
+        found = most_popular(np.asarray(popularity, np.float32), len(seen), past, count)
+        everyone = np.tile(np.asarray(popularity, np.float32), (len(seen), 1))
+        wanted = top(sparse.csr_matrix(everyone), past, count)
+        assert found.items.values.tolist() == wanted.items.values.tolist()
+        assert found.items.offsets.tolist() == wanted.items.offsets.tolist()
+        assert found.scores.tolist() == wanted.scores.tolist()
 
 
 def source(lists: list[list[int]], first: float) -> Candidates:
@@ -55,6 +71,25 @@ def test_merge_fills_from_the_sources_in_order(lists: list[list[list[int]]], cou
         )
         start = end
     assert start == len(found.scores) == len(found.source)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(LISTS, min_size=1, max_size=3), st.integers(1, 7), st.data())
+def test_quotas_come_first(lists: list[list[list[int]]], count: int, data: st.DataObject) -> None:
+    quotas = [data.draw(st.integers(0, 3)) for _ in lists]
+    found = merge([source(of, 100.0 * s) for s, of in enumerate(lists)], count, N, quotas)
+    start = 0
+    for user in range(3):
+        wanted: dict[int, int] = {}
+        for s, of in enumerate(lists):
+            new = [item for item in of[user] if item not in wanted][: quotas[s]]
+            wanted |= dict.fromkeys(new, s)
+        for s, of in enumerate(lists):
+            wanted |= {item: s for item in of[user] if item not in wanted}
+        kept = list(wanted.items())[:count]
+        assert found.items[user].tolist() == [item for item, _ in kept]
+        assert found.source[start : start + len(kept)].tolist() == [s for _, s in kept]
+        start += len(kept)
 
 
 @settings(max_examples=150, deadline=None)

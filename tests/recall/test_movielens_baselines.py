@@ -16,7 +16,7 @@ from llmrec.data.split import split_events
 from llmrec.evaluation.metrics import per_user
 from llmrec.ranker.ragged import Ragged
 from llmrec.recall import item_item
-from llmrec.recall.candidates import top
+from llmrec.recall.candidates import most_popular, top
 from llmrec.tables.histories import item_rows
 
 pytestmark = pytest.mark.skipif(
@@ -75,5 +75,5 @@ def test_item_item_reaches_the_published_figure(held_out: tuple[Ragged, np.ndarr
 def test_popularity_reaches_the_published_figure(held_out: tuple[Ragged, np.ndarray, int]) -> None:
     histories, wanted, n_items = held_out
     popularity = item_item.cooccurrence(histories, n_items).diagonal().astype(np.float32)
-    found = top(np.repeat(popularity[None], len(histories), axis=0), histories, 10)
+    found = most_popular(popularity, len(histories), histories, 10)
     assert quality(found.items, wanted)[0] == pytest.approx(0.0443, abs=0.001)

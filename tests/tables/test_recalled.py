@@ -45,6 +45,15 @@ def test_what_is_written_is_read_again(tmp_path: Path, kind: str, lists: list[li
     assert (again.items.values.dtype, again.scores.dtype, again.source.dtype) == (np.int32, np.float32, np.int8)
 
 
+def test_what_each_source_says_is_a_column_with_nulls_where_it_says_nothing(tmp_path: Path) -> None:
+    made = [found([[4, 0], []]), found([[2]])]
+    said = {"als": [np.asarray([0.5, np.nan], np.float32), np.asarray([1.5], np.float32)]}
+    table = recalled.table(pa.chunked_array([pa.array([1, 2, 3])]), made, ["als"], IDS["text"], said)
+    assert table["recall_score_als"].to_pylist() == [[0.5, None], [], [1.5]]
+    assert table["item_ids"].to_pylist() == [["e", "a"], [], ["c"]]
+    assert table["recall_score_als"].type == pa.list_(pa.float32())
+
+
 def test_a_table_as_another_reader_sees_it(tmp_path: Path) -> None:
     made = Candidates(
         Ragged.of([[4, 0], [], [2]]), np.asarray([0.5, 0.25, 2.0], np.float32), np.asarray([1, 0, 1], np.int8)

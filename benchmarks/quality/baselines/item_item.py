@@ -17,4 +17,4 @@ def fit(histories: Ragged, n_items: int, settings: Mapping[str, Any], seed: int)
     similar = item_item.neighbours(
         item_item.cooccurrence(histories, n_items), settings["neighbours"], settings["shrinkage"]
     )
-    return lambda of: item_item.score(of, similar, settings["decay"])
+    return lambda of: item_item.score(of, similar, settings["decay"]).toarray()
