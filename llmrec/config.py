@@ -358,6 +358,7 @@ class Evaluate(Section):
 
     rankings: dict[str, str] = Field({}, description="further rankings tables by the name to show")
     cutoffs: tuple[Count, ...] = (5, 10, 20)
+    recall_cutoffs: tuple[Count, ...] = Field((100, 200), description="of the sources of candidates")
     bootstrap: Count = Field(1000, description="resamples of users for the interval")
     seed: int = 0
 

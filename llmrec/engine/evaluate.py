@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow as pa
 from llmrec import config, schema
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
-from llmrec.evaluation import metrics
+from llmrec.evaluation import metrics, sources
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET, ITEM, ITEMS, USER
 from llmrec.tables import buckets, rankings
@@ -35,11 +36,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A source of candidates over all users with truth, or all of them together.
+
+    recall: share of a user's true items among its first k, its mean; alone: of those, what no other source finds in its
+    own first k, and what would be lost without it; None of all together. interval: as of `Row`, of both.
+    """
+
+    name: str
+    recall: dict[str, float]
+    alone: dict[str, float] | None
+    interval: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """all_users: every ranking over all users with truth; same_users: over those that each further table ranks."""
 
     all_users: list[Row]
     same_users: dict[str, list[Row]]
+    sources: list[Source]
     recall_of_candidates: float
     table: str
 
@@ -57,7 +73,7 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     if max(settings.evaluate.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
     units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
-    arguments = {"layout": layout, "tables": tables, "sources": list(settings.recall.merge), "settings": settings}
+    arguments = {"layout": layout, "tables": tables, "settings": settings}
     rows = reporting(each(units, _measure, arguments), len(units), say, "evaluate")
     users = sum(row["users"] for row in rows)
     if users == 0:
@@ -88,14 +104,25 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     return Evaluated(
         all_users=[row(i, everyone) for i in range(len(names)) if i not in others.values()],
         same_users={n: [row(j, ranked[i]) for j in range(len(names))] for n, i in others.items() if ranked[i].any()},
+        sources=_sources(rows, settings, spread),
         recall_of_candidates=float(sum(r["found"] for r in rows) / users),
         table=layout.evaluation,
     )
 
 
-def _measure(
-    batch: pa.Table, layout: Layout, tables: dict[str, str], sources: list[str], settings: config.Config
-) -> pa.Table:
+def _sources(rows: list[dict[str, Any]], settings: config.Config, spread: Callable[..., Any]) -> list[Source]:
+    names, cutoffs = [*settings.recall.merge, sources.UNION], settings.evaluate.recall_cutoffs
+    shares = np.concatenate([np.asarray(r["shares"]).reshape(-1, len(names), len(cutoffs), 2) for r in rows])
+    found = []
+    for i, name in enumerate(names):
+        recall = {f"recall@{k}": shares[:, i, j, 0] for j, k in enumerate(cutoffs)}
+        alone = {f"alone@{k}": shares[:, i, j, 1] for j, k in enumerate(cutoffs)} if name != sources.UNION else {}
+        means = [{label: float(values.mean()) for label, values in of.items()} for of in (recall, alone)]
+        found.append(Source(name, means[0], means[1] or None, {k: spread(v) for k, v in (recall | alone).items()}))
+    return found
+
+
+def _measure(batch: pa.Table, layout: Layout, tables: dict[str, str], settings: config.Config) -> pa.Table:
     """Per-user metrics of every ranking over one bucket's users."""
     (unit,) = batch.to_pylist()
     depth = max(settings.evaluate.cutoffs)
@@ -104,9 +131,12 @@ def _measure(
     for name, uri in tables.items():
         found[name] = _published(uri, unit[BUCKET], depth)
     merged = buckets.read_parquet(buckets.bucket_file(layout.candidates(), unit[BUCKET]))
-    for source in sources:
-        table = buckets.read_parquet(buckets.bucket_file(layout.candidates(source), unit[BUCKET]))
-        found[source] = _lists(table, depth)
+    recalled: dict[str, dict[str, list[str]]] = {
+        name: _lists(buckets.read_parquet(buckets.bucket_file(layout.candidates(name), unit[BUCKET])), None)
+        for name in settings.recall.merge
+    }
+    for name, lists in recalled.items():
+        found[name] = {user: items[:depth] for user, items in lists.items()}
     candidates = _lists(merged, None)
     found[BY_POPULARITY] = _by_popularity(candidates, layout, settings.score.max_candidates, depth)
     hits = sum(bool(set(items) & set(candidates.get(user, ()))) for user, items in truth.items())
@@ -117,6 +147,7 @@ def _measure(
         ranked.append([user in lists for user in truth])
     return pa.table({
         "names": [list(found)], "users": [len(truth)], "found": [hits],
+        "shares": [sources.found(truth, recalled, settings.evaluate.recall_cutoffs).ravel().tolist()],
         "values": [np.concatenate(values).tolist()], "ranked": [np.concatenate(ranked).astype(int).tolist()],
     })  # fmt: skip
 

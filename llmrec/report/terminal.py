@@ -47,6 +47,15 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
             lead = "" if row is rows[0] else "{:+.4f} to {:+.4f}".format(*row["lead"][key])
             table.add_row(row["name"], *(f"{row['values'][m]:.4f}" for m in shown), f"{low:.4f} - {high:.4f}", lead)
         console().print(table)
+    recall, alone = (list(summary["sources"][0][name]) for name in ("recall", "alone"))
+    print_rows(
+        "sources of candidates: the share of held-out items that each finds, and finds alone",
+        ["source", *recall, *alone],
+        [
+            [of["name"], *(f"{share:.4f}" for share in (*of["recall"].values(), *(of["alone"] or {}).values()))]
+            for of in summary["sources"]
+        ],
+    )
     console().print(f"recall of the candidates: {summary['recall_of_candidates']:.4f}; all figures: {summary['table']}")
 
 

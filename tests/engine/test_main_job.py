@@ -154,6 +154,23 @@ def test_metrics_equal_an_independent_computation(
     assert found["users"] == 943
 
 
+def test_what_sources_find_and_find_alone(done: dict[str, Any], layout: Layout, movielens: dict[str, Any]) -> None:
+    truth = {user: items[-1] for user, items in naive_histories(movielens).items()}
+    hits = {
+        name: {
+            row["user_id"] for row in buckets.read_parquet(layout.candidates(name)).to_pylist()
+            if truth[row["user_id"]] in row["item_ids"][:100]
+        }
+        for name in ("item_item", "popularity")
+    }  # fmt: skip
+    found = {source["name"]: source for source in done["evaluate"]["sources"]}
+    for name, other in (("item_item", "popularity"), ("popularity", "item_item")):
+        assert found[name]["recall"]["recall@100"] == pytest.approx(len(hits[name]) / 943)
+        assert found[name]["alone"]["alone@100"] == pytest.approx(len(hits[name] - hits[other]) / 943)
+    union = hits["item_item"] | hits["popularity"]
+    assert found["all of them"]["recall"]["recall@100"] == pytest.approx(len(union) / 943)
+
+
 def test_item_item_reaches_its_known_quality(done: dict[str, Any]) -> None:
     found = {row["name"]: row["values"] for row in done["evaluate"]["all_users"]}
     assert found["item_item"]["ndcg@10"] == pytest.approx(0.0996, abs=5e-4)

@@ -39,8 +39,12 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
     values = {f"{m}@{k}": 0.1234 for k in cutoffs for m in ("recall", "ndcg", "mrr")}
     row = {"name": "ranker", "users": 943, "values": values, "interval": dict.fromkeys(values, (0.1, 0.15))}
     second = row | {"name": "popularity", "lead": dict.fromkeys(values, (-0.01, 0.02))}
+    sources = [
+        {"name": "item_item", "recall": {"recall@100": 0.6543}, "alone": {"alone@100": 0.0321}},
+        {"name": "all of them", "recall": {"recall@100": 0.7}, "alone": None},
+    ]
     summary = {
-        "all_users": [row, second], "same_users": {"zero-shot": [row]},
+        "all_users": [row, second], "same_users": {"zero-shot": [row]}, "sources": sources,
         "recall_of_candidates": 0.61, "table": "out/evaluation.json",
     }  # fmt: skip
     terminal.print_summary("evaluate", summary)
@@ -54,6 +58,11 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
         "0.1000 - 0.1500",
         "-0.0100 to +0.0200",
         "0.6100",
+        "item_item",
+        "alone@100",
+        "0.6543",
+        "0.0321",
+        "all of them",
         f"@{cutoffs[0]}",
     ):
         assert part in out or (part == "@5" and "@10" in out)
