@@ -16,6 +16,7 @@ from llmrec.tables import rankings
 from llmrec.tables.rankings import STAGED, Commit
 
 DAY = 86_400.0
+COMMIT_SECONDS = 0.001  # Delta Lake keeps the milliseconds of a commit's time and drops what is finer
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _why_kept(run: RunFiles, published: Mapping[str, Commit], keep: int, days: f
         return "shown" if run.run_id == next(iter(published)) else f"among the newest {keep} published"
     if not (run.staged or run.folder):
         return "deleted by someone else"
-    if commit and run.newest <= commit.time.timestamp():
+    if commit and run.newest < commit.time.timestamp() + COMMIT_SECONDS:
         return None
     return f"younger than {days:g} days" if run.newest > now - days * DAY else None
 

@@ -108,6 +108,18 @@ def test_a_published_run_that_is_staged_again_is_left_to_its_job(layout: Layout)
     assert commit(layout.rankings, "p1", files).new
 
 
+@pytest.mark.parametrize(("seconds", "deleted"), [(0.0005, ["p1"]), (0.002, [])])
+def test_a_file_of_the_commits_own_millisecond_was_there_before_it(
+    layout: Layout, seconds: float, deleted: list[str]
+) -> None:
+    published(layout, "p1")
+    aged(layout, "p1", 20)
+    moment = rankings.runs(layout.rankings)[0].time.timestamp() + seconds
+    os.utime(next(Path(layout.run("p1")).rglob("*.json")), (moment, moment))
+    published(layout, "p2")
+    assert [r.run_id for r in runs.prune(layout, layout.rankings, keep=1).deleted] == deleted
+
+
 def test_a_run_being_staged_is_left_alone_and_can_be_published(layout: Layout) -> None:
     """prune between any two buckets of a run; an old published run goes meanwhile."""
     for run_id in ("p1", "p2"):
