@@ -261,7 +261,7 @@ class TestDistillation:
     def test_a_teacher_of_other_buckets_is_refused(self, made: config.Config) -> None:
         teacher = "s3://llmrec-test/teacher-of-four"
         publish_lessons(teacher, Layout.of(made), of=4)
-        taught = made.model_copy(update={"train": made.train.model_copy(update={"teacher": teacher})})
+        taught = copied(made, "s3://llmrec-test/refused", train={"teacher": teacher})
         with pytest.raises(UserError, match=r"train\.teacher = .* has 4 buckets, the histories have 3"):
             stages.run("train", taught, quietly)
 
