@@ -39,7 +39,7 @@ def _within_quotas(sources: Sequence[Candidates], quotas: Sequence[int], n_items
     for source, quota in zip(sources, quotas, strict=True):
         users = len(source.items)
         user = np.repeat(np.arange(users), source.items.lengths)
-        keys = user * n_items + source.items.values
+        keys = pair_keys(source.items, n_items)
         new = np.flatnonzero(~np.isin(keys, taken))
         kept = new[within(np.bincount(user[new], minlength=users)) < quota]
         taken = np.concatenate([taken, keys[kept]])
@@ -59,14 +59,8 @@ def top(scores: sparse.csr_matrix, seen: Ragged | None, count: int) -> Candidate
     user = np.repeat(np.arange(users), np.diff(scores.indptr))
     open_ = scores.data > 0
     if seen is not None:
-        had = np.repeat(np.arange(users), seen.lengths) * n_items + seen.values
-        open_ &= ~np.isin(user * n_items + scores.indices, had)
-    user, item, score = user[open_], scores.indices[open_], scores.data[open_]
-    # Rows follow ids, so ties do too.
-    order = np.lexsort((item, -score, user))
-    lengths = np.bincount(user, minlength=users)
-    kept = order[within(lengths) < count]
-    return _ranked(item[kept], score[kept], np.minimum(lengths, count))
+        open_ &= ~np.isin(user * n_items + scores.indices, pair_keys(seen, n_items))
+    return _best(user[open_], scores.indices[open_], scores.data[open_], users, count)
 
 
 def top_dense(scores: np.ndarray, seen: Ragged | None, count: int, least: float = -np.inf) -> Candidates:
@@ -79,10 +73,7 @@ def top_dense(scores: np.ndarray, seen: Ragged | None, count: int, least: float 
     if count < n_items:  # a sort of the few that can be among the first is enough
         open_ &= hidden <= np.partition(hidden, count - 1, axis=1)[:, count - 1 : count] if count else False
     user, item = np.nonzero(open_)
-    order = np.lexsort((item, hidden[user, item], user))
-    lengths = np.bincount(user, minlength=users)
-    kept = order[within(lengths) < count]
-    return _ranked(item[kept], scores[user[kept], item[kept]], np.minimum(lengths, count))
+    return _best(user, item, scores[user, item], users, count)
 
 
 def most_popular(popularity: np.ndarray, users: int, seen: Ragged | None, count: int) -> Candidates:
@@ -99,6 +90,19 @@ def most_popular(popularity: np.ndarray, users: int, seen: Ragged | None, count:
     open_ &= open_.cumsum(axis=1) <= count
     item = best[np.nonzero(open_)[1]]
     return _ranked(item, popularity[item], open_.sum(axis=1))
+
+
+def pair_keys(items: Ragged, n_items: int) -> np.ndarray:
+    """int64[total]: a number for each pair of a user and one of his items, the same for the same pair anywhere."""
+    return np.repeat(np.arange(len(items)), items.lengths) * n_items + items.values
+
+
+def _best(user: np.ndarray, item: np.ndarray, score: np.ndarray, users: int, count: int) -> Candidates:
+    """Of pairs in any order, the `count` best of each user. Rows follow ids, so ties do too."""
+    order = np.lexsort((item, -score, user))
+    lengths = np.bincount(user, minlength=users)
+    kept = order[within(lengths) < count]
+    return _ranked(item[kept], score[kept], np.minimum(lengths, count))
 
 
 def _ranked(items: np.ndarray, scores: np.ndarray, lengths: np.ndarray) -> Candidates:

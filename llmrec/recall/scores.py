@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from llmrec.ranker.ragged import Ragged
-from llmrec.recall.candidates import Candidates, most_popular, top, top_dense
+from llmrec.recall.candidates import Candidates, most_popular, pair_keys, top, top_dense
 
 
 class Scores(Protocol):
@@ -82,7 +82,7 @@ class Listed:
 
 def _looked_up(asked: Ragged, known: Ragged, values: np.ndarray, n_items: int, missing: float) -> np.ndarray:
     """float32[total]: of the items asked for, the values of known items of the same user."""
-    keys, wanted = (np.repeat(np.arange(len(of)), of.lengths) * n_items + of.values for of in (known, asked))
+    keys, wanted = pair_keys(known, n_items), pair_keys(asked, n_items)
     if not len(keys):
         return np.full(len(wanted), missing, np.float32)
     order = np.argsort(keys, kind="stable")
