@@ -22,13 +22,13 @@ def prepack(module: nn.Module) -> None:
 
     Gated MLPs (down(silu(gate(x)) * up(x)), as in Llama, Qwen and Mistral) get activation and product computed inside
     the products, in float32. The module can no longer be trained or saved. A weight that is split over processes, or
-    on another device, stays as it is.
+    on another device, stays as it is, as does one in bfloat16 on a CPU whose oneDNN kernels lack it.
     """
     if not torch.backends.mkldnn.is_available() or torch.cpu.get_capabilities()["architecture"] != "x86_64":
         return
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear):
-            if _is_whole(child.weight):
+            if _can_be_packed(child.weight):
                 setattr(module, name, PackedLinear(child))
         elif _is_gated(child):
             setattr(module, name, PackedGatedMLP(child))
@@ -74,8 +74,10 @@ class PackedGatedMLP(nn.Module):
         return self.down.then(self.up.times(x, self.gate.then(x, "swish")), "none")
 
 
-def _is_whole(weight: torch.Tensor) -> bool:
-    return weight.device.type == "cpu" and not isinstance(weight, DTensor)
+def _can_be_packed(weight: torch.Tensor) -> bool:
+    if weight.device.type != "cpu" or isinstance(weight, DTensor):
+        return False
+    return weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _is_gated(module: nn.Module) -> bool:
@@ -83,5 +85,5 @@ def _is_gated(module: nn.Module) -> bool:
     return (
         {name for name, _ in module.named_children()} == {"gate_proj", "up_proj", "down_proj", "act_fn"}
         and isinstance(module.act_fn, type(ACT2FN["silu"]))
-        and all(isinstance(part, nn.Linear) and _is_whole(part.weight) for part in parts)
+        and all(isinstance(part, nn.Linear) and _can_be_packed(part.weight) for part in parts)
     )
