@@ -307,6 +307,9 @@ class Score(Section):
         description="training: the trunk ends before the validation events, as a teacher's must (train.teacher)",
     )
     users_share: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of users, chosen by stable hash")
+    keep_parts: bool = Field(
+        False, description="also write every candidate's score parts, under the run; evaluate shows what each part adds"
+    )
     exclude_seen: bool = True
     blocked_items: str = Field("", description="Parquet file with an item id column, never recommended; empty for none")
     batch_tokens: Annotated[int, Field(ge=64)] = Field(
@@ -353,6 +356,35 @@ class Score(Section):
         return self
 
 
+class Fusion(Section):
+    """The ranker's score and what each source of candidates says as one score."""
+
+    method: Literal["none", "linear", "trees"] = Field(
+        "none", description="none: the ranker's score alone ranks; linear: a weighed sum; trees: LightGBM's LambdaMART"
+    )
+    parts: tuple[str, ...] = Field(
+        (), description="ranker, and names of sources; empty: these and all sources that the candidates tell of"
+    )
+    normalise: tuple[Literal["z_score", "min_max", "reciprocal_rank"], ...] = Field(
+        ("z_score", "reciprocal_rank"), description="how a part is brought to a scale that users share, each its own"
+    )
+    l2: Annotated[float, Field(ge=0)] = Field(0.001, description="method=linear: of the weights' squared norm")
+    users: Count = Field(100_000, description="fitted on about so many users at most, chosen by stable hash")
+    model: str = Field("", description="a fusion's file; empty: what fuse fitted")
+    item_weights: dict[str, float] = Field(
+        {}, description="exponents of columns of items, numbers above 0: factors of a candidate's probability"
+    )
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _something(self) -> Fusion:
+        if not self.normalise:
+            raise ValueError("normalise must name at least one way")
+        if self.item_weights and self.method == "none":
+            raise ValueError("item_weights need a fusion; set method")
+        return self
+
+
 class Evaluate(Section):
     """What is measured, and against what."""
 
@@ -391,6 +423,7 @@ class Config(BaseSettings):
     train: Train = Train()
     recall: Recall = Recall()
     bucket: Bucket = Bucket()
+    fusion: Fusion = Fusion()
     score: Score = Score()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()

@@ -11,7 +11,10 @@ from llmrec.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
+    """before_validation: candidates and popularity are those from training events alone, which fuse asks for."""
+
     root: str
+    before_validation: bool = False
 
     @staticmethod
     def of(config: Config) -> Layout:
@@ -55,10 +58,13 @@ class Layout:
 
     @property
     def popularity(self) -> str:
-        return self._at("tables", "popularity", "popularity.parquet")
+        return self._recalled("popularity", "popularity.parquet")
 
     def candidates(self, source: str = "merged") -> str:
-        return self._at("tables", "candidates", source)
+        return self._recalled("candidates", source)
+
+    def _recalled(self, *parts: str) -> str:
+        return storage.join(self.scratch("fuse"), *parts) if self.before_validation else self._at("tables", *parts)
 
     def scratch(self, stage: str) -> str:
         """What a stage leaves only while it runs."""
@@ -70,6 +76,10 @@ class Layout:
     @property
     def ranker(self) -> str:
         return self._at("models", "ranker")
+
+    @property
+    def fusion(self) -> str:
+        return self._at("models", "fusion", "fusion.json")
 
     @property
     def training(self) -> str:
@@ -88,6 +98,10 @@ class Layout:
 
     def ledger(self, run_id: str) -> str:
         return self._at("runs", run_id, "ledger")
+
+    def score_parts(self, run_id: str) -> str:
+        """What every candidate's score is made of, if the run kept it."""
+        return self._at("runs", run_id, "parts")
 
     def run_summary(self, run_id: str) -> str:
         """Written when every bucket of the run is staged."""

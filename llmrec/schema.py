@@ -15,9 +15,10 @@ from llmrec.errors import UserError
 USER, ITEM, TIMESTAMP, TITLE = "user_id", "item_id", "timestamp", "title"
 ITEMS, TIMESTAMPS, RECALL_SCORES, SOURCES = "item_ids", "timestamps", "recall_scores", "sources"
 TRAIN_LENGTH, USERS = "train_length", "users"
+PART_OF_RECALL = "recall_score_"  # and the source: a column of what it says of a candidate
 TEACHER_ITEMS, TEACHER_SCORES = "teacher_items", "teacher_scores"
-RANK, SCORE, RECALL_SCORE, SOURCE, MODEL_VERSION, RUN_ID = (
-    "rank", "score", "recall_score", "source", "model_version", "run_id",
+RANK, SCORE, RANKER_SCORE, PROBABILITY, RECALL_SCORE, SOURCE, MODEL_VERSION, RUN_ID = (
+    "rank", "score", "ranker_score", "probability", "recall_score", "source", "model_version", "run_id",
 )  # fmt: skip
 BUCKET = "bucket"
 HEAD, RELATION, TAIL, WEIGHT = "head", "relation", "tail", "weight"
@@ -53,9 +54,13 @@ def candidates(user: pa.DataType, item: pa.DataType) -> pa.Schema:
 
 
 def rankings(user: pa.DataType, item: pa.DataType) -> pa.Schema:
-    """The product: one row a user and rank, ranks from 1 without gaps, scores not increasing."""
+    """The product: one row a user and rank, ranks from 1 without gaps, scores not increasing.
+
+    score: what ranks, the ranker's own or the fused; probability: with a fusion, that the user's next item is this.
+    """
     return pa.schema([
-        (USER, user), (RANK, pa.int32()), (ITEM, item), (SCORE, pa.float32()), (RECALL_SCORE, pa.float32()),
+        (USER, user), (RANK, pa.int32()), (ITEM, item), (SCORE, pa.float32()), (RANKER_SCORE, pa.float32()),
+        (PROBABILITY, pa.float32()), (RECALL_SCORE, pa.float32()),
         (SOURCE, pa.string()), (MODEL_VERSION, pa.string()), (RUN_ID, pa.string()),
     ])  # fmt: skip
 

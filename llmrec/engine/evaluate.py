@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmrec import config, schema
+from llmrec import config, schema, storage
+from llmrec.engine import score_parts
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import metrics, sources
+from llmrec.fusion import ablations
+from llmrec.fusion.parts import first_of
 from llmrec.layout import Layout
+from llmrec.ranker.ragged import offsets_of
 from llmrec.schema import BUCKET, ITEM, ITEMS, USER
 from llmrec.tables import buckets, rankings
+from llmrec.tables.histories import as_lists, flatten
 
 OURS = "llm ranking"
+RANKER_ALONE = "the ranker alone"
 BY_POPULARITY = "its candidates by popularity"
 
 
@@ -68,12 +74,13 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     """
     tables = {OURS: settings.score.output or layout.rankings, **settings.evaluate.rankings}
     for uri in tables.values():
-        if rankings.opened(uri) is None:
-            raise UserError(f"{uri}: no rankings are published there; run jobs/score.py first")
+        _opened(uri)
     if max(settings.evaluate.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
     units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
-    arguments = {"layout": layout, "tables": tables, "settings": settings}
+    run_id = rankings.shown(_opened(tables[OURS]))["run_id"]
+    fused = _fitted(settings.fusion, layout, run_id)
+    arguments = {"layout": layout, "tables": tables, "settings": settings, "fused": fused, "run_id": run_id}
     rows = reporting(each(units, _measure, arguments), len(units), say, "evaluate")
     users = sum(row["users"] for row in rows)
     if users == 0:
@@ -122,7 +129,39 @@ def _sources(rows: list[dict[str, Any]], settings: config.Config, spread: Callab
     return found
 
 
-def _measure(batch: pa.Table, layout: Layout, tables: dict[str, str], settings: config.Config) -> pa.Table:
+def _opened(uri: str) -> Any:
+    found = rankings.opened(uri)
+    if found is None:
+        raise UserError(f"{uri}: no rankings are published there; run jobs/score.py first")
+    return found
+
+
+def _fitted(wanted: config.Fusion, layout: Layout, run_id: str) -> ablations.Fitted | None:
+    """The fusion of the run that is shown, if it kept what its scores are made of."""
+    if wanted.method == "none" or not storage.exists(layout.score_parts(run_id)):
+        return None
+    uri = storage.absolute(wanted.model) if wanted.model else layout.fusion
+    return ablations.Fitted.from_json(storage.read_bytes(uri), uri)
+
+
+def _with_less(fused: ablations.Fitted, uri: str, depth: int) -> dict[str, dict[str, list[str]]]:
+    """The lists that the ranker alone, and the fusions without something, make of a run's candidates."""
+    table, parts = score_parts.read(uri)
+    users, items = table[USER].to_pylist(), flatten(table[ITEMS])[0].cast(pa.string())
+    ranker = parts.only([score_parts.RANKER]).values[:, 0]
+    scores = {RANKER_ALONE: ranker} | {f"fused without {name}": f.score(parts) for name, f in fused.without.items()}
+    made = {}
+    for name, values in scores.items():
+        best, lengths = first_of(values.astype(np.float32), parts.offsets, depth)
+        lists = as_lists(items.take(pa.array(best)), offsets_of(lengths)).to_pylist()
+        made[name] = {str(user): found for user, found in zip(users, lists, strict=True)}
+    return made
+
+
+def _measure(
+    batch: pa.Table, layout: Layout, tables: dict[str, str], settings: config.Config,
+    fused: ablations.Fitted | None, run_id: str,
+) -> pa.Table:  # fmt: skip
     """Per-user metrics of every ranking over one bucket's users."""
     (unit,) = batch.to_pylist()
     depth = max(settings.evaluate.cutoffs)
@@ -130,6 +169,8 @@ def _measure(batch: pa.Table, layout: Layout, tables: dict[str, str], settings: 
     found: dict[str, dict[str, list[str]]] = {}
     for name, uri in tables.items():
         found[name] = _published(uri, unit[BUCKET], depth)
+    if fused is not None:
+        found |= _with_less(fused, buckets.bucket_file(layout.score_parts(run_id), unit[BUCKET]), depth)
     merged = buckets.read_parquet(buckets.bucket_file(layout.candidates(), unit[BUCKET]))
     recalled: dict[str, dict[str, list[str]]] = {
         name: _lists(buckets.read_parquet(buckets.bucket_file(layout.candidates(name), unit[BUCKET])), None)

@@ -23,7 +23,7 @@ from llmrec.engine.pool import Scorer, Shared, unchanged
 from llmrec.engine.run import Job, resolve
 from llmrec.engine.score import actors_for, share
 from llmrec.engine.scorer import ModelScorer
-from llmrec.engine.tasks import judged
+from llmrec.engine.tasks import fused, judged
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET
@@ -162,9 +162,8 @@ class Calibrator:
             at += group
         spent = time.monotonic() - started
         done = subsets.only(self.work, np.arange(len(scores)))
-        table = requests.rank(
-            done, np.concatenate(scores), self.job.score.top_k, self.rules.ids, self.job.model_version, self.job.run_id
-        )
+        told = fused(done, np.concatenate(scores), self.job, self.rules)
+        table = requests.rank(done, told, self.job.score.top_k, self.rules.ids, self.job.model_version, self.job.run_id)
         return Rate(
             pairs=len(done.candidates.values),
             seconds=spent,

@@ -104,7 +104,7 @@ def load_features(parts: Items, ids: pa.Array, layout: Layout) -> ItemFeatures:
     Raises:
         UserError: embed has not run for this catalogue, or a column is missing or of the wrong type.
     """
-    check_columns(buckets.columns_of(layout.items), parts)
+    check_columns(buckets.schema_of(layout.items).names, parts)
     items = buckets.read_parquet(layout.items, list(dict.fromkeys((ITEM, *columns_of(parts))))).sort_by(ITEM)
     made = open_embeddings(layout.embeddings, assets.cache_directory() / "embeddings")
     if made is None:

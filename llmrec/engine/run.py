@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmrec import assets, config, storage
 from llmrec.errors import UserError
+from llmrec.fusion.ablations import Fitted
+from llmrec.fusion.model import Fusion
 from llmrec.layout import Layout
 from llmrec.ranker.card import RANKER_FILE, model_version, read_card
 from llmrec.schema import BUCKET
@@ -35,6 +37,7 @@ class Earlier:
 class Job:
     """What every task and actor of a run needs.
 
+    fusion: None where the ranker's score alone ranks; item_weights: columns of items and their exponents.
     prompt: the model's own, if it was trained; buckets: how many users are hashed into; rule: what, besides the input,
     a user's rows depend on.
     """
@@ -50,10 +53,16 @@ class Job:
     buckets: int
     rule: str
     earlier: Earlier | None
+    fusion: Fusion | None = None
+    item_weights: dict[str, float] = field(default_factory=dict)
 
     def attempts_file(self, bucket: int) -> str:
         """What was being scored of a bucket, for the attempt after a death."""
         return storage.join(self.layout.run(self.run_id), ATTEMPTS, f"bucket-{bucket:05d}.json")
+
+    def parts_file(self, run_id: str, bucket: int) -> str:
+        """What every candidate's score in a bucket is made of, if score.keep_parts asks for it."""
+        return buckets.bucket_file(self.layout.score_parts(run_id), bucket)
 
     def marks_file(self, run_id: str, bucket: int) -> str:
         """The fingerprints of a bucket's users."""
@@ -102,13 +111,15 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     ]
     untrained = [settings.model.model_dump(), settings.prompt.model_dump()] if wanted.model == "base" else None
     where = {"candidates", "output", "reuse"}
-    rule = _hash([wanted.model_dump(mode="json", exclude=set(OF_COST | where)), version, untrained])
+    fusion = _fusion(settings.fusion, layout)
+    fused = [asdict(fusion), settings.fusion.item_weights] if fusion else None
+    rule = _hash([wanted.model_dump(mode="json", exclude=set(OF_COST | where)), version, untrained, fused])
     earlier = _earlier(wanted, layout, output, rule, len(histories))
     reuse = None if earlier is None else earlier.run_id
     run_id = _hash([rule, candidates, output, inputs, reuse])
     job = Job(
         wanted, settings.model, prompt, layout, output, run_id, model_uri, version, len(histories), rule,
-        earlier,
+        earlier, fusion, settings.fusion.item_weights,
     )  # fmt: skip
     known = buckets.bucket_files(layout.users) if job.prompt.user and storage.exists(layout.users) else {}
     units = [
@@ -116,6 +127,16 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         for b, uri in sorted(listed.items())
     ]
     return job, units
+
+
+def _fusion(wanted: config.Fusion, layout: Layout) -> Fusion | None:
+    if wanted.method == "none":
+        return None
+    uri = storage.absolute(wanted.model) if wanted.model else layout.fusion
+    if not storage.exists(uri):
+        how = "no such file" if wanted.model else "not fitted; run jobs/fuse.py first, or set fusion.method = none"
+        raise UserError(f"{uri}: {how}")
+    return Fitted.from_json(storage.read_bytes(uri), uri).full
 
 
 def _earlier(wanted: config.Score, layout: Layout, output: str, rule: str, count: int) -> Earlier | None:

@@ -11,13 +11,13 @@ from typing import Any
 
 from llmrec import storage
 from llmrec.config import Config
-from llmrec.engine import bucket, embed, evaluate, prepare, publish, recall, score, train
+from llmrec.engine import bucket, embed, evaluate, fuse, prepare, publish, recall, score, train
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.tables import embeddings
 
 Say = Callable[[str], None]
-ORDER = ("prepare", "embed", "train", "recall", "score", "publish", "evaluate")
+ORDER = ("prepare", "embed", "train", "recall", "fuse", "score", "publish", "evaluate")
 
 
 def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, Any]:
@@ -67,6 +67,10 @@ def _recall(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     return asdict(recall.recall(config.recall, layout, say, config.model.attention))
 
 
+def _fuse(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    return asdict(fuse.fuse(config, layout, say))
+
+
 def _bucket(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     return asdict(bucket.bucket(config.bucket, layout, say))
 
@@ -102,15 +106,22 @@ _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
     "embed": _embed,
     "train": _train,
     "recall": _recall,
+    "fuse": _fuse,
     "bucket": _bucket,
     "score": _score,
     "publish": _publish,
     "evaluate": _evaluate,
 }
 
+
+def order(config: Config) -> tuple[str, ...]:
+    """The stages that a configuration asks for."""
+    return tuple(name for name in ORDER if name != "fuse" or config.fusion.method != "none")
+
+
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (), "embed": ("prepare",), "train": ("prepare",), "recall": ("prepare",), "bucket": ("prepare",),
-    "score": ("prepare",),
+    "score": ("prepare",), "fuse": ("prepare",),
     "publish": ("score",), "evaluate": ("prepare", "recall"),
 }  # fmt: skip
 
@@ -119,7 +130,9 @@ def _needs(name: str, config: Config) -> tuple[str, ...]:
     """The stages that must have finished before this one."""
     if name == "train" and config.model.items == "token" and embed.wanted(config):
         return (*_NEEDS[name], "embed")
-    if name == "recall":
+    if name == "score" and config.fusion.method != "none" and not config.fusion.model:
+        return (*_NEEDS[name], "fuse")
+    if name in ("recall", "fuse"):
         embedded = ("embed",) if "text" in config.recall.merge else ()
         trained = ("train",) if config.recall.retrieve.top and not config.recall.retrieve.model else ()
         return (*_NEEDS[name], *embedded, *trained)
@@ -148,6 +161,9 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
             inputs = (*prepared, layout.users, embedded, config.recall.retrieve.model or layout.ranker)
         elif "text" in config.recall.merge:
             inputs = (*prepared, embedded)
+    elif name == "fuse":
+        sections = ["recall", "score", "fusion"]
+        inputs = (*prepared, layout.users, embedded, config.score.model or layout.ranker)
     else:
         return None
     content = [storage.manifest(uri) for uri in inputs if uri and storage.exists(uri)]

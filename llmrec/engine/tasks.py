@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute
 
 from llmrec import schema, storage
-from llmrec.engine import ledger, work_rows
+from llmrec.engine import ledger, score_parts, work_rows
 from llmrec.engine.ledger import Entry
 from llmrec.engine.pool import Scorer
 from llmrec.engine.run import Job
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
+from llmrec.fusion.listwise import log_softmax
 from llmrec.ranker.health import Probe
 from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, TRAIN_LENGTH, USER
 from llmrec.tables import buckets, rankings, requests
@@ -31,7 +32,7 @@ def rules(job: Job) -> requests.Rules:
         UserError: score.blocked_items is of another type than the catalogue.
     """
     ids = buckets.catalogue_ids(job.layout.items)
-    return requests.Rules(ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates)
+    return requests.Rules(ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates, _bonus(job, ids))
 
 
 def make_shared(job: Job, scorer: type[Scorer], pulse: Any) -> tuple[requests.Rules, Any, None]:
@@ -46,7 +47,7 @@ def judged(unit: dict[str, Any], job: Job, by: requests.Rules) -> requests.Work:
     Raises:
         UserError: a file cannot be read, or the tables do not go together.
     """
-    candidates = requests.read_candidates(unit["candidates"])
+    candidates = requests.read_candidates(unit["candidates"], job.fusion is not None or job.score.keep_parts)
     if job.score.users_share < 1:
         candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
     whole = job.score.history == "known"
@@ -80,8 +81,11 @@ def stage(batch: pa.Table, job: Job, by: Any) -> pa.Table:
     import ray
 
     bucket = work_rows.from_row(batch)
-    ids = ray.get(by).ids
-    table = requests.rank(bucket.work, bucket.scores, job.score.top_k, ids, job.model_version, job.run_id)
+    rules: requests.Rules = ray.get(by)
+    told = fused(bucket.work, bucket.scores, job, rules)
+    table = requests.rank(bucket.work, told, job.score.top_k, rules.ids, job.model_version, job.run_id)
+    if job.score.keep_parts:
+        _keep_parts(job, bucket, told, rules.ids)
     users = len(bucket.work.users)
     if bucket.copied is not None and len(bucket.copied):
         table = pa.concat_tables([table, _copied(job, bucket.number, bucket.copied)])
@@ -100,6 +104,56 @@ def stage(batch: pa.Table, job: Job, by: Any) -> pa.Table:
     )  # fmt: skip
     ledger.write(job.layout, job.run_id, entry)
     return pa.table({"entry": [json.dumps(asdict(entry))]})
+
+
+def fused(work: requests.Work, ranker: np.ndarray, job: Job, by: requests.Rules) -> requests.Scores:
+    """By what the candidates are ranked: the ranker's scores (float32[total]), or with all else that is known of them.
+
+    Raises:
+        UserError: the candidates lack a part that the fusion was fitted with.
+    """
+    if job.fusion is None:
+        return requests.Scores.unfused(ranker)
+    parts = score_parts.of_work(work, ranker)
+    scores = job.fusion.score(parts)
+    if by.bonus is not None:
+        scores = scores + by.bonus[work.candidates.values]
+    likely = np.exp(log_softmax(scores, parts.offsets)) * job.fusion.found
+    return requests.Scores(scores.astype(np.float32), ranker, likely.astype(np.float32))
+
+
+def _keep_parts(job: Job, bucket: work_rows.Bucket, told: requests.Scores, ids: pa.Array) -> None:
+    table = score_parts.table(bucket.work, score_parts.of_work(bucket.work, told.ranker), told.of, ids)
+    if bucket.copied is not None and len(bucket.copied):
+        assert job.earlier is not None
+        before = buckets.read_parquet(job.parts_file(job.earlier.run_id, bucket.number))
+        before = before.filter(pa.compute.is_in(before[USER], bucket.copied))
+        table = pa.concat_tables([table, before], promote_options="permissive").sort_by(USER).combine_chunks()
+    buckets.write_parquet(table, job.parts_file(job.run_id, bucket.number))
+
+
+def _bonus(job: Job, ids: pa.Array) -> np.ndarray | None:
+    """float32[n_items]: the logarithm of what an item's probability is multiplied by; a missing number changes nothing.
+
+    Raises:
+        UserError: a column is missing, or a value is not above 0.
+    """
+    if not job.item_weights:
+        return None
+    uri, total = job.layout.items, np.zeros(len(ids), np.float32)
+    schema.require(buckets.schema_of(uri), dict.fromkeys(job.item_weights, "number"), uri)
+    items = buckets.read_parquet(uri, [ITEM, *job.item_weights])
+    items = items.take(pa.compute.index_in(ids, items[ITEM].combine_chunks()))
+    for name, exponent in job.item_weights.items():
+        values = items[name].cast(pa.float64()).fill_null(1.0).to_numpy()
+        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+        if len(bad):
+            raise UserError(
+                f"{uri}: column '{name}' of item {ids[int(bad[0])].as_py()!r} is {values[bad[0]]:g}; "
+                "fusion.item_weights needs numbers above 0"
+            )
+        total += (exponent * np.log(values)).astype(np.float32)
+    return total
 
 
 def _copied(job: Job, bucket: int, users: pa.Array) -> pa.Table:

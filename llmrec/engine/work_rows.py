@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from llmrec import schema
 from llmrec.ranker.ragged import Ragged
-from llmrec.schema import BUCKET, USER
+from llmrec.schema import BUCKET, PART_OF_RECALL, USER
 from llmrec.tables import fingerprints
 from llmrec.tables.requests import Work
 
@@ -39,7 +39,10 @@ def to_row(bucket: Bucket) -> pa.Table:
     none = work.users.slice(0, 0)
     tables = [
         pa.table({USER: work.users} | ({} if work.openings is None else {"opening": work.openings})),
-        pa.table({"candidate": work.candidates.values, "recall": work.recall_scores, "source": work.sources}),
+        pa.table(
+            {"candidate": work.candidates.values, "recall": work.recall_scores, "source": work.sources}
+            | {PART_OF_RECALL + name: values for name, values in work.parts.items()}
+        ),
         pa.table({"event": work.histories.values}),
         pa.table({"h": work.histories.offsets, "c": work.candidates.offsets}),
         pa.table({"score": bucket.scores}),
@@ -75,6 +78,11 @@ def from_row(row: pa.Table) -> Bucket:
         counts=header["counts"],
         quarantine=schema.QUARANTINE.empty_table(),
         openings=_array(users["opening"]) if "opening" in users.column_names else None,
+        parts={
+            name.removeprefix(PART_OF_RECALL): pairs[name].to_numpy()
+            for name in pairs.column_names
+            if name.startswith(PART_OF_RECALL)
+        },
     )
     return Bucket(
         row[BUCKET][0].as_py(), header["source"], work, scores["score"].to_numpy(), _array(copied[USER]), marks,

@@ -37,7 +37,7 @@ def demo(main: config.Config, zero_shot: config.Config) -> dict[str, Any]:
             for name, table in tables.items():
                 _put(table, getattr(main.data, name))
             main_stages = main.model_copy(update={"score": main.score.model_copy(update={"publish": False})})
-            for stage in stages.ORDER[:-1]:
+            for stage in stages.order(main)[:-1]:
                 summaries[stage] = _stage(stage, main_stages)
             summaries["zero-shot"] = _stage("score", zero_shot, "zero-shot")
             # Leave the summary of the main run, which publish without settings goes by.

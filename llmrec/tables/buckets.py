@@ -80,10 +80,13 @@ def write_parquet(table: pa.Table, uri: str) -> int:
     return len(data)
 
 
-def read_parquet(uri: str, columns: list[str] | None = None, dictionaries: Iterable[str] = ()) -> pa.Table:
+def read_parquet(
+    uri: str, columns: list[str] | None = None, dictionaries: Iterable[str] = (), without: str = ""
+) -> pa.Table:
     """One Parquet file or a directory of them as one table.
 
-    dictionaries: columns of texts, or of lists of texts, that stay dictionaries where they are some in the file.
+    dictionaries: columns of texts, or of lists of texts, that stay dictionaries where they are some in the file;
+    without: columns whose names begin so are not read.
 
     Raises:
         UserError: nothing there, no Parquet, or a truncated file; named.
@@ -96,10 +99,15 @@ def read_parquet(uri: str, columns: list[str] | None = None, dictionaries: Itera
     for file in files:
         try:
             inner = file.removeprefix("s3://")
-            texts = _dictionaries(pq.read_metadata(inner, filesystem=fs), set(dictionaries)) if dictionaries else None
+            wanted, texts = columns, None
+            if dictionaries or without:
+                footer = pq.read_metadata(inner, filesystem=fs)
+                texts = _dictionaries(footer, set(dictionaries))
+                if without:
+                    wanted = [n for n in footer.schema.to_arrow_schema().names if not n.startswith(without)]
             tables.append(
                 pq.read_table(
-                    inner, filesystem=fs, columns=columns, partitioning=None, read_dictionary=texts, use_threads=False
+                    inner, filesystem=fs, columns=wanted, partitioning=None, read_dictionary=texts, use_threads=False
                 )
             )
         except (pa.ArrowInvalid, OSError) as error:
@@ -123,13 +131,13 @@ def pairs_in(uri: str) -> int:
     return found
 
 
-def columns_of(uri: str) -> list[str]:
+def schema_of(uri: str) -> pa.Schema:
     """The columns of a Parquet file.
 
     Raises:
         UserError: no readable Parquet file.
     """
-    return list(_footer(uri).schema.to_arrow_schema().names)
+    return _footer(uri).schema.to_arrow_schema()
 
 
 def _footer(uri: str) -> pq.FileMetaData:

@@ -45,7 +45,7 @@ def of_users(work: Work, items: np.ndarray, max_history: int) -> np.ndarray:
         hashed = xxhash.xxh3_64(b"none" if opening is None else f"text {opening}".encode())
         for part in (
             items[work.histories[i][-max_history:]], candidate[pairs], work.recall_scores[pairs],
-            source[pairs],
+            source[pairs], *(values[pairs] for values in work.parts.values()),
         ):  # fmt: skip
             hashed.update(len(part).to_bytes(8, "little"))
             hashed.update(np.ascontiguousarray(part).tobytes())

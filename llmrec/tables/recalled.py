@@ -10,7 +10,7 @@ import pyarrow as pa
 from llmrec import schema
 from llmrec.ranker.ragged import offsets_of
 from llmrec.recall.candidates import Candidates
-from llmrec.schema import ITEMS, RECALL_SCORE, RECALL_SCORES
+from llmrec.schema import ITEMS, PART_OF_RECALL, RECALL_SCORES
 from llmrec.tables import buckets
 from llmrec.tables.histories import as_lists, flatten, item_rows
 
@@ -42,7 +42,7 @@ def table(
     made = pa.table([c.cast(f.type) for c, f in zip(columns, wanted, strict=True)], schema=wanted)
     for name, values in (scored or {}).items():
         flat = np.concatenate([np.empty(0, np.float32), *values])
-        made = made.append_column(f"{RECALL_SCORE}_{name}", as_lists(pa.array(flat, mask=np.isnan(flat)), offsets))
+        made = made.append_column(PART_OF_RECALL + name, as_lists(pa.array(flat, mask=np.isnan(flat)), offsets))
     return made
 
 

@@ -6,7 +6,7 @@ see one integer a pair, and what is as it should be is neither copied nor looked
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +22,11 @@ from llmrec.schema import (
     KEY,
     MODEL_VERSION,
     ORIGIN,
+    PART_OF_RECALL,
+    PROBABILITY,
     QUARANTINE,
     RANK,
+    RANKER_SCORE,
     REASON,
     RECALL_SCORE,
     RECALL_SCORES,
@@ -42,12 +45,14 @@ LONG_NAMES = {ITEMS: ITEM, RECALL_SCORES: RECALL_SCORE, SOURCES: SOURCE}
 
 @dataclass(frozen=True)
 class Rules:
-    """ids: the catalogue's item ids, ascending; blocked: bool[n_items]; limit: candidates kept per user."""
+    """ids: the catalogue's item ids, ascending; blocked: bool[n_items]; limit: candidates kept per user; bonus:
+    float32[n_items], added to fused scores, None for none."""
 
     ids: pa.Array
     blocked: np.ndarray
     exclude_seen: bool
     limit: int
+    bonus: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class Work:
     """Users with at least one candidate to score, by ascending id.
 
     users: arrow[n]; histories, candidates: catalogue rows per user; recall_scores: float32[total], NaN where missing;
-    sources: arrow[total], strings or a dictionary of them, empty where the candidates name none.
+    sources: arrow[total], strings or a dictionary of them, empty where the candidates name none; parts: float32[total]
+    of each column `recall_score_<source>` that was read, by the source, NaN where it says nothing.
     counts: pairs in = to score + seen + blocked + over_limit + quarantined; users in.
     quarantine: the rows set aside. openings: string[n], what a user's trunk says of himself, null where nothing is
     known of him; None if nobody's does.
@@ -69,19 +75,24 @@ class Work:
     counts: dict[str, int]
     quarantine: pa.Table
     openings: pa.Array | None = None
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def read_candidates(uri: str) -> pa.Table:
+def read_candidates(uri: str, parts: bool = False) -> pa.Table:
     """A bucket's candidates from a Parquet file of either form; see `candidates_in_list_form`.
+
+    parts: with what each source says of them.
 
     Raises:
         UserError: no Parquet file is there, or its columns are neither form's.
     """
-    return candidates_in_list_form(buckets.read_parquet(uri, dictionaries=(ITEM, ITEMS, SOURCE, SOURCES)), uri)
+    texts, without = (ITEM, ITEMS, SOURCE, SOURCES), "" if parts else PART_OF_RECALL
+    return candidates_in_list_form(buckets.read_parquet(uri, dictionaries=texts, without=without), uri)
 
 
 def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
-    """user_id and item_ids, recall_scores (float32) and sources where the input has them, from either form.
+    """user_id and item_ids, recall_scores (float32), sources and recall_score_<source> (float32) where the input has
+    them, from either form.
 
     A row is a row of the list form, or a run of the long form's rows with one user; either way a user may have several.
     A null list is an empty one. Texts that come as a dictionary stay one.
@@ -91,8 +102,9 @@ def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
     """
     user = schema.id_type(table.schema, USER, source)
     users = table[USER].cast(user).combine_chunks()
+    parts = [name for name in table.column_names if name.startswith(PART_OF_RECALL)]
     if ITEMS in table.column_names:
-        names = {name: name for name in LONG_NAMES if name in table.column_names}
+        names = {name: name for name in [*LONG_NAMES, *parts] if name in table.column_names}
         schema.require(table.schema, dict.fromkeys(names, "list"), source)
         lists = {name: flatten(table[name]) for name in names}
         offsets = lists[ITEMS][1]
@@ -103,13 +115,15 @@ def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
     else:
         schema.id_type(table.schema, ITEM, source)
         names = {name: long for name, long in LONG_NAMES.items() if long in table.column_names}
+        names |= {name: name for name in parts}
         runs = pa.compute.run_end_encode(users, run_end_type=pa.int64())
         users, offsets = runs.values, np.append(0, runs.run_ends)
         values = {name: table[long].combine_chunks() for name, long in names.items()}
     found = pa.schema([(names[name], _plain(flat.type)) for name, flat in values.items()])
-    kinds = {RECALL_SCORES: "number", SOURCES: "text"}
+    kinds = {RECALL_SCORES: "number", SOURCES: "text"} | dict.fromkeys(parts, "number")
     schema.require(found, {names[name]: kind for name, kind in kinds.items() if name in names}, source)
     types = {ITEMS: schema.id_type(found, names[ITEMS], source), RECALL_SCORES: pa.float32(), SOURCES: pa.string()}
+    types |= dict.fromkeys(parts, pa.float32())
     columns = {USER: users}
     for name, flat in values.items():
         if _plain(flat.type) != types[name]:
@@ -169,21 +183,42 @@ def build(histories: pa.Table, candidates: pa.Table, rules: Rules, source: str) 
         users=users.take(pa.array(some)),
         histories=trunk if len(some) == len(users) else trunk.take(some),
         candidates=Ragged(_at(rows, kept), offsets_of(lengths[some])),
-        recall_scores=_at(_recall_scores(candidates, total), kept),
+        recall_scores=_at(_numbers(candidates, RECALL_SCORES, total), kept),
         sources=_sources(candidates, total, kept),
         counts=counts,
         quarantine=quarantine,
+        parts={
+            name.removeprefix(PART_OF_RECALL): _at(_numbers(candidates, name, total), kept)
+            for name in candidates.column_names
+            if name.startswith(PART_OF_RECALL)
+        },
     )
 
 
-def rank(work: Work, scores: np.ndarray, top_k: int, ids: pa.Array, model_version: str, run_id: str) -> pa.Table:
-    """The rankings of a bucket: each user's `top_k` best candidates, ties by item id.
+@dataclass(frozen=True)
+class Scores:
+    """Of the candidates of a bucket, in their order.
 
-    scores: float32[total], one per candidate, in their order.
+    of: float32[total], by which they are ranked; ranker: float32[total], the ranker's own; probability: float32[total],
+    None where nothing tells it.
+    """
+
+    of: np.ndarray
+    ranker: np.ndarray
+    probability: np.ndarray | None = None
+
+    @staticmethod
+    def unfused(ranker: np.ndarray) -> Scores:
+        return Scores(ranker, ranker)
+
+
+def rank(work: Work, told: Scores, top_k: int, ids: pa.Array, model_version: str, run_id: str) -> pa.Table:
+    """The rankings of a bucket: each user's `top_k` best candidates, ties by item id.
 
     Raises:
         UserError: a score is not a finite number.
     """
+    scores = told.of
     if not np.isfinite(scores).all():
         raise UserError(
             f"the model gave {int((~np.isfinite(scores)).sum())} scores that are no numbers; nothing is published"
@@ -213,6 +248,8 @@ def rank(work: Work, scores: np.ndarray, top_k: int, ids: pa.Array, model_versio
         RANK: pa.array((within(taken) + 1).astype(np.int32)),
         ITEM: ids.take(pa.array(lists.values[best])),
         SCORE: pa.array(scores[best].astype(np.float32)),
+        RANKER_SCORE: pa.array(told.ranker[best].astype(np.float32)),
+        PROBABILITY: pa.nulls(n) if told.probability is None else pa.array(told.probability[best].astype(np.float32)),
         RECALL_SCORE: pa.array(work.recall_scores[best], from_pandas=True),
         SOURCE: work.sources.take(pa.array(best)),
         MODEL_VERSION: pa.repeat(model_version, n),
@@ -291,10 +328,11 @@ def _at(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return values if len(kept) == len(values) else values[kept]
 
 
-def _recall_scores(candidates: pa.Table, total: int) -> np.ndarray:
-    if RECALL_SCORES not in candidates.column_names:
+def _numbers(candidates: pa.Table, column: str, total: int) -> np.ndarray:
+    """float32[total], NaN where there is none."""
+    if column not in candidates.column_names:
         return np.full(total, np.nan, np.float32)
-    return flatten(candidates[RECALL_SCORES])[0][:total].to_numpy(zero_copy_only=False)
+    return flatten(candidates[column])[0][:total].to_numpy(zero_copy_only=False)
 
 
 def _sources(candidates: pa.Table, total: int, kept: np.ndarray) -> pa.Array:

@@ -25,6 +25,7 @@ def only(work: Work, rows: np.ndarray) -> Work:
         histories=work.histories.take(rows),
         candidates=work.candidates.take(rows),
         recall_scores=work.recall_scores[pairs.to_numpy()],
+        parts={name: values[pairs.to_numpy()] for name, values in work.parts.items()},
         sources=work.sources.take(pairs),
         openings=None if work.openings is None else work.openings.take(pa.array(rows)),
     )

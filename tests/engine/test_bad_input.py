@@ -153,7 +153,7 @@ class TestWholeJobOnLocalPaths:
             train={"tune": "lora", "strategy": "fsdp2", "negatives": 3, "decisions_per_user": 3},
             score={"precision": "float32"},
         )  # fmt: skip
-        for stage in stages.ORDER:
+        for stage in stages.order(wanted):
             stages.run(stage, wanted, quietly)
         return wanted
 

@@ -44,7 +44,7 @@ def done(cluster: Any, movielens: dict[str, Any]) -> dict[str, Any]:
     for name, table in movielens.items():
         buckets.write_parquet(table, SETTINGS["data"][name])
     settings = config.build(SETTINGS)
-    return {name: stages.run(name, settings, quietly) for name in stages.ORDER}
+    return {name: stages.run(name, settings, quietly) for name in stages.order(settings)}
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ def rows(run_id: str, users: Iterable[Any], kind: pa.DataType = INTEGER) -> pa.T
     lists = users if isinstance(users, Mapping) else {u: [0, 1, 2] for u in users}
     made = [(u, r, i, 1.0 / r) for u, items in lists.items() for r, i in enumerate(items, 1)]
     n = len(made)
-    columns = [[row[i] for row in made] for i in range(4)] + [[None] * n, [""] * n, ["m"] * n, [run_id] * n]
+    columns = [[row[i] for row in made] for i in range(4)]
+    columns += [*[[None] * n] * 3, [""] * n, ["m"] * n, [run_id] * n]
     wanted = schema.rankings(kind, pa.int64())
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, wanted, strict=True)], schema=wanted)
 

@@ -16,7 +16,7 @@ from llmrec import schema
 from llmrec.errors import UserError
 from llmrec.ranker.ragged import Ragged
 from llmrec.tables.buckets import parquet_bytes, write_parquet
-from llmrec.tables.requests import Rules, Work, build, candidates_in_list_form, rank, read_candidates
+from llmrec.tables.requests import Rules, Scores, Work, build, candidates_in_list_form, rank, read_candidates
 
 CATALOGUE = [2, 3, 5, 7, 8]
 USERS = st.sampled_from([0, 0, 1, 1, 2, 3, None])
@@ -185,7 +185,7 @@ def test_scores_and_sources_may_be_missing() -> None:
         found = candidates_in_list_form(table, "c")
         assert found.to_pydict() == {"user_id": [1], "item_ids": [[5, 3]]}
         work = build(histories_table({}), found, rules(), "c")
-        ranked = rank(work, np.asarray([2.0, 1.0], np.float32), 5, rules().ids, "m", "r").to_pydict()
+        ranked = rank(work, Scores.unfused(np.asarray([2.0, 1.0], np.float32)), 5, rules().ids, "m", "r").to_pydict()
         assert ranked["item_id"] == [5, 3]
         assert ranked["recall_score"] == [None, None] and ranked["source"] == ["", ""]
 
@@ -258,7 +258,7 @@ def work_of(lists: dict[int, list[int]]) -> Work:
 def test_rank_is_a_plain_top_k(lists: dict[int, list[int]], drawn: list[float], top_k: int) -> None:
     work = work_of(lists)
     scores = np.asarray(drawn[: len(work.recall_scores)], np.float32)
-    found = rank(work, scores, top_k, rules().ids, "m1", "r1")
+    found = rank(work, Scores.unfused(scores), top_k, rules().ids, "m1", "r1")
     assert found.schema == schema.rankings(pa.int64(), pa.int64())
     left = iter(scores.tolist())
     wanted = []
@@ -280,7 +280,9 @@ def test_rank_equals_polars_on_a_larger_table() -> None:
     )
     work = build(histories_table({}), table, Rules(ids, np.zeros(n_items, bool), True, 1000), "c")
     scores = rng.integers(0, 20, 4000).astype(np.float32)
-    found = pl.from_arrow(rank(work, scores, 10, ids, "m", "r").select(["user_id", "rank", "item_id", "score"]))
+    found = pl.from_arrow(
+        rank(work, Scores.unfused(scores), 10, ids, "m", "r").select(["user_id", "rank", "item_id", "score"])
+    )
     flat = pl.DataFrame({
         "user_id": np.repeat(work.users.to_numpy(), work.candidates.lengths),
         "item_id": ids.to_numpy()[work.candidates.values],
@@ -303,7 +305,7 @@ def test_shuffled_input_gives_the_same_bytes() -> None:
         work = build(histories_table(past), table, rules(blocked={3}), "c")
         user = np.repeat(work.users.to_numpy(), work.candidates.lengths)
         scores = ((user * 3 + work.candidates.values) % 4).astype(np.float32)
-        seen.add(parquet_bytes(rank(work, scores, 3, rules().ids, "m", "r")))
+        seen.add(parquet_bytes(rank(work, Scores.unfused(scores), 3, rules().ids, "m", "r")))
     assert len(seen) == 1
 
 
@@ -311,20 +313,20 @@ def test_shuffled_input_gives_the_same_bytes() -> None:
 def test_a_score_that_is_no_number_stops_the_run(bad: float) -> None:
     work = work_of({1: [2, 3], 2: [5]})
     with pytest.raises(UserError, match="the model gave 1 scores that are no numbers"):
-        rank(work, np.asarray([1.0, bad, 0.0], np.float32), 2, rules().ids, "m", "r")
+        rank(work, Scores.unfused(np.asarray([1.0, bad, 0.0], np.float32)), 2, rules().ids, "m", "r")
 
 
 def test_a_missing_recall_score_stays_null_in_the_rankings() -> None:
     table = candidates_in_list_form(long_table([(1, 2, None, "a"), (1, 3, 0.5, "b")]), "c")
     work = build(histories_table({}), table, rules(), "c")
-    found = rank(work, np.asarray([2.0, 1.0], np.float32), 5, rules().ids, "m", "r")
+    found = rank(work, Scores.unfused(np.asarray([2.0, 1.0], np.float32)), 5, rules().ids, "m", "r")
     assert found["recall_score"].to_pylist() == [None, 0.5] and found["source"].to_pylist() == ["a", "b"]
 
 
 def test_nobody_to_rank() -> None:
     work = work_of({})
     assert isinstance(work.candidates, Ragged) and len(work.candidates) == 0
-    assert rank(work, np.empty(0, np.float32), 5, rules().ids, "m", "r").num_rows == 0
+    assert rank(work, Scores.unfused(np.empty(0, np.float32)), 5, rules().ids, "m", "r").num_rows == 0
 
 
 def random_tables(seed: int, users: int, longest: int, text: bool) -> tuple[pa.Table, pa.Table, pa.Array]:
@@ -418,7 +420,7 @@ def test_work_and_rankings_equal_polars(seed: int, size: tuple[int, int], text: 
     ]
 
     scores = rng.choice(np.asarray([-3e38, -1, -0.0, 0, 1e-30, 0.5, 3e38], np.float32), len(kept))
-    found = pl.from_arrow(rank(work, scores, 7, ids, "m", "r"))
+    found = pl.from_arrow(rank(work, Scores.unfused(scores), 7, ids, "m", "r"))
     ranked = kept.with_columns(score=scores).sort("user_id", "score", "item_ids", descending=[False, True, False])
     ranked = ranked.filter(pl.int_range(pl.len()).over("user_id") < 7)
     assert found["rank"].to_list() == (ranked.select(pl.int_range(pl.len()).over("user_id"))["literal"] + 1).to_list()
@@ -444,7 +446,7 @@ def test_texts_stay_dictionaries_from_the_file_to_the_rankings(form: str, tmp_pa
     assert all(pa.types.is_dictionary(candidates[c].type.value_type) for c in ("item_ids", "sources"))
     work = build(histories_table({1: [2]}, text=True), candidates, rules(text=True), f"{tmp_path}/c.parquet")
     assert pa.types.is_dictionary(work.sources.type)
-    found = rank(work, np.zeros(len(rows) - 1, np.float32), 2, rules(text=True).ids, "m", "r")
+    found = rank(work, Scores.unfused(np.zeros(len(rows) - 1, np.float32)), 2, rules(text=True).ids, "m", "r")
     assert found.schema == schema.rankings(pa.string(), pa.string())
     assert found["item_id"].to_pylist()[:6] == ["id-2", "id-3", "id-3", "id-5", "id-2", "id-3"]
     assert set(found["source"].to_pylist()) == {"some source"}

@@ -1,0 +1,59 @@
+"""A fusion, and what would be fused without each of its parts: to tell what each of them adds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmrec.errors import UserError
+from llmrec.fusion.model import Fusion
+from llmrec.fusion.parts import Parts
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """full: of all parts; without: by the name of what is left out."""
+
+    full: Fusion
+    without: dict[str, Fusion]
+
+    def to_json(self) -> bytes:
+        without = {name: fusion.as_dict() for name, fusion in self.without.items()}
+        return json.dumps({"fusion": self.full.as_dict(), "without": without}, indent=1).encode()
+
+    @staticmethod
+    def from_json(data: bytes, source: str) -> Fitted:
+        """
+        Raises:
+            UserError: it is no fusion of this version.
+        """
+        try:
+            found = json.loads(data)
+            without = {name: Fusion.of_dict(each) for name, each in found["without"].items()}
+            return Fitted(Fusion.of_dict(found["fusion"]), without)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{source}: not a fusion of this version; fit it anew (jobs/fuse.py)") from None
+
+
+def fit(
+    parts: Parts,
+    truth: np.ndarray,
+    fitted: Callable[[Parts, np.ndarray], Fusion],
+    groups: Mapping[str, Collection[str]],
+) -> Fitted:
+    """fitted: `model.fit` with its settings; groups: by a name, parts that are left out together.
+
+    Raises:
+        UserError: nothing can be fitted. A fusion without a part that all depends on is left out instead.
+    """
+    full, without = fitted(parts, truth), {}
+    for name, gone in groups.items():
+        left = [part for part in parts.names if part not in gone]
+        if left and len(left) < len(parts.names):
+            with contextlib.suppress(UserError):
+                without[name] = fitted(parts.only(left), truth)
+    return Fitted(full, without)

@@ -1,0 +1,211 @@
+"""Scores fused by the real jobs on a mini cluster and an S3 server, from weights fitted on validation events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from scipy.stats import rankdata, zscore
+
+from llmrec import config, storage
+from llmrec.engine import stages
+from llmrec.engine.fuse import fuse
+from llmrec.engine.score import score
+from llmrec.engine.session import user_error_in
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.tables import buckets, rankings
+
+USERS, ITEMS = 120, 30
+RAW, ROOT = "s3://llmrec-test/raw-fuse", "s3://llmrec-test/fuse"
+PARTS = ["ranker", "item_item", "popularity"]
+
+
+def quietly(message: str) -> None:
+    """A `say` for stages."""
+
+
+def tables() -> dict[str, pa.Table]:
+    """Users go on from an item to one of the next three in a ring; some never had more than a few."""
+    rng = np.random.default_rng(0)
+    log = []
+    for user in range(USERS):
+        item = int(rng.integers(ITEMS))
+        for step in range(int(rng.integers(4, 12))):
+            log.append((f"u{user:03}", f"i{item:02}", 100 + step))
+            item = (item + int(rng.integers(1, 4))) % ITEMS
+    users, items, at = zip(*log, strict=True)
+    return {
+        "items": pa.table({
+            "item_id": [f"i{i:02}" for i in range(ITEMS)], "title": [f"w{i} w{i % 7}" for i in range(ITEMS)],
+            "value": pa.array([None if i == 5 else 1.0 + i % 4 for i in range(ITEMS)]),
+            "stock": [i - 1 for i in range(ITEMS)],
+        }),
+        "interactions": pa.table({"user_id": list(users), "item_id": list(items), "timestamp": list(at)}),
+    }  # fmt: skip
+
+
+def settings(model: Any, root: str = ROOT, **sections: Any) -> config.Config:
+    values: dict[str, Any] = {
+        "root": root,
+        "data": {**{name: f"{RAW}/{name}.parquet" for name in ("items", "interactions")}, "buckets": 3},
+        "prompt": {"max_history": 8, "before_history": "w1"},
+        "model": {"base": str(model), "items": "token", "head": "retrieve"},
+        "items": {"encoder": "", "id_start": 4},
+        "train": {"max_steps": 12, "validate_every": 6, "precision": "float32", "head_learning_rate": 1e-2},
+        "recall": {"merge": ["item_item", "popularity"], "candidates": 20},
+        "score": {"top_k": 5, "precision": "float32", "keep_parts": True},
+        "fusion": {"method": "linear"},
+        "evaluate": {"cutoffs": [5]},
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return config.build(values)
+
+
+@pytest.fixture(scope="module")
+def made(cluster: Any, tiny_model: Any) -> dict[str, Any]:
+    for name, table in tables().items():
+        buckets.write_parquet(table, f"{RAW}/{name}.parquet")
+    wanted = settings(tiny_model)
+    done = {name: stages.run(name, wanted, quietly) for name in ("prepare", "train", "recall", "fuse", "score")}
+    return done | {"settings": wanted}
+
+
+def published(table: str) -> pl.DataFrame:
+    found = rankings.opened(table)
+    assert found is not None
+    return pl.DataFrame(pl.from_arrow(rankings.read(table)))
+
+
+def parts(wanted: config.Config, run_id: str) -> pl.DataFrame:
+    return pl.DataFrame(pl.from_arrow(buckets.read_parquet(Layout.of(wanted).score_parts(run_id))))
+
+
+def fused_by_hand(of: pl.DataFrame, fusion: dict[str, Any]) -> list[np.ndarray]:
+    """Each user's scores from the saved weights and the kept parts, by scipy."""
+    found = []
+    for row in of.iter_rows(named=True):
+        total = np.zeros(len(row["item_ids"]))
+        for name, (plain, reciprocal) in zip(fusion["parts"], np.reshape(fusion["weights"], (-1, 2)), strict=True):
+            values = np.asarray(row[f"score_{name}"], np.float64)
+            if np.ptp(values) == 0:
+                continue
+            ranks = rankdata(-values)
+            total += plain * zscore(values)
+            total += reciprocal * 11 * (1 / (10 + ranks) - 1 / (10 + (len(values) + 1) / 2))
+        found.append(total)
+    return found
+
+
+def test_lists_are_in_the_order_of_the_parts_weighed_as_fitted(made: dict[str, Any]) -> None:
+    wanted, run_id = made["settings"], made["score"]["run_id"]
+    fusion = storage.read_json(Layout.of(wanted).fusion)["fusion"]
+    assert fusion["parts"] == PARTS
+    kept, rows = parts(wanted, run_id), published(Layout.of(wanted).rankings)
+    assert kept["user_id"].n_unique() == kept.height == USERS
+    lists = {user: rows.filter(user_id=user).sort("rank") for user in kept["user_id"]}
+    for row, scores in zip(kept.iter_rows(named=True), fused_by_hand(kept, fusion), strict=True):
+        np.testing.assert_allclose(row["scores"], scores, atol=1e-4)
+        likely = np.exp(scores - scores.max())
+        likely *= fusion["found"] / likely.sum()
+        best = lists[row["user_id"]]
+        order = sorted(range(len(scores)), key=lambda i: (-np.float32(row["scores"][i]), row["item_ids"][i]))[:5]
+        assert best["item_id"].to_list() == [row["item_ids"][i] for i in order]
+        np.testing.assert_allclose(best["score"], scores[order], atol=1e-4)
+        np.testing.assert_allclose(best["probability"], likely[order], rtol=1e-3)
+        np.testing.assert_allclose(best["ranker_score"], np.asarray(row["score_ranker"])[order])
+
+
+def test_weights_are_fitted_to_validation_events_as_if_they_had_not_happened(made: dict[str, Any]) -> None:
+    wanted = made["settings"]
+    layout = Layout.of(wanted)
+    # Recall from training events alone, under another root.
+    apart = settings(wanted.model.base, f"{ROOT}-apart", recall={**wanted.recall.model_dump(exclude_unset=True),
+                                                                 "history": "training"})  # fmt: skip
+    for stage in ("prepare", "recall"):
+        stages.run(stage, apart, quietly)
+    candidates = pl.DataFrame(pl.from_arrow(buckets.read_parquet(Layout.of(apart).candidates())))
+    lists = dict(zip(candidates["user_id"], candidates["item_ids"].to_list(), strict=True))
+    past = pl.DataFrame(pl.from_arrow(buckets.read_parquet(layout.histories)))
+    found = [
+        bool(set(row["item_ids"][row["train_length"] :]) & set(lists[row["user_id"]]))
+        for row in past.iter_rows(named=True)
+        if len(row["item_ids"]) > row["train_length"]
+    ]
+    assert made["fuse"]["found"] == pytest.approx(np.mean(found), abs=1e-4)
+    assert made["fuse"]["users"] == sum(found) > 20
+    assert sum(made["fuse"]["importance"].values()) == pytest.approx(1)
+    assert storage.list_files(layout.scratch("fuse")) == [], "what it made on the way stays"
+    staged = {uri.removeprefix(layout.runs).split("/")[1] for uri, _ in storage.list_files(layout.runs)}
+    assert staged == {made["score"]["run_id"]}
+
+
+def test_what_each_part_adds_is_evaluated(made: dict[str, Any]) -> None:
+    wanted = made["settings"]
+    told = stages.run("evaluate", wanted, quietly)
+    rows = {row["name"]: row["values"]["ndcg@5"] for row in told["all_users"]}
+    assert {"the ranker alone", *(f"fused without {name}" for name in PARTS)} <= set(rows)
+    alone = settings(
+        wanted.model.base, fusion={"method": "none"}, score={"keep_parts": False, "output": f"{ROOT}-alone"}
+    )
+    stages.run("score", alone, quietly)
+    by_itself = stages.run("evaluate", alone, quietly)["all_users"][0]
+    assert rows["the ranker alone"] == pytest.approx(by_itself["values"]["ndcg@5"])
+    of_ranker = published(f"{ROOT}-alone")
+    assert of_ranker["score"].equals(of_ranker["ranker_score"]) and of_ranker["probability"].null_count() == len(
+        of_ranker
+    )
+    both = of_ranker.join(published(Layout.of(wanted).rankings), on=["user_id", "item_id"])
+    assert len(both) > 100
+    np.testing.assert_allclose(both["score"], both["ranker_score_right"], rtol=1e-6)
+    assert len({round(value, 6) for value in rows.values()}) > 2, "no fusion differs from another"
+
+
+def test_items_weigh_as_their_columns_say(made: dict[str, Any]) -> None:
+    weighed, apart = {"item_weights": {"value": 2.0}}, {"output": f"{ROOT}-valued"}
+    wanted = settings(made["settings"].model.base, fusion=weighed, score=apart)
+    done = stages.run("score", wanted, quietly)
+    value = dict(zip(tables()["items"]["item_id"].to_pylist(), tables()["items"]["value"].to_pylist(), strict=True))
+    before, after = (
+        parts(of, run_id).select("user_id", "item_ids", "scores").explode("item_ids", "scores")
+        for of, run_id in ((made["settings"], made["score"]["run_id"]), (wanted, done["run_id"]))
+    )
+    both = before.join(after, on=["user_id", "item_ids"])
+    assert len(both) == len(before) == len(after)
+    added = [2 * np.log(value[item] or 1.0) for item in both["item_ids"]]
+    np.testing.assert_allclose(both["scores_right"] - both["scores"], added, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"fusion": {"method": "linear", "model": f"{ROOT}/nothing.json"}}, "nothing.json: no such file"),
+        ({"fusion": {"method": "linear", "item_weights": {"stock": 1.0}}}, "column 'stock' of item 'i00' is -1;"),
+        ({"fusion": {"method": "linear", "item_weights": {"worth": 1.0}}}, "column 'worth' is missing"),
+        ({"fusion": {"method": "linear", "item_weights": {"title": 1.0}}}, "column 'title' has type string"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_applied_is_named(made: dict[str, Any], sections: dict[str, Any], message: str) -> None:
+    wanted = settings(made["settings"].model.base, **sections)
+    refused = wanted.model_copy(update={"score": wanted.score.model_copy(update={"output": f"{ROOT}-refused"})})
+    with pytest.raises(Exception) as error:
+        score(refused, Layout.of(refused), quietly)
+    told = user_error_in(error.value)
+    assert told is not None and message in str(told)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"fusion": {"method": "none"}}, "fusion.method = none: nothing to fit"),
+        ({"train": {"events": "all"}}, "train.events = all: the ranker has seen the validation events"),
+    ],
+)
+def test_what_cannot_be_fitted_is_named(made: dict[str, Any], sections: dict[str, Any], message: str) -> None:
+    wanted = settings(made["settings"].model.base, **sections)
+    with pytest.raises(UserError, match=message):
+        fuse(wanted, Layout.of(wanted), quietly)
