@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.quality import cache, datasets, figures, protocol, rankers, report, settings, titles, tuning
+from benchmarks.quality import cache, datasets, figures, fused, protocol, rankers, report, settings, titles, tuning
 from benchmarks.quality.cache import OutOfTimeError
 from benchmarks.quality.command_line import options
 from benchmarks.quality.datasets import Dataset
 from benchmarks.quality.language_model import LanguageModel
-from benchmarks.quality.methods import TITLES, Fusion, Method, baseline
+from benchmarks.quality.methods import TITLES, Baseline, Fusion, Method, baseline
 from benchmarks.quality.splits import split
 from benchmarks.speed.processes import processor
 from benchmarks.speed.report import started
@@ -65,19 +65,28 @@ def on_dataset(
     if asked.encoder and any(TITLES in names for names in asked.methods):
         vectors = titles.vectors(dataset, asked.encoder, asked.out)
 
+    def ranker(name: str) -> LanguageModel:
+        sections = rankers.sections(dataset.name, name)
+        for section, key, value in asked.changed:
+            sections.setdefault(section, {})[key] = value
+        return LanguageModel(name, sections, asked.out / "work", asked.threads, say)
+
+    def of_settings(name: str) -> Baseline:
+        """A baseline, its settings searched first if that was asked for."""
+        if asked.tune and name not in tuned:
+            tuned[name] = tuning.tried(dataset, name, vectors, measured)
+            say(f"{dataset.name} {name}: ndcg@10 {tuned[name][0][1]:.4f} on validation with {tuned[name][0][0]}")
+        chosen = tuned[name][0][0] if name in tuned else settings.of(dataset.name, name)
+        return baseline(name, chosen, vectors)
+
     def made(names: list[str]) -> Method:
-        """The method, with settings searched first if that was asked for."""
+        if names[0] in fused.FUSIONS:
+            members, how = fused.FUSIONS[names[0]]
+            of = [ranker(name) if name in rankers.VARIANTS else of_settings(name) for name in members]
+            return fused.Fused(names[0], of, how)
         if names[0] in rankers.VARIANTS:
-            chosen_sections = rankers.sections(dataset.name, names[0])
-            for section, key, value in asked.changed:
-                chosen_sections.setdefault(section, {})[key] = value
-            return LanguageModel(names[0], chosen_sections, asked.out / "work", asked.threads, say)
-        for name in names if asked.tune else ():
-            if name not in tuned:
-                tuned[name] = tuning.tried(dataset, name, vectors, measured)
-                say(f"{dataset.name} {name}: ndcg@10 {tuned[name][0][1]:.4f} on validation with {tuned[name][0][0]}")
-        chosen = {name: tuned[name][0][0] if name in tuned else settings.of(dataset.name, name) for name in names}
-        members = [baseline(name, chosen[name], vectors) for name in names]
+            return ranker(names[0])
+        members = [of_settings(name) for name in names]
         return members[0] if len(members) == 1 else Fusion(members)
 
     splits = {name: split(dataset, name) for name in asked.splits}

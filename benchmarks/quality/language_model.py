@@ -16,6 +16,7 @@ import xxhash
 
 from benchmarks.quality import protocol, settings
 from benchmarks.quality.baselines import item_item
+from benchmarks.quality.cache import save
 from benchmarks.quality.datasets import Dataset
 from benchmarks.quality.methods import Ranked
 from benchmarks.quality.protocol import Scorer
@@ -23,7 +24,7 @@ from benchmarks.quality.splits import COLD, Split, fitted_as, split
 from llmrec import config
 from llmrec.engine import stages
 from llmrec.engine.item_vectors import freeze
-from llmrec.engine.prompts import bind, tokenise_items
+from llmrec.engine.prompts import Prompts, bind, tokenise_items
 from llmrec.engine.session import connected
 from llmrec.layout import Layout
 from llmrec.ranker import precision
@@ -56,9 +57,33 @@ class LanguageModel:
         """Fitted on all training events of the split for the settings' epochs; nothing is validated meanwhile. Its
         seconds are those of the train stage."""
         asked = split(dataset, split_name)
+        layout, fitting = self._trained(dataset, split_name, seed)
+        found = protocol.target_ranks(_scorer(layout, dataset.name, asked, self.threads), asked)
+        if split_name != COLD:  # whose ranker serves cold-only, too
+            shutil.rmtree(layout.root)
+        return Ranked(found, fitting)
+
+    def over(self, dataset: Dataset, split_name: str, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+        """The scores of some targets of a split; see `fused.Member`. The vectors that make them are kept, so that the
+        ranker is trained once."""
+        file = self._root(dataset, split_name, seed).with_suffix(".npz")
+        if not file.exists():
+            asked = split(dataset, split_name)
+            layout, _ = self._trained(dataset, split_name, seed)
+            save(file, **_vectors(layout, asked, self.threads))
+            shutil.rmtree(layout.root)
+        with np.load(file) as kept:
+            users, items, bias = kept["users"], kept["items"], kept["bias"]
+        return lambda rows: users[rows] @ items.T + bias
+
+    def _root(self, dataset: Dataset, split_name: str, seed: int) -> Path:
         fitted = fitted_as(split_name)
         key = json.dumps([dataset.digest, self.settings, fitted, seed], sort_keys=True)
-        root = self.work / dataset.name / f"{self.name}-{fitted}-{xxhash.xxh3_64_hexdigest(key.encode())}"
+        return self.work / dataset.name / f"{self.name}-{fitted}-{xxhash.xxh3_64_hexdigest(key.encode())}"
+
+    def _trained(self, dataset: Dataset, split_name: str, seed: int) -> tuple[Layout, float]:
+        """Where the ranker and the tables it needs are, and the seconds of training."""
+        asked, root = split(dataset, split_name), self._root(dataset, split_name, seed)
         made = self._configuration(dataset, asked, root, seed)
         shared = self.work / dataset.name / "embeddings"
         layout = Layout.of(made)
@@ -71,10 +96,7 @@ class LanguageModel:
         if Path(layout.embeddings).is_dir():
             shutil.rmtree(shared, ignore_errors=True)
             shutil.copytree(layout.embeddings, shared)
-        found = protocol.target_ranks(_scorer(layout, dataset.name, asked, self.threads), asked)
-        if split_name != COLD:  # whose ranker serves cold-only, too
-            shutil.rmtree(root)
-        return Ranked(found, fitting)
+        return layout, fitting
 
     def _configuration(self, dataset: Dataset, asked: Split, root: Path, seed: int) -> config.Config:
         raw = root / "raw"
@@ -100,17 +122,37 @@ class LanguageModel:
         return config.build({"root": str(root), **values})
 
 
-def _scorer(layout: Layout, dataset: str, asked: Split, threads: int) -> Scorer:
-    """float32[m, n_items] of histories: by the retrieve head. A rank head puts its best ones in new order, a ranker of
-    texts those of item-item neighbours."""
+def _loaded(layout: Layout, asked: Split, threads: int) -> tuple[Ranker, Prompts]:
+    """The trained ranker, ready to score."""
     torch.set_num_threads(threads)
     ranker = Ranker.from_pretrained(layout.ranker)
     prompts = bind(tokenise_items(ranker.tokenizer, ranker.card.prompt, layout), ranker, layout)
     assert len(prompts.catalogue.ids) == len(asked.candidates)
-    head = retrieve_head(ranker)
-    if head is not None:
+    if retrieve_head(ranker) is not None:
         freeze(ranker, model_version(layout.ranker), layout)
     ranker.only_score(precision.choose("auto", torch.device("cpu")))
+    return ranker, prompts
+
+
+def _vectors(layout: Layout, asked: Split, threads: int) -> dict[str, np.ndarray]:
+    """users: float32[m, d] of a split's targets; items: float32[n_items, d] and bias: float32[n_items], with which the
+    retrieve head scores them."""
+    ranker, prompts = _loaded(layout, asked, threads)
+    assert ranker.frozen is not None, "a ranker of texts has no vectors"
+    none = np.empty(0, np.int64)
+    known = [prompts.request(prompts.plain, asked.known[i], none) for i in range(len(asked.known))]
+    with torch.inference_mode():
+        users = user_vectors(ranker, known, BATCH_TOKENS)
+        return {
+            "users": users.numpy(), "items": ranker.frozen.direction().numpy(), "bias": ranker.frozen.bias.numpy()
+        }  # fmt: skip
+
+
+def _scorer(layout: Layout, dataset: str, asked: Split, threads: int) -> Scorer:
+    """float32[m, n_items] of histories: by the retrieve head. A rank head puts its best ones in new order, a ranker of
+    texts those of item-item neighbours."""
+    ranker, prompts = _loaded(layout, asked, threads)
+    head = retrieve_head(ranker)
 
     def requests(histories: Ragged, candidates: np.ndarray | None = None) -> list[Any]:
         none = np.empty(0, np.int64)

@@ -63,6 +63,12 @@ class Baseline:
     def scorer(self, histories: Ragged, n_items: int, seed: int) -> Scorer:
         return self.fit(histories, n_items, self.settings, seed)
 
+    def over(self, dataset: Dataset, name: str, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+        """Fitted on a split's training histories, the scores of some of its targets; see `fused.Member`."""
+        asked = split(dataset, name)
+        scorer = self.scorer(asked.training, dataset.items.num_rows, seed)
+        return lambda rows: scorer(asked.known.take(rows))
+
     def ranked(self, dataset: Dataset, split: str, seed: int) -> Ranked:
         return _ranked(self, dataset, split, seed)
 

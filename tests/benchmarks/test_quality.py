@@ -15,9 +15,10 @@ import numpy as np
 import polars as pl
 import pytest
 from implicit.cpu.als import AlternatingLeastSquares
+from scipy.stats import rankdata
 from transformers import AutoTokenizer
 
-from benchmarks.quality import cache, datasets, fusion, methods, protocol, settings, splits, titles, tuning
+from benchmarks.quality import cache, datasets, fused, fusion, methods, protocol, settings, splits, titles, tuning
 from benchmarks.quality.__main__ import measure
 from benchmarks.quality.baselines import ease, ials, item_item, popularity, sasrec, title_similarity
 from benchmarks.quality.command_line import options
@@ -25,6 +26,8 @@ from benchmarks.quality.datasets import Dataset
 from llmrec import assets
 from llmrec.errors import UserError
 from llmrec.evaluation.metrics import per_user
+from llmrec.fusion import model
+from llmrec.fusion.parts import Parts
 from llmrec.ranker.ragged import Ragged
 from llmrec.recall.ease import weights
 from llmrec.recall.item_item import cooccurrence, interaction_matrix
@@ -482,3 +485,57 @@ def test_movielens_figures() -> None:
         found = protocol.metrics(method.ranked(dataset, "test", 0).ranks)
         assert found["ndcg@10"].mean() == pytest.approx(ndcg, abs=2e-4), name
         assert found["recall@10"].mean() == pytest.approx(recall, abs=1e-3), name
+
+
+@pytest.mark.parametrize("each", [ITEMS, 3])
+def test_fused_ranks_are_those_of_the_fusion_over_what_members_bring(
+    board: Dataset, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "EACH", each)
+    monkeypatch.setattr(fused, "CELLS", 50 * ITEMS)  # several blocks of users
+    members = [methods.baseline(name, SMALL[name]) for name in ("popularity", "item-item", "ease")]
+    found = fused.Fused("fused", members, "linear").ranked(board, "test", 0).ranks
+
+    def asked(name: str) -> tuple[np.ndarray, list[np.ndarray], splits.Split]:
+        """bool[members, users, items]: what each member brings; its scores."""
+        of = splits.split(board, name)
+        scores = [m.scorer(of.training, ITEMS, 0)(of.known) for m in members]
+        places = [rankdata(-protocol.masked(s, of.seen, -np.inf), axis=1, method="ordinal") for s in scores]
+        return np.stack([(p <= each) & (protocol.masked(np.ones_like(s), of.seen) > 0)
+                         for p, s in zip(places, scores, strict=True)]), scores, of  # fmt: skip
+
+    def parts(name: str) -> tuple[Parts, np.ndarray, np.ndarray, splits.Split]:
+        brought, scores, of = asked(name)
+        some = brought.any(axis=0)
+        user, item = np.nonzero(some)
+        offsets = np.append(0, np.cumsum(some.sum(axis=1)))
+        values = np.stack([s[user, item] for s in scores], axis=1).astype(np.float32)
+        return Parts(tuple(m.name for m in members), values, offsets), of.target[user] == item, some, of
+
+    known, truth, _, _ = parts("validation")
+    weights = model.fit(known, truth, ("z_score", "reciprocal_rank"))
+    known, _, some, of = parts("test")
+    scores = np.full(some.shape, -np.inf)
+    scores[some] = weights.score(known).astype(np.float32)
+    open_ = protocol.masked(np.ones_like(scores), of.seen) > 0
+    # What nobody brings ties behind the rest, which gives it its mean rank there.
+    wanted = [
+        rankdata(-np.where(np.isinf(row), -1e9, row)[mask])[int(mask[:target].sum())]
+        for row, mask, target in zip(scores, open_, of.target, strict=True)
+    ]
+    np.testing.assert_allclose(found, wanted)
+    lost = ~some[np.arange(len(some)), of.target]
+    assert lost.any() == (each < ITEMS)
+
+
+def test_a_fusion_is_asked_about_the_test_split_alone(board: Dataset) -> None:
+    members = [methods.baseline("popularity", {})]
+    with pytest.raises(UserError, match=r"fused: weights are fitted on validation; ask about the split 'test' alone"):
+        fused.Fused("fused", members, "linear").ranked(board, "cold", 0)
+
+
+def test_a_fusion_on_the_command_line_has_its_members_settings(tmp_path: Path) -> None:
+    asked = options("", ["--methods", "fused-without-lm,popularity", "--out", str(tmp_path)])
+    assert asked.methods == [["fused-without-lm"], ["popularity"]]
+    with pytest.raises(SystemExit):
+        options("", ["--methods", "fused+popularity"])

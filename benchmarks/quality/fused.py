@@ -1,0 +1,121 @@
+"""llmrec's fusion of several methods, as its jobs make it: candidates of each method, its score of every candidate, and
+weights fitted on the validation events by members that have not seen them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.quality.datasets import Dataset
+from benchmarks.quality.methods import Ranked
+from benchmarks.quality.splits import TEST, VALIDATION, Split, split
+from llmrec import config
+from llmrec.errors import UserError
+from llmrec.fusion import model
+from llmrec.fusion.parts import Parts
+from llmrec.ranker.ragged import Ragged, offsets_of
+from llmrec.recall.candidates import merge, pair_keys, top_dense
+
+# By name, what is fused and how: all sources of candidates that learn from the log, with and without the ranker.
+COLLABORATIVE = ("popularity", "item-item", "ease", "ials")
+FUSIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "fused": ((*COLLABORATIVE, "lm"), "linear"),
+    "fused-trees": ((*COLLABORATIVE, "lm"), "trees"),
+    "fused-without-lm": (COLLABORATIVE, "linear"),
+    "fused-trees-without-lm": (COLLABORATIVE, "trees"),
+}
+VERSION = 1
+CELLS = 1 << 23  # scores of all members held at once
+EACH = 100  # candidates that each member brings
+
+Rows = Callable[[np.ndarray], np.ndarray]  # int64[m], some of a split's targets -> float32[m, n_items]
+
+
+class Member(Protocol):
+    """A method whose scores can be asked for, not only the ranks that they give. See `methods.Method`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def seeded(self) -> bool: ...
+
+    def over(self, dataset: Dataset, split: str, seed: int) -> Rows: ...
+
+
+@dataclass(frozen=True)
+class Fused:
+    """An item that no member brings is ranked behind all that one brings, in the middle of the others of its kind.
+
+    method: see `llmrec.fusion.model.fit`.
+    """
+
+    name: str
+    members: Sequence[Member]
+    method: str
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"method": self.method, "version": VERSION, "each": EACH} | {
+            member.name: dict(member.settings) for member in self.members
+        }
+
+    @property
+    def seeded(self) -> bool:
+        return any(member.seeded for member in self.members)
+
+    def ranked(self, dataset: Dataset, name: str, seed: int) -> Ranked:
+        """
+        Raises:
+            UserError: it is another split than test, before whose events there are some to fit weights on.
+        """
+        if name != TEST:
+            raise UserError(f"{self.name}: weights are fitted on validation; ask about the split '{TEST}' alone")
+        started, defaults = time.monotonic(), config.Fusion()
+        parts, truth, _ = self._parts(dataset, VALIDATION, seed)
+        fusion = model.fit(parts, truth, defaults.normalise, self.method, defaults.l2)
+        parts, truth, left = self._parts(dataset, TEST, seed)
+        fitting = time.monotonic() - started
+        scores = fusion.score(parts).astype(np.float32)
+        user = np.repeat(np.arange(len(parts.lengths)), parts.lengths)
+        own = np.full(len(parts.lengths), np.nan, np.float32)
+        own[user[truth]] = scores[truth]
+        counted = [np.bincount(user, hits, len(own)) for hits in (scores > own[user], scores == own[user])]
+        ranks = np.where(np.isnan(own), parts.lengths + (1 + left) / 2, counted[0] + (1 + counted[1]) / 2)
+        return Ranked(ranks.astype(np.float32), fitting)
+
+    def _parts(self, dataset: Dataset, name: str, seed: int) -> tuple[Parts, np.ndarray, np.ndarray]:
+        """Of a split's targets: the parts of their candidates; bool[total]: which of these are the targets themselves;
+        int64[m]: how many items are left over."""
+        asked = split(dataset, name)
+        scorers = [member.over(dataset, name, seed) for member in self.members]
+        n_items = len(asked.candidates)
+        block = max(1, CELLS // (n_items * len(scorers)))
+        values, lengths, truth, left = [], [], [], []
+        for start in range(0, len(asked.users), block):
+            rows = np.arange(start, min(start + block, len(asked.users)))
+            scores = [scorer(rows) for scorer in scorers]
+            items = _candidates(scores, asked, rows)
+            user = np.repeat(np.arange(len(rows)), items.lengths)
+            values.append(np.stack([of[user, items.values] for of in scores], axis=1).astype(np.float32))
+            lengths.append(items.lengths)
+            target = Ragged(asked.target[rows], np.arange(len(rows) + 1))
+            truth.append(np.isin(pair_keys(items, n_items), pair_keys(target, n_items)))
+            left.append(asked.candidates.sum() - asked.seen.take(rows).lengths - items.lengths)
+        names = tuple(member.name for member in self.members)
+        parts = Parts(names, np.concatenate(values), offsets_of(np.concatenate(lengths)))
+        return parts, np.concatenate(truth), np.concatenate(left)
+
+
+def _candidates(scores: Sequence[np.ndarray], asked: Split, rows: np.ndarray) -> Ragged:
+    """What the members bring, each its best."""
+    seen, n_items = asked.seen.take(rows), len(asked.candidates)
+    lists = [top_dense(np.where(asked.candidates, of, -np.inf), seen, EACH) for of in scores]
+    return merge(lists, EACH * len(lists), n_items).items
