@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.quality.datasets import Dataset
-from benchmarks.quality.methods import Ranked
+from benchmarks.quality.methods import Method, Ranked
 from benchmarks.quality.splits import TEST, VALIDATION, Split, split
 from llmrec import config
 from llmrec.errors import UserError
@@ -35,19 +35,12 @@ EACH = 100  # candidates that each member brings
 Rows = Callable[[np.ndarray], np.ndarray]  # int64[m], some of a split's targets -> float32[m, n_items]
 
 
-class Member(Protocol):
-    """A method whose scores can be asked for, not only the ranks that they give. See `methods.Method`."""
+class Member(Method, Protocol):
+    """A method whose scores can be asked for, not only the ranks that they give."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def settings(self) -> Mapping[str, Any]: ...
-
-    @property
-    def seeded(self) -> bool: ...
-
-    def over(self, dataset: Dataset, split: str, seed: int) -> Rows: ...
+    def over(self, dataset: Dataset, split: str, seed: int) -> Rows:
+        """Fitted on a split's training events, the scores of its targets' users."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
     files = buckets.bucket_files(layout.score_parts(done.run_id))
     histories = buckets.bucket_files(layout.histories)
     fitted, constant = ray.get(
-        ray.remote(_fit).options(num_cpus=FIT_CPUS).remote(
+        ray.remote(fit).options(num_cpus=FIT_CPUS).remote(
             [(uri, histories[bucket]) for bucket, uri in files.items()], layout, settings.fusion
         )
     )  # fmt: skip
@@ -87,7 +87,14 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
     return Fused(settings.fusion.method, full.users, round(full.found, 4), full.importance(), constant, layout.fusion)
 
 
-def _fit(files: list[tuple[str, str]], layout: Layout, settings: config.Fusion) -> tuple[ablations.Fitted, list[str]]:
+def fit(files: list[tuple[str, str]], layout: Layout, settings: config.Fusion) -> tuple[ablations.Fitted, list[str]]:
+    """The fusion of some buckets' score parts, and names of parts that say nothing.
+
+    files: where each bucket's parts and histories are.
+
+    Raises:
+        UserError: there are no validation events, fusion.parts names something else, or nothing can be fitted.
+    """
     ids = buckets.catalogue_ids(layout.items)
     read = [_with_truth(parts, histories, ids) for parts, histories in files]
     parts = Parts(
@@ -96,6 +103,11 @@ def _fit(files: list[tuple[str, str]], layout: Layout, settings: config.Fusion) 
         offsets_of(np.concatenate([p.lengths for p, _ in read])),
     )
     truth = np.concatenate([true for _, true in read])
+    if not len(parts.lengths):
+        raise UserError(
+            f"{layout.histories}: no validation events that weights could be fitted on; set data.split to "
+            "leave_one_out or time and prepare again"
+        )
     if settings.parts:
         for name in settings.parts:
             if name not in parts.names:
@@ -104,8 +116,10 @@ def _fit(files: list[tuple[str, str]], layout: Layout, settings: config.Fusion) 
                     f"{', '.join(parts.names)})"
                 )
         parts = parts.only(settings.parts)
-    fit = partial(model.fit, normalise=settings.normalise, method=settings.method, l2=settings.l2, seed=settings.seed)
-    return ablations.fit(parts, truth, fit, score_parts.groups(parts.names)), model.constant(parts)
+    fitted = partial(
+        model.fit, normalise=settings.normalise, method=settings.method, l2=settings.l2, seed=settings.seed
+    )
+    return ablations.fit(parts, truth, fitted, score_parts.groups(parts.names)), model.constant(parts)
 
 
 def _with_truth(uri: str, histories: str, ids: pa.Array) -> tuple[Parts, np.ndarray]:

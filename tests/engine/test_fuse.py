@@ -12,7 +12,7 @@ from scipy.stats import rankdata, zscore
 
 from llmrec import config, storage
 from llmrec.engine import stages
-from llmrec.engine.fuse import fuse
+from llmrec.engine.fuse import fit, fuse
 from llmrec.engine.score import score
 from llmrec.engine.session import user_error_in
 from llmrec.errors import UserError
@@ -209,3 +209,24 @@ def test_what_cannot_be_fitted_is_named(made: dict[str, Any], sections: dict[str
     wanted = settings(made["settings"].model.base, **sections)
     with pytest.raises(UserError, match=message):
         fuse(wanted, Layout.of(wanted), quietly)
+
+
+@pytest.mark.parametrize(
+    ("parts", "validated", "message"),
+    [
+        ((), False, "histories: no validation events that weights could be fitted on; set data.split"),
+        (("ranker", "graph"), True, r"fusion.parts names 'graph', .* \(they have: ranker, item_item, popularity\)"),
+    ],
+)
+def test_parts_that_give_no_weights_are_named(
+    made: dict[str, Any], parts: tuple[str, ...], validated: bool, message: str, tmp_path: Any
+) -> None:
+    layout = Layout.of(made["settings"])
+    (_, kept), *_ = buckets.bucket_files(layout.score_parts(made["score"]["run_id"])).items()
+    (_, past), *_ = buckets.bucket_files(layout.histories).items()
+    if not validated:
+        histories = pl.DataFrame(pl.from_arrow(buckets.read_parquet(past)))
+        past = str(tmp_path / "histories.parquet")
+        histories.with_columns(train_length=pl.col("item_ids").list.len().cast(pl.Int32)).write_parquet(past)
+    with pytest.raises(UserError, match=message):
+        fit([(kept, past)], layout, config.Fusion(method="linear", parts=parts))
