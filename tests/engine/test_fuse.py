@@ -55,7 +55,7 @@ def settings(model: Any, root: str = ROOT, **sections: Any) -> config.Config:
         "prompt": {"max_history": 8, "before_history": "w1"},
         "model": {"base": str(model), "items": "token", "head": "retrieve"},
         "items": {"encoder": "", "id_start": 4},
-        "train": {"max_steps": 12, "validate_every": 6, "precision": "float32", "head_learning_rate": 1e-2},
+        "train": {"max_steps": 12, "users_per_step": 5, "validate_every": 6, "precision": "float32", "head_learning_rate": 1e-2},
         "recall": {"merge": ["item_item", "popularity"], "candidates": 20},
         "score": {"top_k": 5, "precision": "float32", "keep_parts": True},
         "fusion": {"method": "linear"},
