@@ -73,12 +73,11 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
         UserError: no truth was held out, or a table is missing.
     """
     tables = {OURS: settings.score.output or layout.rankings, **settings.evaluate.rankings}
-    for uri in tables.values():
-        _opened(uri)
+    opened = {name: _opened(uri) for name, uri in tables.items()}
     if max(settings.evaluate.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
     units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
-    run_id = rankings.shown(_opened(tables[OURS]))["run_id"]
+    run_id = rankings.shown(opened[OURS])["run_id"]
     fused = _fitted(settings.fusion, layout, run_id)
     arguments = {"layout": layout, "tables": tables, "settings": settings, "fused": fused, "run_id": run_id}
     rows = reporting(each(units, _measure, arguments), len(units), say, "evaluate")
