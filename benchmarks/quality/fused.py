@@ -4,7 +4,7 @@ weights fitted on the validation events by members that have not seen them."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.quality.datasets import Dataset
 from benchmarks.quality.methods import Method, Ranked
+from benchmarks.quality.protocol import Rows
 from benchmarks.quality.splits import TEST, VALIDATION, Split, split
 from llmrec import config
 from llmrec.errors import UserError
@@ -31,8 +32,6 @@ FUSIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
 VERSION = 1
 CELLS = 1 << 23  # scores of all members held at once
 EACH = 100  # candidates that each member brings
-
-Rows = Callable[[np.ndarray], np.ndarray]  # int64[m], some of a split's targets -> float32[m, n_items]
 
 
 class Member(Method, Protocol):

@@ -19,7 +19,7 @@ from benchmarks.quality.baselines import item_item
 from benchmarks.quality.cache import save
 from benchmarks.quality.datasets import Dataset
 from benchmarks.quality.methods import Ranked
-from benchmarks.quality.protocol import Scorer
+from benchmarks.quality.protocol import Rows
 from benchmarks.quality.splits import COLD, Split, fitted_as, split
 from llmrec import config
 from llmrec.engine import stages
@@ -29,7 +29,6 @@ from llmrec.engine.session import connected
 from llmrec.layout import Layout
 from llmrec.ranker import precision
 from llmrec.ranker.card import model_version
-from llmrec.ranker.heads import RetrieveHead
 from llmrec.ranker.model import Ranker, score_requests
 from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.retrieval import retrieve_head, user_vectors
@@ -57,24 +56,31 @@ class LanguageModel:
         """Fitted on all training events of the split for the settings' epochs; nothing is validated meanwhile. Its
         seconds are those of the train stage."""
         asked = split(dataset, split_name)
+        if self.settings["model"]["head"] == "retrieve":
+            vectors = self._vectors(dataset, split_name, seed)
+            return Ranked(protocol.ranks_of_rows(_retrieved(vectors), asked), float(vectors["fitting"]))
         layout, fitting = self._trained(dataset, split_name, seed)
-        found = protocol.target_ranks(_scorer(layout, dataset.name, asked, self.threads), asked)
+        found = protocol.ranks_of_rows(_reranked(layout, dataset.name, asked, self.threads), asked)
         if split_name != COLD:  # whose ranker serves cold-only, too
             shutil.rmtree(layout.root)
         return Ranked(found, fitting)
 
-    def over(self, dataset: Dataset, split_name: str, seed: int) -> Callable[[np.ndarray], np.ndarray]:
-        """The scores of some targets of a split; see `fused.Member`. The vectors that make them are kept, so that the
-        ranker is trained once."""
+    def over(self, dataset: Dataset, split_name: str, seed: int) -> Rows:
+        """The scores of some targets of a split, by the retrieve head; see `fused.Member`."""
+        return _retrieved(self._vectors(dataset, split_name, seed))
+
+    def _vectors(self, dataset: Dataset, split_name: str, seed: int) -> dict[str, np.ndarray]:
+        """Those of `_vectors`, and fitting: float64, seconds. They are kept, so that one training serves the ranker's own
+        ranks and those of fusions."""
         file = self._root(dataset, split_name, seed).with_suffix(".npz")
         if not file.exists():
-            asked = split(dataset, split_name)
-            layout, _ = self._trained(dataset, split_name, seed)
-            save(file, **_vectors(layout, asked, self.threads))
+            layout, fitting = self._trained(dataset, split_name, seed)
+            vectors = _vectors(*_loaded(layout, self.threads), split(dataset, split_name))
+            assert len(vectors["items"]) == dataset.items.num_rows
+            save(file, fitting=np.float64(fitting), **vectors)
             shutil.rmtree(layout.root)
         with np.load(file) as kept:
-            users, items, bias = kept["users"], kept["items"], kept["bias"]
-        return lambda rows: users[rows] @ items.T + bias
+            return dict(kept)
 
     def _root(self, dataset: Dataset, split_name: str, seed: int) -> Path:
         fitted = fitted_as(split_name)
@@ -122,62 +128,60 @@ class LanguageModel:
         return config.build({"root": str(root), **values})
 
 
-def _loaded(layout: Layout, asked: Split, threads: int) -> tuple[Ranker, Prompts]:
+def _loaded(layout: Layout, threads: int) -> tuple[Ranker, Prompts]:
     """The trained ranker, ready to score."""
     torch.set_num_threads(threads)
     ranker = Ranker.from_pretrained(layout.ranker)
     prompts = bind(tokenise_items(ranker.tokenizer, ranker.card.prompt, layout), ranker, layout)
-    assert len(prompts.catalogue.ids) == len(asked.candidates)
     if retrieve_head(ranker) is not None:
         freeze(ranker, model_version(layout.ranker), layout)
     ranker.only_score(precision.choose("auto", torch.device("cpu")))
     return ranker, prompts
 
 
-def _vectors(layout: Layout, asked: Split, threads: int) -> dict[str, np.ndarray]:
+def _vectors(ranker: Ranker, prompts: Prompts, asked: Split) -> dict[str, np.ndarray]:
     """users: float32[m, d] of a split's targets; items: float32[n_items, d] and bias: float32[n_items], with which the
     retrieve head scores them."""
-    ranker, prompts = _loaded(layout, asked, threads)
     assert ranker.frozen is not None, "a ranker of texts has no vectors"
-    none = np.empty(0, np.int64)
-    known = [prompts.request(prompts.plain, asked.known[i], none) for i in range(len(asked.known))]
     with torch.inference_mode():
-        users = user_vectors(ranker, known, BATCH_TOKENS)
+        users = user_vectors(ranker, _requests(prompts, asked.known), BATCH_TOKENS)
         return {
             "users": users.numpy(), "items": ranker.frozen.direction().numpy(), "bias": ranker.frozen.bias.numpy()
         }  # fmt: skip
 
 
-def _scorer(layout: Layout, dataset: str, asked: Split, threads: int) -> Scorer:
-    """float32[m, n_items] of histories: by the retrieve head. A rank head puts its best ones in new order, a ranker of
-    texts those of item-item neighbours."""
-    ranker, prompts = _loaded(layout, asked, threads)
-    head = retrieve_head(ranker)
+def _retrieved(vectors: Mapping[str, np.ndarray]) -> Rows:
+    users, items, bias = (vectors[name] for name in ("users", "items", "bias"))
+    return lambda rows: users[rows] @ items.T + bias
 
-    def requests(histories: Ragged, candidates: np.ndarray | None = None) -> list[Any]:
-        none = np.empty(0, np.int64)
-        return [
-            prompts.request(prompts.plain, histories[i], none if candidates is None else candidates[i])
-            for i in range(len(histories))
-        ]
 
-    def retrieved(histories: Ragged) -> np.ndarray:
-        assert ranker.frozen is not None
-        with torch.inference_mode():
-            users = user_vectors(ranker, requests(histories), BATCH_TOKENS)
-            return (users @ ranker.frozen.direction().T + ranker.frozen.bias).numpy()
+def _reranked(layout: Layout, dataset: str, asked: Split, threads: int) -> Rows:
+    """A rank head puts the best that its retrieve head finds in new order, a ranker of texts those of item-item
+    neighbours."""
+    ranker, prompts = _loaded(layout, threads)
+    assert len(prompts.catalogue.ids) == len(asked.candidates)
+    if retrieve_head(ranker) is not None:
+        first = _retrieved(_vectors(ranker, prompts, asked))
+    else:
+        chosen = settings.of(dataset, "item-item")
+        first = protocol.of_rows(item_item.fit(asked.training, len(asked.candidates), chosen, 0), asked)
 
-    def reranked(histories: Ragged) -> np.ndarray:
-        scores = first(histories)
+    def reranked(rows: np.ndarray) -> np.ndarray:
+        scores, histories = first(rows), asked.known.take(rows)
         open_ = protocol.masked(np.where(asked.candidates, scores, -np.inf), histories, -np.inf)
         best = np.argpartition(-open_, RERANKED, axis=1)[:, :RERANKED]
-        anew = torch.stack(score_requests(ranker, requests(histories, best), BATCH_TOKENS)).numpy()
+        anew = torch.stack(score_requests(ranker, _requests(prompts, histories, best), BATCH_TOKENS)).numpy()
         above = scores.max(axis=1, keepdims=True) - anew.min(axis=1, keepdims=True) + 1
         np.put_along_axis(scores, best, anew + above, axis=1)
         return scores
 
-    if isinstance(ranker.head, RetrieveHead):
-        return retrieved
-    chosen = settings.of(dataset, "item-item")
-    first = retrieved if head is not None else item_item.fit(asked.training, len(asked.candidates), chosen, 0)
     return reranked
+
+
+def _requests(prompts: Prompts, histories: Ragged, candidates: np.ndarray | None = None) -> list[Any]:
+    """candidates: int64[len(histories), n], or none."""
+    none = np.empty(0, np.int64)
+    return [
+        prompts.request(prompts.plain, histories[i], none if candidates is None else candidates[i])
+        for i in range(len(histories))
+    ]

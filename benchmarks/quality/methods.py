@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.quality import fusion, protocol
 from benchmarks.quality.baselines import ease, ials, item_item, popularity, sasrec, title_similarity
 from benchmarks.quality.datasets import Dataset
-from benchmarks.quality.protocol import Scorer
+from benchmarks.quality.protocol import Rows, Scorer
 from benchmarks.quality.splits import split
 from llmrec.ranker.ragged import Ragged
 
@@ -63,11 +63,10 @@ class Baseline:
     def scorer(self, histories: Ragged, n_items: int, seed: int) -> Scorer:
         return self.fit(histories, n_items, self.settings, seed)
 
-    def over(self, dataset: Dataset, name: str, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    def over(self, dataset: Dataset, name: str, seed: int) -> Rows:
         """Fitted on a split's training histories, the scores of some of its targets; see `fused.Member`."""
         asked = split(dataset, name)
-        scorer = self.scorer(asked.training, dataset.items.num_rows, seed)
-        return lambda rows: scorer(asked.known.take(rows))
+        return protocol.of_rows(self.scorer(asked.training, dataset.items.num_rows, seed), asked)
 
     def ranked(self, dataset: Dataset, split: str, seed: int) -> Ranked:
         return _ranked(self, dataset, split, seed)

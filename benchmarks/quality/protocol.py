@@ -12,20 +12,29 @@ from llmrec.ranker.ragged import Ragged
 
 VERSION = 1  # of what ranks mean; older ones in the cache are not used
 Scorer = Callable[[Ragged], np.ndarray]  # histories of m users -> float32[m, n_items]
+Rows = Callable[[np.ndarray], np.ndarray]  # int64[m], some of a split's targets -> float32[m, n_items]
 CELLS = 1 << 24  # scores held at once
 RESAMPLES = 2000
 SEGMENTS = ((0, 0), (1, 4), (5, 19), (20, 99), (100, None))  # events of the target in training, from and to
 
 
-def target_ranks(scorer: Scorer, split: Split) -> np.ndarray:
+def of_rows(scorer: Scorer, split: Split) -> Rows:
+    return lambda rows: scorer(split.known.take(rows))
+
+
+def ranks_of_rows(scores: Rows, split: Split) -> np.ndarray:
     """float32[m]: the rank of each user's target, from 1, seen items left out; ties have their mean rank."""
     block = max(1, CELLS // len(split.candidates))
     found = []
     for start in range(0, len(split.users), block):
         rows = np.arange(start, min(start + block, len(split.users)))
-        scores = scorer(split.known.take(rows))
-        found.append(ranks(scores, split.seen.take(rows), split.target[rows], split.candidates))
+        found.append(ranks(scores(rows), split.seen.take(rows), split.target[rows], split.candidates))
     return np.concatenate(found) if found else np.empty(0, np.float32)
+
+
+def target_ranks(scorer: Scorer, split: Split) -> np.ndarray:
+    """Those of `ranks_of_rows`, by what scores histories."""
+    return ranks_of_rows(of_rows(scorer, split), split)
 
 
 def ranks(scores: np.ndarray, seen: Ragged, target: np.ndarray, candidates: np.ndarray) -> np.ndarray:
