@@ -70,8 +70,8 @@ class LanguageModel:
         return _retrieved(self._vectors(dataset, split_name, seed))
 
     def _vectors(self, dataset: Dataset, split_name: str, seed: int) -> dict[str, np.ndarray]:
-        """Those of `_vectors`, and fitting: float64, seconds. They are kept, so that one training serves the ranker's own
-        ranks and those of fusions."""
+        """Those of `_vectors`, and fitting: float64, seconds. They are kept, so that one training serves the ranker and
+        fusions."""
         file = self._root(dataset, split_name, seed).with_suffix(".npz")
         if not file.exists():
             layout, fitting = self._trained(dataset, split_name, seed)
