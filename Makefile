@@ -42,7 +42,7 @@ bench-scale: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.scale
 
-# QUALITY='--data DIR --encoder DIR ...' adds options.
+# QUALITY='--data DIR ...' adds options.
 bench-quality: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.quality $(QUALITY)

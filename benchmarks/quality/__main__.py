@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from benchmarks.quality.methods import TITLES, Baseline, Fusion, Method, baselin
 from benchmarks.quality.splits import split
 from benchmarks.speed.processes import processor
 from benchmarks.speed.report import started
+from llmrec import assets
 from llmrec.errors import UserError
 
 Say = Callable[[str], None]
@@ -62,8 +64,8 @@ def on_dataset(
     """The figures of one data set; what was left out is added to `not_run` with the reason."""
     tuned: dict[str, list[tuple[settings.Settings, float]]] = {}
     vectors = None
-    if asked.encoder and any(TITLES in names for names in asked.methods):
-        vectors = titles.vectors(dataset, asked.encoder, asked.out)
+    if asked.encoder and any(TITLES in names or names[0] in fused.FUSIONS for names in asked.methods):
+        vectors = titles.vectors(dataset, Path(assets.resolve_model(asked.encoder)), asked.out)
 
     def ranker(name: str) -> LanguageModel:
         sections = rankers.sections(dataset.name, name)
@@ -73,7 +75,7 @@ def on_dataset(
 
     def of_settings(name: str) -> Baseline:
         """A baseline, its settings searched first if that was asked for."""
-        if asked.tune and name not in tuned:
+        if asked.tune and name in settings.GRID and name not in tuned:
             tuned[name] = tuning.tried(dataset, name, vectors, measured)
             say(f"{dataset.name} {name}: ndcg@10 {tuned[name][0][1]:.4f} on validation with {tuned[name][0][0]}")
         chosen = tuned[name][0][0] if name in tuned else settings.of(dataset.name, name)
@@ -82,7 +84,8 @@ def on_dataset(
     def made(names: list[str]) -> Method:
         if names[0] in fused.FUSIONS:
             members, how = fused.FUSIONS[names[0]]
-            of = [ranker(name) if name in rankers.VARIANTS else of_settings(name) for name in members]
+            there = [name for name in members if name != TITLES or vectors is not None]
+            of = [ranker(name) if name in rankers.VARIANTS else of_settings(name) for name in there]
             return fused.Fused(names[0], of, how)
         if names[0] in rankers.VARIANTS:
             return ranker(names[0])
@@ -94,7 +97,7 @@ def on_dataset(
     for names in asked.methods:
         what = f"{dataset.name} {'+'.join(names)}"
         if TITLES in names and vectors is None:
-            not_run[what] = "it needs --encoder DIR"
+            not_run[what] = "it needs an --encoder"
             continue
         try:
             method = made(names)

@@ -44,8 +44,9 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
         "better), test, cold (a tenth of the items has no events in training; users with such a test item), cold-only "
         "(the same, ranked among such items)")
     add("--seeds", type=int, nargs="+", default=[0], help="of methods that draw numbers")
-    add("--encoder", type=Path, metavar="DIR",
-        help=f"a sentence-transformers model, for {TITLES}, which is not run without it")
+    add("--encoder", default="all-minilm-l6-v2", metavar="MODEL",
+        help=f"an asset's name or the directory of a sentence-transformers model, for {TITLES}, which is left out, of "
+        "fusions too, if this is empty")
     add("--tune", action="store_true",
         help="search every baseline's grid on validation and use the best; else the values in settings.py")
     add("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE",

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.quality.datasets import Dataset
-from benchmarks.quality.methods import Method, Ranked
+from benchmarks.quality.methods import TITLES, Method, Ranked
 from benchmarks.quality.protocol import Rows
 from benchmarks.quality.splits import TEST, VALIDATION, Split, split
 from llmrec import config
@@ -21,13 +21,13 @@ from llmrec.fusion.parts import Parts
 from llmrec.ranker.ragged import Ragged, offsets_of
 from llmrec.recall.candidates import merge, pair_keys, top_dense
 
-# By name, what is fused and how: all sources of candidates that learn from the log, with and without the ranker.
-COLLABORATIVE = ("popularity", "item-item", "ease", "ials")
+# By name, what is fused and how: all sources of candidates, with and without the ranker.
+WITHOUT = ("popularity", "item-item", "item-item-last", "item-item-ever", "ease", "ials", TITLES)
 FUSIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "fused": ((*COLLABORATIVE, "lm"), "linear"),
-    "fused-trees": ((*COLLABORATIVE, "lm"), "trees"),
-    "fused-without-lm": (COLLABORATIVE, "linear"),
-    "fused-trees-without-lm": (COLLABORATIVE, "trees"),
+    "fused": ((*WITHOUT, "lm"), "linear"),
+    "fused-trees": ((*WITHOUT, "lm"), "trees"),
+    "fused-without-lm": (WITHOUT, "linear"),
+    "fused-trees-without-lm": (WITHOUT, "trees"),
 }
 VERSION = 1
 CELLS = 1 << 23  # scores of all members held at once

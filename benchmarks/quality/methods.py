@@ -20,7 +20,7 @@ from llmrec.ranker.ragged import Ragged
 TITLES = "title-similarity"
 MODULES = {
     "popularity": popularity, TITLES: title_similarity, "item-item": item_item, "ease": ease, "ials": ials,
-    "sasrec": sasrec,
+    "sasrec": sasrec, "item-item-last": item_item, "item-item-ever": item_item,
 }  # fmt: skip
 RANDOM = ("ials", "sasrec")
 

@@ -45,12 +45,26 @@ CHOSEN: Mapping[str, Mapping[str, Settings]] = {
 }
 
 
+# Methods that are another one with some of its settings fixed: item-item by the last events, and by all alike.
+FIXED: Mapping[str, tuple[str, Settings]] = {
+    "item-item-last": ("item-item", {"decay": 0.3}),
+    "item-item-ever": ("item-item", {"decay": 1.0}),
+}
+
+
 def of(dataset: str, method: str) -> Settings:
+    if method in FIXED:
+        other, fixed = FIXED[method]
+        return of(dataset, other) | fixed
     first = {name: values[0] for name, values in GRID[method].items()}
     return first | CHOSEN.get(dataset, {}).get(method, {})
 
 
 def grid(method: str) -> list[Settings]:
-    """Every combination."""
+    """Every combination.
+
+    Raises:
+        KeyError: it is another method with fixed settings, which has none to search.
+    """
     names = list(GRID[method])
     return [dict(zip(names, values, strict=True)) for values in product(*GRID[method].values())]

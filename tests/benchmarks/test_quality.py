@@ -424,7 +424,7 @@ def test_a_second_run_only_prints(tmp_path: Path) -> None:
     rows = [(f"u{u}", f"i{i:02d}") for u in range(60) for i in board.histories[u]]
     table(rows, ["user_id", "item_id"]).write_parquet(tmp_path / "board" / "interactions.parquet")
 
-    given = ["--data", str(tmp_path / "board"), "--out", str(tmp_path / "out")]
+    given = ["--data", str(tmp_path / "board"), "--out", str(tmp_path / "out"), "--encoder", ""]
 
     def run(*more: str) -> dict[str, Any]:
         found = measure(options("about", [*given, *more]), lambda line: None)
@@ -433,7 +433,7 @@ def test_a_second_run_only_prints(tmp_path: Path) -> None:
     asked = ("--methods", "popularity,item-item,ials,item-item+ease,title-similarity", "--seeds", "0", "1", "--splits",
              "test", "cold", "cold-only")  # fmt: skip
     found = run(*asked)
-    assert found["not_run"] == {"board title-similarity": "it needs --encoder DIR"}
+    assert found["not_run"] == {"board title-similarity": "it needs an --encoder"}
     (data,) = found["datasets"]
     assert (data["users"], data["items"], data["events"]) == (60, ITEMS, 720)
     rows = {row["method"]: row for row in data["splits"]["test"]["methods"]}
