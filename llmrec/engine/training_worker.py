@@ -30,7 +30,7 @@ from llmrec.ranker.averaging import WeightAverage
 from llmrec.ranker.examples import Example, Lesson, Recaller, sample, sample_last
 from llmrec.ranker.model import Ranker, Scores, layers_of
 from llmrec.ranker.objective import Entry, loss_of, request_of
-from llmrec.ranker.packing import Request, pack, plan
+from llmrec.ranker.packing import WHOLE, Request, pack, plan
 from llmrec.ranker.retrieval import retrieve_head
 from llmrec.ranker.tuning import prepare_tuning
 from llmrec.ranker.validation import HeldOut, gain
@@ -272,7 +272,7 @@ def _step(
         group = groups[min(index, len(groups) - 1)]
         with _synchronising(model, index == passes - 1):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                scores = model(pack([requests[i] for i in group], causal).to(device))
+                scores = model(pack([requests[i] for i in group], causal, WHOLE).to(device))
             found = loss(scores, [entries[i] for i in group]) * weight
             # Gradients are averaged over ranks; the loss is a sum over them.
             (found * world).backward()

@@ -44,6 +44,10 @@ class Compared(NamedTuple):
     items: torch.Tensor
     bias: torch.Tensor
 
+    def first(self, count: int) -> Compared:
+        """The first users alone."""
+        return self._replace(users=self.users[:count])
+
     def pairs(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """float32[N]: the scores of rows int64[N] of users, each against the row of items beside it."""
         return (self.users[users].float() * self.items[items].float()).sum(-1) + self.bias[items]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
-CELLS, FEWEST_ROWS = 1 << 22, 64  # scores of decisions and items at once, 16 MiB; of at least so many decisions
+from llmrec.ranker.packing import WHOLE, whole
+
+CELLS = 1 << 22  # scores of decisions and items at once, 16 MiB
 
 
 def listwise_softmax(positive: torch.Tensor, negative: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
@@ -70,9 +72,10 @@ class _CatalogueSoftmax(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad)
         loss, to_users = bias.new_zeros(()), torch.empty_like(users)
         to_items, to_bias = torch.zeros_like(items, dtype=torch.float32), torch.zeros_like(bias)
-        rows = max(FEWEST_ROWS, CELLS // len(items))
+        rows = max(1, CELLS // len(items) // WHOLE) * WHOLE
         for here in (slice(start, start + rows) for start in range(0, len(users), rows)):
-            scores = (users[here] @ items.T).float() + bias
+            count, some = len(users[here]), whole(users[here])
+            scores = (some @ items.T)[:count].float() + bias
             own = scores.gather(1, answers[here])
             if closed is not None:
                 decisions, these = closed
@@ -85,9 +88,9 @@ class _CatalogueSoftmax(torch.autograd.Function):
             if wanted:
                 gradient = (scores - total).exp_().scatter_add_(1, answers[here], -weight[here])
                 to_bias += gradient.sum(0)
-                gradient = gradient.to(users.dtype)
-                to_users[here] = gradient @ items
-                to_items += gradient.T @ users[here]
+                gradient = pad(gradient.to(users.dtype), (0, 0, 0, len(some) - count))
+                to_users[here] = (gradient @ items)[:count]
+                to_items += gradient.T @ some
         ctx.save_for_backward(to_users, to_items.to(items.dtype), to_bias)
         return loss
 

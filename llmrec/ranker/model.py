@@ -31,7 +31,7 @@ from llmrec.ranker.heads import HEADS, Compared, Head, RankHead, RetrieveHead, Y
 from llmrec.ranker.item_encoder import ItemEncoder, ItemVectors
 from llmrec.ranker.item_features import ItemFeatures
 from llmrec.ranker.last_layer import compute_only_reads
-from llmrec.ranker.packing import Batch, Request, compared, pack, pairs, plan, split, trunk_only
+from llmrec.ranker.packing import Batch, Request, compared, pack, pairs, plan, split, trunk_only, whole
 from llmrec.ranker.precision import Precision, lower
 from llmrec.ranker.prepack import prepack
 from llmrec.ranker.prompts import Catalogue
@@ -95,19 +95,19 @@ class Ranker(nn.Module):
 
     def forward(self, batch: Batch) -> Scores:
         """Scores at the read positions of a packed batch, to train."""
-        head, items = self.head, self.vectors()
+        head, items, reads = self.head, self.vectors(), len(batch.read)
         if isinstance(head, RankHead):
             query, which = self._compared(batch)
-            states = self.dropout(self.states(batch, items, torch.cat([batch.read, query])))
+            states = self.dropout(self.states(batch, items, torch.cat([whole(batch.read), whole(query)])))
             assert items is not None
-            found = head.retrieve(states[len(batch.read) :], items)
-            corrected = found.pairs(which, self._rows(batch)) + head.branch(states[: len(batch.read)])
+            found = head.retrieve(states[-len(whole(query)) :], items).first(len(query))
+            corrected = found.pairs(which, self._rows(batch)) + head.branch(states[:reads])
             return Scores(corrected, found)
-        states = self.dropout(self.states(batch, items))
+        states = self.dropout(self.states(batch, items, whole(batch.read)))
         if isinstance(head, RetrieveHead):
             assert items is not None
-            return Scores(None, head(states, items))
-        return Scores(head(states), None)
+            return Scores(None, head(states, items).first(reads))
+        return Scores(head(states)[:reads], None)
 
     def score(self, batch: Batch) -> torch.Tensor:
         """float32[B]: the score of the item that ends at each read position; for all heads but `retrieve`."""

@@ -22,6 +22,8 @@ import torch
 
 from llmrec.ranker.ragged import Ragged, within
 
+WHOLE = 64
+
 
 @dataclass(frozen=True)
 class Request:
@@ -66,7 +68,7 @@ class Batch:
     token, position, request, branch, attach: int64[T]; branch is 0 in a trunk and counts from 1 within a request;
     attach is the trunk's end for the trunk itself.
     read: int64[B], indices into T: for each request its trunk reads, then its branches, in their order.
-    bounds: the T-range of each request, R pairs (start, end).
+    bounds: the T-range of each request, pairs (start, end).
     causal: whether a token sees only what is before it.
     """
 
@@ -92,8 +94,11 @@ class Batch:
         )
 
 
-def pack(requests: Sequence[Request], causal: bool = True) -> Batch:
-    """Pack requests one after another, each as its trunk followed by its branches."""
+def pack(requests: Sequence[Request], causal: bool = True, multiple: int = 1) -> Batch:
+    """Pack requests one after another, each as its trunk followed by its branches.
+
+    multiple: T is made one of it by a last request of which nothing is read; see `whole`.
+    """
     token, position, branch, attach, read = [], [], [], [], []
     bounds, start = [], 0
     for r in requests:
@@ -111,17 +116,33 @@ def pack(requests: Sequence[Request], causal: bool = True) -> Batch:
         read += [start + r.trunk_read, start + p + r.branches.offsets[1:] - 1]
         bounds.append((start, start + r.tokens))
         start += r.tokens
+    if missing := -start % multiple:
+        token.append(np.full(missing, requests[0].trunk[0]))
+        position.append(np.arange(missing))
+        branch.append(np.zeros(missing, np.int64))
+        attach.append(np.full(missing, missing - 1))
+        bounds.append((start, start + missing))
     sizes = [end - begin for begin, end in bounds]
     return Batch(
         token=_tensor(token),
         position=_tensor(position),
-        request=torch.from_numpy(np.repeat(np.arange(len(requests)), sizes)),
+        request=torch.from_numpy(np.repeat(np.arange(len(bounds)), sizes)),
         branch=_tensor(branch),
         attach=_tensor(attach),
         read=_tensor(read),
         bounds=tuple(bounds),
         causal=causal,
     )
+
+
+def whole(rows: torch.Tensor, multiple: int = WHOLE) -> torch.Tensor:
+    """[n, ...] -> [m, ...], m the next multiple: the first row again and again behind the others.
+
+    On a CPU every new number of rows makes oneDNN compile and keep a new matrix product, which costs training more than
+    half of its time and gigabytes of memory.
+    """
+    missing = -len(rows) % multiple
+    return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing and len(rows) else rows
 
 
 def compared(batch: Batch, per_item: int) -> torch.Tensor:

@@ -15,7 +15,7 @@ from llmrec.ranker.examples import Example, Lesson
 from llmrec.ranker.losses import distillation
 from llmrec.ranker.model import Ranker, score_pair_by_pair
 from llmrec.ranker.objective import loss_of, request_of
-from llmrec.ranker.packing import pack
+from llmrec.ranker.packing import WHOLE, pack
 from llmrec.ranker.prompts import Catalogue, scoring_request
 
 Tiny = Callable[[str], str]
@@ -47,7 +47,7 @@ def loss(
 ) -> float:
     requests = [request_of(entry, PREFIX, catalogue, ranker) for entry in entries]
     with torch.no_grad():
-        scores = ranker(pack(requests))
+        scores = ranker(pack(requests, multiple=WHOLE))
         return float(loss_of(scores, entries, TRAIN, torch.ones(N, dtype=torch.bool), decisions, lessons))
 
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import requests
+from tiny_models import make_ranker, requests
 
-from llmrec.ranker.packing import Request, compared, pack, plan, split, trunk_only, visible
+from llmrec.ranker.packing import Request, compared, pack, plan, split, trunk_only, visible, whole
 from llmrec.ranker.ragged import Ragged, offsets_of, within
 
 WORDS = st.integers(0, 261)
@@ -132,3 +134,23 @@ def test_ragged_take_equals_a_list_of_lists(lists: list[list[int]], data: st.Dat
     assert ragged.lengths.tolist() == [len(one) for one in lists]
     assert within(ragged.lengths).tolist() == [i for one in lists for i in range(len(one))]
     assert offsets_of(ragged.lengths)[-1] == len(ragged.values)
+
+
+def test_a_batch_filled_to_a_multiple_says_the_same(tiny: Callable[[str], str]) -> None:
+    """Its last request is read nowhere and sees nobody else."""
+    made = [
+        Request.to_score(np.asarray([1, 2, 3], np.int32), Ragged.of([[4], [5, 6]])),
+        Request.to_score(np.asarray([7, 8], np.int32), Ragged.of([[9]])),
+    ]
+    plain, filled = pack(made), pack(made, multiple=64)
+    assert len(filled.token) == 64 and len(filled.bounds) == 3
+    assert torch.equal(filled.read, plain.read)
+    assert not visible(filled)[: len(plain.token), len(plain.token) :].any()
+    ranker = make_ranker(tiny("llama"), "text", "linear").eval()
+    torch.testing.assert_close(ranker.states(filled), ranker.states(plain))
+
+
+def test_whole_repeats_the_first_row() -> None:
+    rows = torch.arange(10).view(5, 2)
+    assert torch.equal(whole(rows, 4), rows[[0, 1, 2, 3, 4, 0, 0, 0]])
+    assert whole(rows, 5) is rows and len(whole(rows[:0], 4)) == 0
