@@ -389,10 +389,42 @@ class Evaluate(Section):
     """What is measured, and against what."""
 
     rankings: dict[str, str] = Field({}, description="further rankings tables by the name to show")
+    metrics: tuple[Literal["recall", "ndcg", "mrr", "hit_rate", "precision", "map"], ...] = (
+        "recall", "ndcg", "mrr", "hit_rate",
+    )  # fmt: skip
     cutoffs: tuple[Count, ...] = (5, 10, 20)
     recall_cutoffs: tuple[Count, ...] = Field((100, 200), description="of the sources of candidates")
+    segments: tuple[Annotated[str, Field(pattern=r"^(history_length|item_events|(users|items)\..+)$")], ...] = Field(
+        ("history_length", "item_events"),
+        description="groups that are measured apart: by history_length, a user's events; item_events, the training "
+        "events of the true item; users.COLUMN and items.COLUMN of the tables, numbers in bins and texts as they are",
+    )
+    edges: dict[str, tuple[float, ...]] = Field(
+        {}, description="ascending edges of a segment's bins; without, bins of about as many"
+    )
+    bins: Annotated[int, Field(ge=2)] = Field(4, description="of numbers that have no edges")
+    groups: Count = Field(8, description="largest groups of a column of texts; the rest are one, 'other'")
+    diversity_by: tuple[str, ...] = Field(
+        (), description="columns of items, texts, whose shared values make two items alike; empty: their text vectors"
+    )
+    labelled: str = Field(
+        "", description="Parquet file of user_id, item_id and label (0 or 1), whose pairs the run's kept parts score"
+    )
     bootstrap: Count = Field(1000, description="resamples of users for the interval")
+    permutations: Count = Field(5000, description="random signs of users' differences for the p-value")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _sound(self) -> Evaluate:
+        for name in ("metrics", "cutoffs"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name at least one")
+        for name, edges in self.edges.items():
+            if name not in self.segments or "." not in name:
+                raise ValueError(f"edges names '{name}', which is no column that segments names")
+            if not edges or list(edges) != sorted(set(edges)):
+                raise ValueError(f"edges of '{name}' must ascend: {', '.join(f'{e:g}' for e in edges) or 'none'}")
+        return self
 
 
 class Cluster(Section):

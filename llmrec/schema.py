@@ -89,7 +89,7 @@ def id_type(schema: pa.Schema, column: str, table: str) -> pa.DataType:
 
 
 def require(schema: pa.Schema, wanted: Mapping[str, str], table: str) -> None:
-    """Check that columns exist and are of a kind ('number', 'text', 'time', 'list').
+    """Check that columns exist and are of a kind ('number', 'text', 'time', 'list', 'anything').
 
     Raises:
         UserError: naming the first column that is missing or of another kind.
@@ -99,6 +99,7 @@ def require(schema: pa.Schema, wanted: Mapping[str, str], table: str) -> None:
         "text": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t),
         "time": lambda t: pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_timestamp(t),
         "list": lambda t: pa.types.is_list(t) or pa.types.is_large_list(t),
+        "anything": lambda t: True,
     }
     for column, kind in wanted.items():
         if column not in schema.names:

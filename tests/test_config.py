@@ -100,6 +100,14 @@ def test_retrieve_is_a_source_once_it_is_on() -> None:
         ("train: {tune: all}", ["train.tune = 'all'", "'lora'"]),
         ("model: {labels: [a]}", ["model.labels"]),
         ("data: 3", ["data = 3"]),
+        ("evaluate: {metrics: []}", ["evaluate: metrics must name at least one"]),
+        ("evaluate: {metrics: [f1]}", ["evaluate.metrics.0 = 'f1'", "'recall'", "'hit_rate'"]),
+        ("evaluate: {segments: [age]}", ["evaluate.segments.0 = 'age'", "history_length|item_events|(users|items)"]),
+        ("evaluate: {edges: {users.age: [18]}}", ["edges names 'users.age', which is no column that segments names"]),
+        (
+            "evaluate: {segments: [users.age], edges: {users.age: [30, 18]}}",
+            ["edges of 'users.age' must ascend: 30, 18"],
+        ),
         ("model: {head: dot}", ["model.head = 'dot'", "'linear'", "'yes_no'", "'retrieve'", "'rank'"]),
         *(
             (

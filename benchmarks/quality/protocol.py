@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.quality.splits import Split
-from llmrec.evaluation.metrics import interval
+from llmrec.evaluation.bootstrap import interval
 from llmrec.ranker.ragged import Ragged
 
 VERSION = 1  # of what ranks mean; older ones in the cache are not used

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 from scipy import sparse
 
@@ -31,6 +32,27 @@ def _of_bucket(uri: str, catalogue_ids: pa.Array, training_only: bool, shared: b
     table = buckets.read_parquet(uri)
     histories = known_histories(table, catalogue_ids, training_only)
     return item_item.cooccurrence(histories, len(catalogue_ids), shared)
+
+
+def training_events(histories: str, catalogue_ids: pa.Array) -> tuple[np.ndarray, int]:
+    """int64[n_items]: training events of each item, and how many users have any event, one that validates included."""
+    import ray
+
+    ids = ray.put(catalogue_ids)
+    count = ray.remote(_events_of_bucket)
+    waiting = [count.remote(uri, ids) for uri in buckets.bucket_files(histories).values()]
+    total, users = np.zeros(len(catalogue_ids), np.int64), 0
+    while waiting:
+        rows, events, here = ray.get(waiting.pop(0))
+        total[rows] += events
+        users += here
+    return total, users
+
+
+def _events_of_bucket(uri: str, catalogue_ids: pa.Array) -> tuple[np.ndarray, np.ndarray, int]:
+    table = buckets.read_parquet(uri, [ITEMS, TRAIN_LENGTH])
+    rows, events = np.unique(known_histories(table, catalogue_ids, training_only=True).values, return_counts=True)
+    return rows, events, int((item_rows(table[ITEMS], catalogue_ids).lengths > 0).sum())
 
 
 def known_histories(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> Ragged:

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from llmrec import config, schema, storage
-from llmrec.engine import score_parts
+from llmrec import config, storage
+from llmrec.engine import evaluate_items, labelled_pairs
+from llmrec.engine.evaluate_bucket import measure_bucket
+from llmrec.engine.evaluate_items import HISTORY, Catalogue
+from llmrec.engine.measured import Measured, from_bytes, together
+from llmrec.engine.ranking_lists import OURS, Asked
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
-from llmrec.evaluation import metrics, sources
+from llmrec.evaluation import beyond, bootstrap, fairness, metrics, segments, significance, sources
+from llmrec.evaluation.calibration import Calibration, calibration
+from llmrec.evaluation.fairness import Fairness
+from llmrec.evaluation.labelled import Labelled, labelled
+from llmrec.evaluation.segments import Grouping, Segments
 from llmrec.fusion import ablations
-from llmrec.fusion.parts import first_of
 from llmrec.layout import Layout
-from llmrec.ranker.ragged import offsets_of
-from llmrec.schema import BUCKET, ITEM, ITEMS, USER
+from llmrec.schema import BUCKET
 from llmrec.tables import buckets, rankings
-from llmrec.tables.histories import as_lists, flatten
-
-OURS = "llm ranking"
-RANKER_ALONE = "the ranker alone"
-BY_POPULARITY = "its candidates by popularity"
 
 
 @dataclass(frozen=True)
 class Row:
     """One ranking's metrics over some users.
 
-    interval: 95% bootstrap interval of each mean; lead: the same of our ranking's mean minus this one's, user by user.
+    interval: 95% bootstrap interval of each mean; lead: the same of our ranking's mean minus this one's, user by user;
+    p_value: of that difference, by `significance.paired_permutation`, none of our own; beyond: of `beyond.figures`.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Row:
     values: dict[str, float]
     interval: dict[str, tuple[float, float]]
     lead: dict[str, tuple[float, float]]
+    p_value: dict[str, float]
+    beyond: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """all_users: every ranking over all users with truth; same_users: over those that each further table ranks."""
+    """all_users: every ranking over all users with truth; same_users: over those that each further table ranks.
+
+    segments: of the rankings of all_users. fairness: of ours, and so calibration, which is None where no probability is
+    published. labelled: None if no labelled pairs are given.
+    """
 
     all_users: list[Row]
     same_users: dict[str, list[Row]]
+    segments: list[Segments]
+    fairness: Fairness
+    calibration: Calibration | None
+    labelled: Labelled | None
     sources: list[Source]
     recall_of_candidates: float
     table: str
@@ -70,62 +81,57 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     """Full-catalogue metrics: nothing is sampled, items seen in the history were never candidates.
 
     Raises:
-        UserError: no truth was held out, or a table is missing.
+        UserError: no truth was held out, a table or a column is missing, or labelled pairs cannot be scored.
     """
-    tables = {OURS: settings.score.output or layout.rankings, **settings.evaluate.rankings}
+    import ray
+
+    wanted = settings.evaluate
+    tables = {OURS: settings.score.output or layout.rankings, **wanted.rankings}
     opened = {name: _opened(uri) for name, uri in tables.items()}
-    if max(settings.evaluate.cutoffs) > settings.score.top_k:
+    if max(wanted.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
     units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
     run_id = rankings.shown(opened[OURS])["run_id"]
-    fused = _fitted(settings.fusion, layout, run_id)
-    arguments = {"layout": layout, "tables": tables, "settings": settings, "fused": fused, "run_id": run_id}
-    rows = reporting(each(units, _measure, arguments), len(units), say, "evaluate")
-    users = sum(row["users"] for row in rows)
-    if users == 0:
+    attributes = evaluate_items.attributes(wanted, layout)
+    known = evaluate_items.catalogue(wanted, settings.items.separator, layout)
+    pairs = labelled_pairs.by_bucket(wanted.labelled, layout, run_id) if wanted.labelled else {}
+    arguments = {
+        "asked": Asked(settings, layout, tables, _fitted(settings.fusion, layout, run_id), run_id, attributes),
+        "catalogue": ray.put(known),
+        "labelled": {bucket: ray.put(table) for bucket, table in pairs.items()},
+    }
+    done = reporting(_unpacked(each(units, measure_bucket, arguments)), len(units), say, "evaluate")
+    found = together([row["measured"] for row in sorted(done, key=lambda row: row[BUCKET])])
+    if found.users == 0:
         raise UserError(
             f"{layout.targets}: no held-out events; set data.split to leave_one_out or time and prepare again"
         )
-    labels = metrics.names(settings.evaluate.cutoffs)
-    names = rows[0]["names"]
-    # rankings x metrics x users, and rankings x users who are ranked
-    values = np.concatenate([np.asarray(r["values"]).reshape(len(names), len(labels), -1) for r in rows], axis=2)
-    ranked = np.concatenate([np.asarray(r["ranked"], bool).reshape(len(names), -1) for r in rows], axis=1)
-
-    def spread(one: np.ndarray) -> tuple[float, float]:
-        return metrics.interval(one, settings.evaluate.bootstrap, settings.evaluate.seed)
-
-    def row(i: int, mask: np.ndarray) -> Row:
-        part, ours = values[i][:, mask], values[names.index(OURS)][:, mask]
-        return Row(
-            name=names[i],
-            users=int(mask.sum()),
-            values=dict(zip(labels, part.mean(axis=1).tolist(), strict=True)),
-            interval=dict(zip(labels, map(spread, part), strict=True)),
-            lead=dict(zip(labels, map(spread, ours - part), strict=True)),
-        )
-
-    everyone = np.ones(users, bool)
-    others = {n: i for i, n in enumerate(names) if n in settings.evaluate.rankings}
+    say(f"resampling {found.users:,} users")
+    others = {name: found.names.index(name) for name in wanted.rankings}
+    compared = [i for i in range(len(found.names)) if i not in others.values()]
+    of_users = _groupings(found, wanted)
     return Evaluated(
-        all_users=[row(i, everyone) for i in range(len(names)) if i not in others.values()],
-        same_users={n: [row(j, ranked[i]) for j in range(len(names))] for n, i in others.items() if ranked[i].any()},
-        sources=_sources(rows, settings, spread),
-        recall_of_candidates=float(sum(r["found"] for r in rows) / users),
+        all_users=[row for i, row in enumerate(_rows(found, wanted, 0)) if i in compared],
+        same_users={
+            name: _rows(found, wanted, 1 + i)
+            for i, (name, at) in enumerate(others.items()) if found.ranked[at].any()
+        },
+        segments=_segments(found, known, of_users, compared, wanted),
+        fairness=_fairness(found, known, of_users, wanted),
+        calibration=calibration(found.predicted, found.observed),
+        labelled=replace(
+            labelled(found.pairs.user, found.pairs.scores, found.pairs.label),
+            pairs=sum(table.num_rows for table in pairs.values()),
+        ) if wanted.labelled else None,
+        sources=_sources(found, settings),
+        recall_of_candidates=found.found / found.users,
         table=layout.evaluation,
-    )
+    )  # fmt: skip
 
 
-def _sources(rows: list[dict[str, Any]], settings: config.Config, spread: Callable[..., Any]) -> list[Source]:
-    names, cutoffs = [*settings.recall.merge, sources.UNION], settings.evaluate.recall_cutoffs
-    shares = np.concatenate([np.asarray(r["shares"]).reshape(-1, len(names), len(cutoffs), 2) for r in rows])
-    found = []
-    for i, name in enumerate(names):
-        recall = {f"recall@{k}": shares[:, i, j, 0] for j, k in enumerate(cutoffs)}
-        alone = {f"alone@{k}": shares[:, i, j, 1] for j, k in enumerate(cutoffs)} if name != sources.UNION else {}
-        means = [{label: float(values.mean()) for label, values in of.items()} for of in (recall, alone)]
-        found.append(Source(name, means[0], means[1] or None, {k: spread(v) for k, v in (recall | alone).items()}))
-    return found
+def _unpacked(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        yield {BUCKET: row[BUCKET], "measured": from_bytes(row["arrays"], row["attributes"])}
 
 
 def _opened(uri: str) -> Any:
@@ -143,70 +149,92 @@ def _fitted(wanted: config.Fusion, layout: Layout, run_id: str) -> ablations.Fit
     return ablations.Fitted.from_json(storage.read_bytes(uri), uri)
 
 
-def _with_less(fused: ablations.Fitted, uri: str, depth: int) -> dict[str, dict[str, list[str]]]:
-    """The lists that the ranker alone, and the fusions without something, make of a run's candidates."""
-    table, parts = score_parts.read(uri)
-    users, items = table[USER].to_pylist(), flatten(table[ITEMS])[0].cast(pa.string())
-    ranker = parts.only([score_parts.RANKER]).values[:, 0]
-    scores = {RANKER_ALONE: ranker} | {f"fused without {name}": f.score(parts) for name, f in fused.without.items()}
-    made = {}
-    for name, values in scores.items():
-        best, lengths = first_of(values.astype(np.float32), parts.offsets, depth)
-        lists = as_lists(items.take(pa.array(best)), offsets_of(lengths)).to_pylist()
-        made[name] = {str(user): found for user, found in zip(users, lists, strict=True)}
-    return made
+def _rows(found: Measured, wanted: config.Evaluate, subset: int) -> list[Row]:
+    """Every ranking over a subset of the users: 0 all of them, else those of a further table, by their order."""
+    labels = metrics.names(wanted.cutoffs, wanted.metrics)
+    at = found.names.index(OURS)
+    mask = np.ones(found.users, bool)
+    if subset:
+        mask = found.ranked[found.names.index(list(wanted.rankings)[subset - 1])]
+    values = found.values[:, :, mask]
+    flat = values.reshape(-1, values.shape[2])
+    samples = bootstrap.means(flat, wanted.bootstrap, wanted.seed).reshape(*values.shape[:2], -1)
+    subsets, cutoffs = found.sums.shape[1:3]
+    differences = (values[at] - values).reshape(flat.shape)
+    p_values = significance.paired_permutation(differences, wanted.permutations, wanted.seed).reshape(len(values), -1)
+    rows = []
+    for i, name in enumerate(found.names):
+        first = (i * subsets + subset) * cutoffs
+        rows.append(
+            Row(
+                name=name,
+                users=values.shape[2],
+                values=dict(zip(labels, values[i].mean(axis=1).tolist(), strict=True)),
+                interval=dict(zip(labels, map(bootstrap.bounds, samples[i]), strict=True)),
+                lead=dict(zip(labels, map(bootstrap.bounds, samples[at] - samples[i]), strict=True)),
+                p_value=dict(zip(labels, p_values[i].tolist(), strict=True)) if i != at else {},
+                beyond=beyond.figures(found.exposed[first : first + cutoffs], found.sums[i, subset], wanted.cutoffs),
+            )
+        )
+    return rows
 
 
-def _measure(
-    batch: pa.Table, layout: Layout, tables: dict[str, str], settings: config.Config,
-    fused: ablations.Fitted | None, run_id: str,
-) -> pa.Table:  # fmt: skip
-    """Per-user metrics of every ranking over one bucket's users."""
-    (unit,) = batch.to_pylist()
-    depth = max(settings.evaluate.cutoffs)
-    truth = _lists(buckets.read_parquet(unit["uri"]), None)
-    found: dict[str, dict[str, list[str]]] = {}
-    for name, uri in tables.items():
-        found[name] = _published(uri, unit[BUCKET], depth)
-    if fused is not None:
-        found |= _with_less(fused, buckets.bucket_file(layout.score_parts(run_id), unit[BUCKET]), depth)
-    merged = buckets.read_parquet(buckets.bucket_file(layout.candidates(), unit[BUCKET]))
-    recalled: dict[str, dict[str, list[str]]] = {
-        name: _lists(buckets.read_parquet(buckets.bucket_file(layout.candidates(name), unit[BUCKET])), None)
-        for name in settings.recall.merge
+def _groupings(found: Measured, wanted: config.Evaluate) -> list[Grouping]:
+    """Of users."""
+    of_columns = [
+        evaluate_items.of_attribute(name, found.attributes[name], wanted) for name in found.attributes.column_names
+    ]
+    return [segments.by_counts(HISTORY, found.history)] * (HISTORY in wanted.segments) + of_columns
+
+
+def _segments(
+    found: Measured, known: Catalogue, of_users: list[Grouping], compared: list[int], wanted: config.Evaluate
+) -> list[Segments]:
+    labels = metrics.names(wanted.cutoffs, wanted.metrics)
+    names = [found.names[i] for i in compared]
+    made = {
+        by.by: segments.measure(by, "user", names, labels, found.values[compared], wanted.bootstrap, wanted.seed)
+        for by in of_users
     }
-    for name, lists in recalled.items():
-        found[name] = {user: items[:depth] for user, items in lists.items()}
-    candidates = _lists(merged, None)
-    found[BY_POPULARITY] = _by_popularity(candidates, layout, settings.score.max_candidates, depth)
-    hits = sum(bool(set(items) & set(candidates.get(user, ()))) for user, items in truth.items())
-    values, ranked = [], []
-    for lists in found.values():
-        measured = metrics.per_user(truth, lists, settings.evaluate.cutoffs)
-        values.append(np.stack(list(measured.values())).ravel())
-        ranked.append([user in lists for user in truth])
-    return pa.table({
-        "names": [list(found)], "users": [len(truth)], "found": [hits],
-        "shares": [sources.found(truth, recalled, settings.evaluate.recall_cutoffs).ravel().tolist()],
-        "values": [np.concatenate(values).tolist()], "ranked": [np.concatenate(ranked).astype(int).tolist()],
-    })  # fmt: skip
+    for i, grouping in enumerate(known.true):
+        by = grouping.of_pairs(found.of_items[i].group)
+        values = found.values_of(i)[compared]
+        made[by.by] = segments.measure(by, "item", names, labels, values, wanted.bootstrap, wanted.seed)
+    return [made[name] for name in wanted.segments]
 
 
-def _lists(table: pa.Table, depth: int | None) -> dict[str, list[str]]:
-    users = table[USER].to_pylist()
-    return {str(u): [str(i) for i in items[:depth]] for u, items in zip(users, table[ITEMS].to_pylist(), strict=True)}
+def _fairness(found: Measured, known: Catalogue, of_users: list[Grouping], wanted: config.Evaluate) -> Fairness:
+    metric = metrics.main_metric(wanted.cutoffs, wanted.metrics)
+    labels = metrics.names(wanted.cutoffs, wanted.metrics)
+    ours = found.values[found.names.index(OURS), labels.index(metric)]
+    gaps = [fairness.gap(by, metric, ours, wanted.bootstrap, wanted.seed) for by in of_users]
+    items, start = [], 0
+    for grouping in known.shown:
+        own = slice(start, start + len(grouping.names))
+        items.append(
+            fairness.shares(
+                grouping.by, grouping.names, np.asarray(grouping.shares().sum(axis=0)).ravel(), found.truth[own],
+                found.shown[:, own], wanted.bootstrap, wanted.seed,
+            )
+        )  # fmt: skip
+        start = own.stop
+    return Fairness([gap for gap in gaps if gap is not None], items)
 
 
-def _by_popularity(candidates: dict[str, list[str]], layout: Layout, limit: int, depth: int) -> dict[str, list[str]]:
-    """The candidates that were ranked, in the order of how many users had each: what a ranking has to beat."""
-    table = buckets.read_parquet(layout.popularity)
-    users = dict(zip((str(i) for i in table[ITEM].to_pylist()), table[schema.USERS].to_pylist(), strict=True))
-    return {u: sorted(items[:limit], key=lambda i: -users.get(i, 0))[:depth] for u, items in candidates.items()}
-
-
-def _published(uri: str, bucket: int, depth: int) -> dict[str, list[str]]:
-    table = rankings.read_bucket(uri, bucket)
-    lists: dict[str, list[str]] = {}
-    for user, item in zip(table[USER].to_pylist(), table[ITEM].to_pylist(), strict=True):
-        lists.setdefault(str(user), []).append(str(item))
-    return {user: items[:depth] for user, items in lists.items()}
+def _sources(found: Measured, settings: config.Config) -> list[Source]:
+    names, cutoffs = [*settings.recall.merge, sources.UNION], settings.evaluate.recall_cutoffs
+    flat = found.shares.reshape(found.users, -1).T
+    shape = found.shares.shape[1:]
+    means = flat.mean(axis=1).reshape(shape)
+    samples = bootstrap.means(flat, settings.evaluate.bootstrap, settings.evaluate.seed).reshape(*shape, -1)
+    made = []
+    for i, name in enumerate(names):
+        kinds = {"recall": 0} | ({"alone": 1} if name != sources.UNION else {})
+        of = {kind: {f"{kind}@{k}": float(means[i, j, n]) for j, k in enumerate(cutoffs)} for kind, n in kinds.items()}
+        interval = {
+            f"{kind}@{k}": bootstrap.bounds(samples[i, j, n])
+            for kind, n in kinds.items()
+            for j, k in enumerate(cutoffs)
+        }
+        made.append(Source(name, of["recall"], of.get("alone"), interval))
+    return made

@@ -1,4 +1,4 @@
-"""Ranking metrics through ir-measures, and bootstrap intervals over users."""
+"""Ranking metrics through ir-measures."""
 
 from __future__ import annotations
 
@@ -6,27 +6,45 @@ from collections.abc import Mapping, Sequence
 
 import ir_measures
 import numpy as np
-from ir_measures import RR, R, nDCG
+from ir_measures import AP, RR, P, R, Success, nDCG
+
+OF_LIBRARY = {"recall": R, "ndcg": nDCG, "mrr": RR, "hit_rate": Success, "precision": P, "map": AP}
+DEFAULT = ("recall", "ndcg", "mrr", "hit_rate")
+MAIN_CUTOFF = 10
 
 
-def measures(cutoffs: Sequence[int]) -> list[ir_measures.Measure]:
-    """Recall, NDCG and reciprocal rank at each cut-off."""
-    return [m @ k for k in cutoffs for m in (R, nDCG, RR)]
+def measures(cutoffs: Sequence[int], metrics: Sequence[str] = DEFAULT) -> list[ir_measures.Measure]:
+    """Of each metric at each cut-off, those of `OF_LIBRARY`."""
+    return [OF_LIBRARY[name] @ k for k in cutoffs for name in metrics]
 
 
-def names(cutoffs: Sequence[int]) -> list[str]:
-    return [f"{name}@{k}" for k in cutoffs for name in ("recall", "ndcg", "mrr")]
+def names(cutoffs: Sequence[int], metrics: Sequence[str] = DEFAULT) -> list[str]:
+    return [f"{name}@{k}" for k in cutoffs for name in metrics]
+
+
+def main_cutoff(cutoffs: Sequence[int]) -> int:
+    """The one that is shown where there is room for one: 10, or the first where 10 is none of them."""
+    return MAIN_CUTOFF if MAIN_CUTOFF in cutoffs else cutoffs[0]
+
+
+def main_metric(cutoffs: Sequence[int], metrics: Sequence[str] = DEFAULT) -> str:
+    """NDCG at the main cut-off, or the first metric where NDCG is not measured."""
+    return f"{'ndcg' if 'ndcg' in metrics else metrics[0]}@{main_cutoff(cutoffs)}"
 
 
 def per_user(
-    truth: Mapping[str, Sequence[str]], ranked: Mapping[str, Sequence[str]], cutoffs: Sequence[int]
+    truth: Mapping[str, Sequence[str]],
+    ranked: Mapping[str, Sequence[str]],
+    cutoffs: Sequence[int],
+    metrics: Sequence[str] = DEFAULT,
 ) -> dict[str, np.ndarray]:
     """float64[users] of each metric, in the order of `truth`; a user without a ranking counts 0.
 
     truth, ranked: user -> items, ranked best first. Scores are minus the rank, since trec_eval breaks ties its own way.
+    precision: of k places, also where a list is shorter; map: of all true items, also where they are more than k.
     """
-    wanted = measures(cutoffs)
-    label = {str(m): name for m, name in zip(wanted, names(cutoffs), strict=True)}
+    wanted = measures(cutoffs, metrics)
+    label = {str(m): name for m, name in zip(wanted, names(cutoffs, metrics), strict=True)}
     row = {user: i for i, user in enumerate(truth)}
     values = {name: np.zeros(len(truth)) for name in label.values()}
     judged = {user: dict.fromkeys(items, 1) for user, items in truth.items()}
@@ -35,14 +53,3 @@ def per_user(
         for found in ir_measures.iter_calc(wanted, judged, run):
             values[label[str(found.measure)]][row[found.query_id]] = found.value
     return values
-
-
-def interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean over users (Efron and Tibshirani, 1993, ch. 13)."""
-    rng = np.random.default_rng(seed)
-    n = len(values)
-    if n == 0:
-        return float("nan"), float("nan")
-    means = [values[rng.integers(0, n, n)].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)

@@ -10,6 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@20", "ndcg@20")
+BEYOND = {
+    "coverage": "catalogue shown", "gini": "Gini of places", "novelty": "novelty, bits", "diversity": "diversity",
+    "popularity_percentile": "popularity percentile", "popularity_lift": "popularity lift",
+}  # fmt: skip
 
 
 def console() -> Console:
@@ -30,23 +34,45 @@ def print_summary(stage: str, summary: Mapping[str, Any]) -> None:
 
 
 def print_evaluation(summary: Mapping[str, Any]) -> None:
-    """Metrics of every ranking, with bootstrap intervals of one of them and of the first ranking's lead."""
+    """Metrics of every ranking, with bootstrap intervals of one of them and of the first ranking's lead; what rankings
+    are beside right; the first ranking and the best other in every group; what each source finds."""
     groups = [("all users with a held-out item", summary["all_users"])]
     groups += [(f"users that '{name}' ranks too", rows) for name, rows in summary["same_users"].items()]
+    key = _main_metric(summary["all_users"][0]["values"])
     for title, rows in groups:
         shown = [m for m in METRICS if m in rows[0]["values"]] or list(rows[0]["values"])
         table = Table(title=f"{title}: {rows[0]['users']:,}", title_justify="left")
         table.add_column("ranking")
-        for metric in shown:
+        for metric in (*shown, f"{key} 95%"):
             table.add_column(metric, justify="right")
-        key = shown[1]
-        table.add_column(f"{key} 95%", justify="right")
-        table.add_column(f"{rows[0]['name']} leads by, 95%", justify="right")
+        table.add_column(f"{rows[0]['name']} leads by, 95%", justify="right", min_width=18)
+        table.add_column("p", justify="right")
         for row in rows:
-            low, high = row["interval"][key]
-            lead = "" if row is rows[0] else "{:+.4f} to {:+.4f}".format(*row["lead"][key])
-            table.add_row(row["name"], *(f"{row['values'][m]:.4f}" for m in shown), f"{low:.4f} - {high:.4f}", lead)
+            first = row is rows[0]
+            lead = "" if first else "{:+.4f} to {:+.4f}".format(*row["lead"][key])
+            p_value = "" if first else f"{row['p_value'][key]:.4f}"
+            values = (f"{row['values'][m]:.4f}" for m in shown)
+            table.add_row(row["name"], *values, _span(row["interval"][key]), lead, p_value)
         console().print(table)
+    cutoff = key.split("@")[1]
+    print_rows(
+        f"beyond accuracy: the first {cutoff} places of all users with a held-out item",
+        ["ranking", *BEYOND.values()],
+        [[row["name"], *(row["beyond"][f"{name}@{cutoff}"] for name in BEYOND)] for row in summary["all_users"]],
+    )
+    _print_segments(summary, key)
+    _print_fairness(summary["fairness"])
+    if (found := summary["calibration"]) is not None:
+        pairs = sum(of["pairs"] for of in found["bins"])
+        console().print(
+            f"probabilities of {pairs:,} published pairs: expected calibration error {found['ece']:.4f}, Brier score "
+            f"{found['brier']:.4f}"
+        )
+    if (found := summary["labelled"]) is not None:
+        console().print(
+            f"labelled pairs: {found['covered']:,} of {found['pairs']:,} were candidates; AUC {text(found['auc'])}, by "
+            f"user {text(found['uauc'])} ({found['users']:,} users with both labels)"
+        )
     recall, alone = (list(summary["sources"][0][name]) for name in ("recall", "alone"))
     print_rows(
         "sources of candidates: the share of held-out items that each finds, and finds alone",
@@ -57,6 +83,50 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
         ],
     )
     console().print(f"recall of the candidates: {summary['recall_of_candidates']:.4f}; all figures: {summary['table']}")
+
+
+def _print_segments(summary: Mapping[str, Any], key: str) -> None:
+    ours, *others = summary["all_users"]
+    best = max(others, key=lambda row: row["values"][key])["name"]
+    for segments in summary["segments"]:
+        rows = []
+        for group in segments["groups"]:
+            of = {row["name"]: row for row in group["rows"]}
+            row = [group["name"], group["users"]]
+            for name in (ours["name"], best):
+                row += [f"{of[name]['values'][key]:.4f}", _span(of[name]["interval"][key])] if of else ["-", "-"]
+            rows.append(row)
+        print_rows(
+            f"{key} by {segments['by']}",
+            ["group", "users", ours["name"], "95%", f"{best}, the best other", "95%"],
+            rows,
+        )
+
+
+def _print_fairness(fairness: Mapping[str, Any]) -> None:
+    for gap in fairness["users"]:
+        console().print(
+            f"{gap['by']}: {gap['metric']} is {gap['gap']:.4f} higher for '{gap['best']}' than for '{gap['worst']}', "
+            f"95% {gap['low']:+.4f} to {gap['high']:+.4f}"
+        )
+    for items in fairness["items"]:
+        shares = (
+            f"{of['name']} {text(of['ratio'])}"
+            + (f" ({_span((of['low'], of['high']), 2)})" if of["ratio"] is not None else "")
+            for of in items["groups"]
+        )
+        console().print(f"{items['by']}: share of what is shown over share of the catalogue: {', '.join(shares)}")
+
+
+def _main_metric(values: Mapping[str, float]) -> str:
+    """NDCG, or what comes first without it, at 10 if it is there, else at the first cut-off."""
+    of = [m for m in values if m.startswith("ndcg@")] or list(values)
+    return next((m for m in of if m.endswith("@10")), of[0])
+
+
+def _span(interval: Sequence[float], digits: int = 4) -> str:
+    low, high = interval
+    return f"{low:.{digits}f} - {high:.{digits}f}"
 
 
 def print_user(user: Any, history: Sequence[str], ranking: Sequence[tuple[int, str, float]]) -> None:

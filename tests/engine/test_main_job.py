@@ -154,6 +154,28 @@ def test_metrics_equal_an_independent_computation(
     assert found["users"] == 943
 
 
+def test_segments_add_up_to_all_users(done: dict[str, Any], layout: Layout) -> None:
+    found = done["evaluate"]
+    rows = {row["name"]: row for row in found["all_users"]}
+    assert [segments["by"] for segments in found["segments"]] == ["history_length", "item_events"]
+    for segments in found["segments"]:
+        groups = [group for group in segments["groups"] if group["users"]]
+        assert sum(group["users"] for group in groups) == 943 and len(groups) > 2
+        for name, row in rows.items():
+            for metric, value in row["values"].items():
+                parts = [(g["users"], next(r for r in g["rows"] if r["name"] == name)) for g in groups]
+                assert sum(n * part["values"][metric] for n, part in parts) / 943 == pytest.approx(value)
+    ours = rankings.read(layout.rankings)
+    shown = ours.filter(pc.less_equal(ours["rank"], 10))["item_id"]
+    coverage = pc.count_distinct(shown).as_py() / buckets.read_parquet(layout.items).num_rows
+    assert rows["llm ranking"]["beyond"]["coverage@10"] == pytest.approx(coverage)
+    assert rows["llm ranking"]["beyond"]["diversity@10"] > 0 and rows["llm ranking"]["p_value"] == {}
+    assert 0 < rows["popularity"]["p_value"]["ndcg@10"] <= 1
+    assert [of["by"] for of in found["fairness"]["items"]] == ["popularity"]
+    assert found["calibration"] is None and found["labelled"] is None
+    assert json.loads(storage.read_bytes(layout.evaluation))["segments"] == json.loads(json.dumps(found["segments"]))
+
+
 def test_what_sources_find_and_find_alone(done: dict[str, Any], layout: Layout, movielens: dict[str, Any]) -> None:
     truth = {user: items[-1] for user, items in naive_histories(movielens).items()}
     hits = {
@@ -239,9 +261,16 @@ def test_an_untouched_model_scores_by_yes_and_no(done: dict[str, Any], layout: L
     assert summary["probe_difference"] < 1e-4
     assert 0 < summary["top10_kept"] <= 1
     assert 5 < summary["users"] < 40
-    both = config.build({**SETTINGS, "evaluate": {"rankings": {"zero-shot": output}, "cutoffs": [5, 10]}})
-    compared = stages.run("evaluate", both, quietly)["same_users"]["zero-shot"]
-    assert {row["users"] for row in compared} == {summary["users"]}
+    both = config.build({**SETTINGS, "evaluate": {
+        "rankings": {"zero-shot": output}, "cutoffs": [5, 10], "segments": ["users.gender", "items.year"],
+        "diversity_by": ["genres"],
+    }})  # fmt: skip
+    told = stages.run("evaluate", both, quietly)
+    assert {row["users"] for row in told["same_users"]["zero-shot"]} == {summary["users"]}
+    by_gender, by_year = told["segments"]
+    assert {group["name"]: group["users"] for group in by_gender["groups"]} == {"male": 670, "female": 273}
+    assert sum(group["users"] for group in by_year["groups"]) == 943
+    assert {told["fairness"]["users"][0][side] for side in ("best", "worst")} == {"male", "female"}
 
 
 def test_no_secret_is_in_any_log_summary_or_table(done: dict[str, Any], store: Any) -> None:

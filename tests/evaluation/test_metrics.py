@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmrec.evaluation.metrics import interval, names, per_user
+from llmrec.evaluation.metrics import OF_LIBRARY, main_metric, names, per_user
 
 
 def test_by_hand() -> None:
@@ -15,6 +15,8 @@ def test_by_hand() -> None:
     wanted = {
         "recall@2": [0, 1 / 3, 0, 0],
         "recall@3": [1, 2 / 3, 0, 0],
+        "hit_rate@2": [0, 1, 0, 0],
+        "hit_rate@3": [1, 1, 0, 0],
         "ndcg@2": [0, 1 / ideal[2], 0, 0],
         "ndcg@3": [1 / log(4), (1 + 1 / log(4)) / ideal[3], 0, 0],
         "mrr@2": [0, 1, 0, 0],
@@ -29,35 +31,42 @@ def test_a_user_without_a_ranking_counts_zero() -> None:
     for ranked in ({}, {"a": []}, {"someone else": ["x"]}):
         found = per_user({"a": ["x"]}, ranked, [10])
         assert {name: values.tolist() for name, values in found.items()} == {
-            "recall@10": [0.0], "ndcg@10": [0.0], "mrr@10": [0.0],
+            "recall@10": [0.0], "ndcg@10": [0.0], "mrr@10": [0.0], "hit_rate@10": [0.0],
         }  # fmt: skip
 
 
-def test_equals_ranx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # compiling takes most of a minute
-    ranx = pytest.importorskip("ranx")
+def test_equals_another_library() -> None:
+    """torchmetrics, which computes each from the sorted list itself."""
+    import torch
+    from torchmetrics.functional import retrieval
+
     rng = np.random.default_rng(0)
     items = [str(i) for i in range(30)]
     truth = {f"u{u}": rng.choice(items, rng.integers(1, 6), replace=False).tolist() for u in range(25)}
     ranked = {user: rng.permutation(items)[: rng.integers(3, 20)].tolist() for user in truth}
-    found = per_user(truth, ranked, [5, 10])
-    qrels = ranx.Qrels({u: dict.fromkeys(i, 1) for u, i in truth.items()})
-    run = ranx.Run({u: {item: 1.0 / (place + 1) for place, item in enumerate(i)} for u, i in ranked.items()})
-    wanted = ranx.evaluate(qrels, run, names([5, 10]), return_mean=False)
-    order = list(qrels.qrels.keys())
-    for name, values in found.items():
-        by_user = dict(zip(order, wanted[name], strict=True))
-        assert values == pytest.approx([by_user[u] for u in truth], abs=1e-6), name
+    found = per_user(truth, ranked, [5, 10], tuple(OF_LIBRARY))
+    assert list(found) == names([5, 10], tuple(OF_LIBRARY))
+    for u, user in enumerate(truth):
+        # What is true but not ranked stands behind the cut-offs; no score may be 0, which torchmetrics does not rank.
+        right = torch.tensor([item in truth[user] for item in ranked[user]])
+        lost = torch.ones(len(truth[user]) - int(right.sum()), dtype=torch.bool)
+        right = torch.cat([right, torch.zeros(10, dtype=torch.bool), lost])
+        scores = 1 / torch.arange(1, len(right) + 1)
+        for k in (5, 10):
+            hits = int(right[:k].sum())
+            wanted = {
+                "recall": retrieval.retrieval_recall(scores, right, top_k=k),
+                "ndcg": retrieval.retrieval_normalized_dcg(scores, right, top_k=k),
+                "mrr": retrieval.retrieval_reciprocal_rank(scores, right, top_k=k),
+                "hit_rate": retrieval.retrieval_hit_rate(scores, right, top_k=k),
+                "precision": retrieval.retrieval_precision(scores, right, top_k=k),
+                # Theirs is a mean over the hits, trec_eval's one over all true items.
+                "map": retrieval.retrieval_average_precision(scores, right, top_k=k) * hits / len(truth[user]),
+            }
+            for name, value in wanted.items():
+                assert found[f"{name}@{k}"][u] == pytest.approx(float(value), abs=1e-6), (user, name, k)
 
 
-def test_the_interval_holds_the_mean_and_shrinks_with_users() -> None:
-    widths = []
-    for n in (50, 500, 5000):
-        values = np.random.default_rng(n).random(n)
-        low, high = interval(values, 400, seed=1)
-        assert low < values.mean() < high
-        assert high - low == pytest.approx(2 * 1.96 * values.std() / np.sqrt(n), rel=0.25)
-        widths.append(high - low)
-    assert widths[0] > widths[1] > widths[2]
-    assert interval(values, 50, seed=1) == interval(values, 50, seed=1) != interval(values, 50, seed=2)
-    assert np.isnan(interval(np.empty(0), 10, 0)).all()
+def test_what_is_shown_where_there_is_room_for_one() -> None:
+    assert main_metric([5, 10]) == "ndcg@10" and main_metric([3, 5]) == "ndcg@3"
+    assert main_metric([5], ("recall", "map")) == "recall@5"

@@ -37,18 +37,37 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
     cutoffs: tuple[int, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = {f"{m}@{k}": 0.1234 for k in cutoffs for m in ("recall", "ndcg", "mrr")}
-    row = {"name": "ranker", "users": 943, "values": values, "interval": dict.fromkeys(values, (0.1, 0.15))}
-    second = row | {"name": "popularity", "lead": dict.fromkeys(values, (-0.01, 0.02))}
+    figures = ("coverage", "gini", "novelty", "diversity", "popularity_percentile", "popularity_lift")
+    beyond = {f"{name}@{k}": 0.375 if name != "diversity" else None for name in figures for k in cutoffs}
+    of_group = {"values": values, "interval": dict.fromkeys(values, (0.1, 0.15))}
+    row = {"name": "ranker", "users": 943, **of_group, "beyond": beyond, "p_value": {}}
+    compared = {"lead": dict.fromkeys(values, (-0.01, 0.02)), "p_value": dict.fromkeys(values, 0.0333)}
+    second = row | {"name": "popularity", **compared}
+    third = second | {"name": "worst", "values": dict.fromkeys(values, 0.01)}
     sources = [
         {"name": "item_item", "recall": {"recall@100": 0.6543}, "alone": {"alone@100": 0.0321}},
         {"name": "all of them", "recall": {"recall@100": 0.7}, "alone": None},
     ]
     summary = {
-        "all_users": [row, second], "same_users": {"zero-shot": [row]}, "sources": sources,
+        "all_users": [row, third, second], "same_users": {"zero-shot": [row]}, "sources": sources,
+        "segments": [{"by": "history_length", "of": "user", "groups": [
+            {"name": "0", "users": 0, "rows": []},
+            {"name": "1-4", "users": 77, "rows": [{"name": name, **of_group} for name in ("ranker", "popularity")]},
+        ]}],
+        "fairness": {
+            "users": [{"by": "users.age", "metric": "ndcg@10", "best": "old", "worst": "young", "gap": 0.0456,
+                       "low": -0.001, "high": 0.09}],
+            "items": [{"by": "popularity", "groups": [
+                {"name": "head", "catalogue": 0.5, "truth": 0.9, "exposure": 1, "ratio": 1.6, "low": 1.5, "high": 1.7},
+                {"name": "none", "catalogue": 0, "truth": 0, "exposure": 0, "ratio": None, "low": None, "high": None},
+            ]}],
+        },
+        "calibration": {"bins": [{"pairs": 4567}, {"pairs": 1}], "ece": 0.0123, "brier": 0.0987},
+        "labelled": {"pairs": 2222, "covered": 1111, "auc": 0.77, "uauc": None, "users": 33},
         "recall_of_candidates": 0.61, "table": "out/evaluation.json",
     }  # fmt: skip
     terminal.print_summary("evaluate", summary)
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     for part in (
         "943",
         "ranker",
@@ -63,6 +82,17 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
         "0.6543",
         "0.0321",
         "all of them",
+        "0.0333",
+        "0.375",
+        "popularity, the best other",
+        "history_length",
+        "77",
+        "0.0456 higher for 'old' than for 'young'",
+        "head 1.6 (1.50 - 1.70), none -",
+        "4,568 published pairs",
+        "0.0123",
+        "1,111 of 2,222",
+        "AUC 0.77, by user -",
         f"@{cutoffs[0]}",
     ):
         assert part in out or (part == "@5" and "@10" in out)

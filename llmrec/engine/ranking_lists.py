@@ -1,0 +1,87 @@
+"""Every ranking that evaluate compares, as lists of a bucket's users: published, recalled, or made of kept parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec import config, schema
+from llmrec.engine import score_parts
+from llmrec.fusion import ablations
+from llmrec.fusion.parts import first_of
+from llmrec.layout import Layout
+from llmrec.ranker.ragged import offsets_of
+from llmrec.schema import ITEM, ITEMS, USER
+from llmrec.tables import buckets, rankings
+from llmrec.tables.histories import as_lists, flatten
+
+OURS = "llm ranking"
+RANKER_ALONE = "the ranker alone"
+BY_POPULARITY = "its candidates by popularity"
+Lists = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is evaluated. tables: rankings tables by name, ours first; fused: the fusion whose parts the run kept;
+    attributes: columns of the users table."""
+
+    settings: config.Config
+    layout: Layout
+    tables: dict[str, str]
+    fused: ablations.Fitted | None
+    run_id: str
+    attributes: tuple[str, ...]
+
+
+def of_bucket(
+    bucket: int, asked: Asked, ours: pa.Table, recalled: dict[str, Lists], candidates: Lists, depth: int
+) -> dict[str, Lists]:
+    """Every ranking's first items of each of its users."""
+    layout = asked.layout
+    found = {OURS: _published(ours, depth)}
+    for name, uri in asked.tables.items():
+        if name != OURS:
+            found[name] = _published(rankings.read_bucket(uri, bucket), depth)
+    if asked.fused is not None:
+        found |= _with_less(asked.fused, buckets.bucket_file(layout.score_parts(asked.run_id), bucket), depth)
+    for name, lists in recalled.items():
+        found[name] = {user: items[:depth] for user, items in lists.items()}
+    found[BY_POPULARITY] = _by_popularity(candidates, layout, asked.settings.score.max_candidates, depth)
+    return found
+
+
+def _with_less(fused: ablations.Fitted, uri: str, depth: int) -> dict[str, Lists]:
+    """The lists that the ranker alone, and the fusions without something, make of a run's candidates."""
+    table, parts = score_parts.read(uri)
+    users, items = table[USER].to_pylist(), flatten(table[ITEMS])[0].cast(pa.string())
+    ranker = parts.only([score_parts.RANKER]).values[:, 0]
+    scores = {RANKER_ALONE: ranker} | {f"fused without {name}": f.score(parts) for name, f in fused.without.items()}
+    made = {}
+    for name, values in scores.items():
+        best, lengths = first_of(values.astype(np.float32), parts.offsets, depth)
+        lists = as_lists(items.take(pa.array(best)), offsets_of(lengths)).to_pylist()
+        made[name] = {str(user): found for user, found in zip(users, lists, strict=True)}
+    return made
+
+
+def lists_of(table: pa.Table) -> Lists:
+    """A bucketed table of lists; ids as text, as ir-measures wants them."""
+    users = table[USER].to_pylist()
+    return {str(u): [str(i) for i in items] for u, items in zip(users, table[ITEMS].to_pylist(), strict=True)}
+
+
+def _by_popularity(candidates: Lists, layout: Layout, limit: int, depth: int) -> Lists:
+    """The candidates that were ranked, in the order of how many users had each: what a ranking has to beat."""
+    table = buckets.read_parquet(layout.popularity)
+    users = dict(zip((str(i) for i in table[ITEM].to_pylist()), table[schema.USERS].to_pylist(), strict=True))
+    return {u: sorted(items[:limit], key=lambda i: -users.get(i, 0))[:depth] for u, items in candidates.items()}
+
+
+def _published(table: pa.Table, depth: int) -> Lists:
+    lists: Lists = {}
+    for user, item in zip(table[USER].to_pylist(), table[ITEM].to_pylist(), strict=True):
+        lists.setdefault(str(user), []).append(str(item))
+    return {user: items[:depth] for user, items in lists.items()}

@@ -1,0 +1,105 @@
+"""Do rankings serve groups of users alike, and do groups of items get their share of what is shown?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmrec.evaluation import bootstrap
+from llmrec.evaluation.segments import MISSING, Grouping, inside
+from llmrec.ranker.ragged import Ragged, within
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A metric's mean in its best group less that in its worst; low, high: 95% bootstrap interval of that difference,
+    users of either group resampled within it."""
+
+    by: str
+    metric: str
+    best: str
+    worst: str
+    gap: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """A group of items. catalogue: its share of items; truth: of held-out events; exposure: of what users are shown;
+    ratio: exposure over catalogue, None of a group without items; low, high: its 95% bootstrap interval over users."""
+
+    name: str
+    catalogue: float
+    truth: float
+    exposure: float
+    ratio: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ItemShares:
+    by: str
+    groups: list[Share]
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """users: one a grouping of users with two groups or more; items: one a grouping of items."""
+
+    users: list[Gap]
+    items: list[ItemShares]
+
+
+def gap(grouping: Grouping, metric: str, values: np.ndarray, resamples: int, seed: int) -> Gap | None:
+    """Between groups that hold users, those of whom the value is missing left out; None if there are not two. Metrics
+    by groups of users: Ekstrand et al., "All the cool kids, how do they fit in?", FAT* 2018.
+
+    Of many small groups the best and the worst differ by chance alone: the interval tells how sure the difference of
+    these two is, not that there would be none without their being picked.
+
+    values: float64[users], of one ranking.
+    """
+    groups = [
+        (name, values[rows])
+        for name, rows in zip(grouping.names, inside(grouping), strict=True)
+        if len(rows) and name != MISSING
+    ]
+    if len(groups) < 2:
+        return None
+    means = [of.mean() for _, of in groups]
+    best, worst = int(np.argmax(means)), int(np.argmin(means))
+    samples = [bootstrap.means(groups[g][1][None], resamples, [seed, g])[0] for g in (best, worst)]
+    low, high = bootstrap.bounds(samples[0] - samples[1])
+    return Gap(grouping.by, metric, groups[best][0], groups[worst][0], float(means[best] - means[worst]), low, high)
+
+
+def discounts(lists: Ragged) -> np.ndarray:
+    """float64[total]: what a place is seen, 1 / log2(rank + 1): the exposure of Singh and Joachims ("Fairness of
+    exposure in rankings", KDD 2018)."""
+    return np.asarray(1 / np.log2(within(lists.lengths) + 2))
+
+
+def shares(
+    by: str, names: Sequence[str], catalogue: np.ndarray, truth: np.ndarray, exposed: np.ndarray, resamples: int,
+    seed: int,
+) -> ItemShares:  # fmt: skip
+    """
+    catalogue, truth: float64[groups], items and held-out events of each group; exposed: float64[users, groups], what
+    each user is shown of them, weighed by `discounts`.
+    """
+    samples = bootstrap.means(exposed.T, resamples, seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        of_catalogue, of_truth, of_exposed = (part / part.sum() for part in (catalogue, truth, exposed.sum(axis=0)))
+        ratios = samples / samples.sum(axis=0) / of_catalogue[:, None]
+        ratio = of_exposed / of_catalogue
+    groups = []
+    for g, name in enumerate(names):
+        known = bool(np.isfinite(ratios[g]).all() and np.isfinite(ratio[g]))
+        low, high = bootstrap.bounds(ratios[g]) if known else (None, None)
+        of = [float(np.nan_to_num(share[g])) for share in (of_catalogue, of_truth, of_exposed)]
+        groups.append(Share(name, of[0], of[1], of[2], float(ratio[g]) if known else None, low, high))
+    return ItemShares(by, groups)

@@ -1,0 +1,228 @@
+"""One bucket's figures from its tables, against plain Python; no Ray."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llmrec import config, schema
+from llmrec.engine import evaluate_items, labelled_pairs, measured, score_parts
+from llmrec.engine.evaluate_bucket import measured as measured_bucket
+from llmrec.engine.evaluate_items import Catalogue
+from llmrec.engine.measured import from_bytes, to_bytes, together
+from llmrec.engine.ranking_lists import OURS, Asked
+from llmrec.errors import UserError
+from llmrec.evaluation import beyond, segments
+from llmrec.layout import Layout
+from llmrec.tables import buckets, rankings
+
+ITEMS, USERS, RUN = 20, 30, "run"
+GENRES = [["a"], ["a", "b"], ["b"], ["c"]]
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """Two buckets; every user has one to four held-out items, some a ranking and an age."""
+    made, rng = Layout(str(tmp_path_factory.mktemp("root"))), np.random.default_rng(0)
+    buckets.write_parquet(pa.table({"item_id": range(ITEMS), "genres": [GENRES[i % 4] for i in range(ITEMS)]}),
+                          made.items)  # fmt: skip
+    popularity = pa.table({"item_id": range(ITEMS), "users": [i % 7 for i in range(ITEMS)]})
+    buckets.write_parquet(popularity, made.popularity)
+    users = pa.array(range(USERS))
+    files = []
+    for b in range(2):
+        here = [u for u, of in zip(range(USERS), buckets.bucket_of(users, 2), strict=True) if of == b]
+        lists = {u: rng.permutation(ITEMS).tolist() for u in here}
+        truth = [lists[u][:3][: rng.integers(1, 3)] + lists[u][10 : rng.integers(10, 12)] for u in here]
+        past = [lists[u][12 : rng.integers(12, 20)] for u in here]
+        pairs: dict[str, Any] = {"user_id": pa.array(here), "item_ids": truth}
+        buckets.write_parquet(pa.table(pairs), buckets.bucket_file(made.targets, b))
+        buckets.write_parquet(pa.table(pairs | {"item_ids": pa.array(past, pa.list_(pa.int64()))}),
+                              buckets.bucket_file(made.histories, b))  # fmt: skip
+        buckets.write_parquet(pa.table({"user_id": here, "age": [None if u % 5 == 0 else u for u in here]}),
+                              buckets.bucket_file(made.users, b))  # fmt: skip
+        for source in ("merged", "item_item", "popularity"):
+            buckets.write_parquet(pa.table(pairs | {"item_ids": [lists[u][:12] for u in here]}),
+                                  buckets.bucket_file(made.candidates(source), b))  # fmt: skip
+        rows = [(u, r + 1, lists[u][r], 0.5 - r / 20) for u in here if u % 6 for r in range(5)]
+        nothing = {n: pa.nulls(len(rows)) for n in ("ranker_score", "recall_score", "source", "model_version")}
+        columns = dict(zip(("user_id", "rank", "item_id", "score"), zip(*rows, strict=True), strict=True))
+        columns |= {"probability": columns["score"], "run_id": [RUN] * len(rows), **nothing}
+        kind = schema.rankings(pa.int64(), pa.int64())
+        path = rankings.staged_path(RUN, b)
+        size = buckets.write_parquet(pa.table(columns).select(kind.names).cast(kind), f"{made.rankings}/{path}")
+        files.append(rankings.StagedFile(b, path, size, len(rows)))
+        scores = [[i / 10 for i in range(12, 0, -1)] for _ in here]
+        parts = {"item_ids": [lists[u][:12] for u in here], "scores": scores, "score_ranker": scores}
+        buckets.write_parquet(pa.table({"user_id": here, **parts}), buckets.bucket_file(made.score_parts(RUN), b))
+    rankings.publish(made.rankings, files, 2, schema.rankings(pa.int64(), pa.int64()), RUN)
+    return made
+
+
+def settings(**evaluate: Any) -> config.Config:
+    return config.build({"evaluate": {"cutoffs": [2, 5], **evaluate}})
+
+
+def known(layout: Layout) -> Catalogue:
+    ids = pa.array(range(ITEMS))
+    genres = pa.array([GENRES[i % 4] for i in range(ITEMS)])
+    grouping = segments.by_texts("items.genres", genres.flatten(), 5, np.diff(genres.offsets.to_numpy()))
+    had = np.arange(ITEMS) % 7
+    return Catalogue(
+        ids, ids.cast(pa.string()), beyond.item_facts(had, USERS), (grouping,),
+        (segments.by_popularity("popularity", had), grouping), beyond.unit_categories([genres]),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parts(layout: Layout) -> list[measured.Measured]:
+    asked = Asked(settings(), layout, {OURS: layout.rankings}, None, RUN, ("age",))
+    labelled = pa.table({"user_id": range(USERS), "item_id": [u % ITEMS for u in range(USERS)],
+                         "label": [u % 3 == 0 for u in range(USERS)]})  # fmt: skip
+    which = buckets.bucket_of(labelled["user_id"], 2)
+    return [
+        measured_bucket({"bucket": b, "uri": uri}, asked, known(layout), labelled.filter(pa.array(which == b)))
+        for b, uri in buckets.bucket_files(layout.targets).items()
+    ]
+
+
+def tables(layout: Layout) -> tuple[list[int], dict[int, list[int]], dict[int, list[int]]]:
+    """Users in the order of buckets, their held-out items, and our lists."""
+    targets = buckets.read_parquet(layout.targets)
+    truth = dict(zip(targets["user_id"].to_pylist(), targets["item_ids"].to_pylist(), strict=True))
+    lists: dict[int, list[int]] = {}
+    for row in rankings.read(layout.rankings).to_pylist():
+        lists.setdefault(row["user_id"], []).append(row["item_id"])
+    return list(truth), truth, lists
+
+
+def ndcg(items: list[int], true: set[int]) -> float:
+    gain = sum(1 / math.log2(r + 2) for r, item in enumerate(items) if item in true)
+    return gain / sum(1 / math.log2(r + 2) for r in range(min(5, len(true))))
+
+
+def test_true_items_of_a_group_alone_count_in_it(layout: Layout, parts: list[measured.Measured]) -> None:
+    found = together([from_bytes(*to_bytes(part)) for part in parts])
+    users, truth, lists = tables(layout)
+    (of,) = found.of_items
+    names, values = known(layout).true[0].names, found.values_of(0)
+    at = found.names.index(OURS), 5  # NDCG at the second of two cut-offs
+    wanted = {}
+    for u, user in enumerate(users):
+        for name in "abc":
+            if true := {i for i in truth[user] if name in GENRES[i % 4]}:
+                wanted[u, name] = ndcg(lists.get(user, []), true)
+    got = {(int(u), names[g]): float(v) for u, g, v in zip(of.user, of.group, values[at], strict=True)}
+    assert got == pytest.approx(wanted) and any(len(truth[users[u]]) > 1 for u, _ in wanted)
+    everyone = [ndcg(lists.get(user, []), set(truth[user])) for user in users]
+    np.testing.assert_allclose(found.values[at], everyone)
+
+
+def test_what_groups_of_items_are_shown_of(layout: Layout, parts: list[measured.Measured]) -> None:
+    found = together(parts)
+    users, truth, lists = tables(layout)
+    seen, true = np.zeros((USERS, 3)), np.zeros(3)
+    for u, user in enumerate(users):
+        for r, item in enumerate(lists.get(user, [])[:2]):  # the first cut-off, as 10 is none
+            for name in GENRES[item % 4]:
+                seen[u, "abc".index(name)] += 1 / math.log2(r + 2) / len(GENRES[item % 4])
+        for item in truth[user]:
+            for name in GENRES[item % 4]:
+                true["abc".index(name)] += 1 / len(GENRES[item % 4])
+    order = ["abc".index(name) for name in known(layout).shown[1].names]
+    np.testing.assert_allclose(found.shown[:, 3:], seen[:, order], rtol=1e-6)
+    np.testing.assert_allclose(found.truth[3:], true[order], rtol=1e-6)
+    assert found.truth[:3].sum() == pytest.approx(true.sum())
+
+
+def test_probabilities_and_what_happened(layout: Layout, parts: list[measured.Measured]) -> None:
+    found = together(parts)
+    _, truth, lists = tables(layout)
+    wanted = sorted((0.5 - r / 20, item in truth[u]) for u, items in lists.items() for r, item in enumerate(items))
+    got = sorted(zip(found.predicted.tolist(), found.observed.tolist(), strict=True))
+    assert [y for _, y in got] == [y for _, y in wanted]
+    assert [p for p, _ in got] == pytest.approx([p for p, _ in wanted])
+
+
+def test_labelled_pairs_have_the_scores_of_kept_parts(layout: Layout, parts: list[measured.Measured]) -> None:
+    pairs = together(parts).pairs
+    assert len(np.unique(pairs.user)) == USERS == len(pairs.scores)
+    kept = {}
+    for b in range(2):
+        table, _ = score_parts.read(buckets.bucket_file(layout.score_parts(RUN), b))
+        for row in table.to_pylist():
+            kept.update({(row["user_id"], i): s for i, s in zip(row["item_ids"], row["scores"], strict=True)})
+    order = [u for b in range(2) for u in range(USERS) if buckets.bucket_of(pa.array([u]), 2)[0] == b]
+    np.testing.assert_allclose(pairs.scores, [kept.get((u, u % ITEMS), np.nan) for u in order], rtol=1e-6)
+    assert 0 < np.isnan(pairs.scores).sum() < USERS
+    assert pairs.label.tolist() == [u % 3 == 0 for u in order]
+
+
+def test_histories_and_attributes_are_those_of_the_users(layout: Layout, parts: list[measured.Measured]) -> None:
+    found = together([from_bytes(*to_bytes(part)) for part in parts])
+    users, _, _ = tables(layout)
+    assert found.attributes["age"].to_pylist() == [None if u % 5 == 0 else u for u in users]
+    past = buckets.read_parquet(layout.histories)
+    lengths = dict(zip(past["user_id"].to_pylist(), map(len, past["item_ids"].to_pylist()), strict=True))
+    assert found.history.tolist() == [lengths[u] for u in users]
+    grouping = evaluate_items.of_attribute("age", found.attributes["age"], settings(segments=["users.age"]).evaluate)
+    assert sum(len(rows) for rows in segments.inside(grouping)) == USERS and grouping.names[-1] == segments.MISSING
+
+
+def write(table: dict[str, Any]) -> Callable[[Path], str]:
+    def made(folder: Path) -> str:
+        uri = str(folder / "labelled.parquet")
+        buckets.write_parquet(pa.table(table), uri)
+        return uri
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"user_id": [1], "item_id": [1]}, "labelled.parquet: column 'label' is missing"),
+        ({"user_id": [1], "item_id": [1], "label": ["yes"]}, "column 'label' has type string; labels are 0 or 1"),
+        ({"user_id": [1], "item_id": [1], "label": [2]}, "column 'label' holds 2; labels are 0 or 1"),
+        ({"user_id": [1], "item_id": [1], "label": pa.array([None], pa.int8())}, "'label' holds null; labels are"),
+        (
+            {"user_id": ["u"], "item_id": [1], "label": [1]},
+            "'user_id' holds string ids, the prepared tables hold int64",
+        ),
+        ({"user_id": [None, 1], "item_id": [1, 2], "label": [1, 1]}, "column 'user_id' has 1 nulls"),
+    ],
+)
+def test_what_is_no_labelled_pair_is_named(layout: Layout, table: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        labelled_pairs.by_bucket(write(table)(tmp_path), layout, RUN)
+
+
+def test_labelled_pairs_by_bucket(layout: Layout, tmp_path: Path) -> None:
+    pairs = {"user_id": pa.array([3, 1, 2, 1], pa.int32()), "item_id": [1, 2, 3, 4], "label": [1.0, 0.0, 1.0, 0.0]}
+    found = labelled_pairs.by_bucket(write(pairs)(tmp_path), layout, RUN)
+    for bucket, table in found.items():
+        assert set(buckets.bucket_of(table["user_id"], 2)) == {bucket}
+    rows = sorted(tuple(row.values()) for table in found.values() for row in table.to_pylist())
+    assert rows == [(1, 2, False), (1, 4, False), (2, 3, True), (3, 1, True)]
+    with pytest.raises(UserError, match=r"run other kept no scores of its candidates; set score.keep_parts = true"):
+        labelled_pairs.by_bucket(write(pairs)(tmp_path), layout, "other")
+
+
+def test_columns_that_users_cannot_be_grouped_by_are_named(layout: Layout, tmp_path: Path) -> None:
+    asked = settings(segments=["users.job"]).evaluate
+    with pytest.raises(UserError, match=r"column 'job' is missing \(it has: user_id, age\)"):
+        evaluate_items.attributes(asked, layout)
+    with pytest.raises(UserError, match=r"'users.job', but there are no users' attributes in .*; set data.users"):
+        evaluate_items.attributes(asked, replace(layout, root=str(tmp_path)))
+    lists = pa.table({"user_id": [1], "job": [["x"]]})
+    buckets.write_parquet(lists, buckets.bucket_file(Layout(str(tmp_path)).users, 0))
+    with pytest.raises(UserError, match=r"column 'job' has type list<.*; evaluate.segments takes numbers, texts"):
+        evaluate_items.attributes(asked, Layout(str(tmp_path)))
+    assert evaluate_items.attributes(settings(segments=["users.age"]).evaluate, layout) == ("age",)

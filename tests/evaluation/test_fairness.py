@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llmrec.evaluation import fairness, segments
+from llmrec.ranker.ragged import Ragged
+
+
+def test_the_gap_between_the_best_and_the_worst_group_of_known_attribute() -> None:
+    rng = np.random.default_rng(0)
+    texts = ["a"] * 400 + ["b"] * 100 + ["c"] * 300 + [None] * 50
+    values = np.concatenate([rng.normal(m, 0.5, n) for m, n in ((0.5, 400), (0.2, 100), (0.3, 300), (9, 50))])
+    grouping = segments.by_texts("users.job", pa.array(texts), 5)
+    found = fairness.gap(grouping, "ndcg@10", values, 3000, 1)
+    assert found is not None and (found.best, found.worst, found.metric) == ("a", "b", "ndcg@10")
+    a, b = values[:400], values[400:500]
+    assert found.gap == pytest.approx(a.mean() - b.mean())
+    error = np.sqrt(a.var() / 400 + b.var() / 100)
+    assert (found.low, found.high) == pytest.approx((found.gap - 1.96 * error, found.gap + 1.96 * error), abs=0.012)
+
+
+def test_no_gap_without_two_groups() -> None:
+    grouping = segments.by_texts("users.job", pa.array(["a", "a", None]), 5)
+    assert fairness.gap(grouping, "ndcg@10", np.ones(3), 10, 0) is None
+
+
+def test_shares_of_exposure() -> None:
+    """Four items in two groups; two users see items of ranks 1 and 2."""
+    lists = Ragged.of([[0, 2], [0, 1]])
+    seen = fairness.discounts(lists)
+    assert seen == pytest.approx([1, 1 / np.log2(3)] * 2)
+    group = np.asarray([0, 0, 0, 1])
+    exposed = np.zeros((2, 3))
+    np.add.at(exposed, ([0, 0, 1, 1], group[lists.values]), seen)
+    exposed[:, 1] += 0.5
+    found = fairness.shares("brand", ["x", "y", "none"], np.asarray([3, 1, 0]), np.asarray([1, 3, 0]), exposed, 500, 0)
+    x, y, none = found.groups
+    assert (x.catalogue, x.truth, y.catalogue, y.truth) == (0.75, 0.25, 0.25, 0.75)
+    share = exposed[:, 0].sum() / exposed.sum()
+    assert x.exposure == pytest.approx(share) and x.ratio == pytest.approx(share / 0.75)
+    assert (x.low, x.high) == pytest.approx((x.ratio, x.ratio))  # both users see the same shares
+    assert (none.catalogue, none.exposure, none.ratio, none.low) == (0, 0, None, None)
+
+
+def test_the_interval_of_a_ratio_is_that_of_resampled_users() -> None:
+    rng = np.random.default_rng(5)
+    exposed = rng.random((300, 2)) * [1, 3]
+    (first, _) = fairness.shares("brand", ["x", "y"], np.ones(2), np.ones(2), exposed, 2000, 0).groups
+    ratios = []
+    for _ in range(2000):
+        drawn = exposed[rng.integers(0, 300, 300)].sum(axis=0)
+        ratios.append(drawn[0] / drawn.sum() / 0.5)
+    assert (first.low, first.high) == pytest.approx(np.quantile(ratios, [0.025, 0.975]), rel=0.02)
