@@ -385,6 +385,58 @@ class Fusion(Section):
         return self
 
 
+class Freshness(Section):
+    """Newer items count more: a candidate's probability is halved with every half life of its age."""
+
+    column: str = Field(
+        "",
+        description="column of items, unix seconds or timestamps: when an item came up; empty: ages do not count",
+    )
+    half_life_days: Annotated[float, Field(gt=0)] = 30.0
+    reference: int | None = Field(
+        None, description="unix seconds up to which ages count; null: the newest event of the histories"
+    )
+
+
+class Rerank(Section):
+    """After all that ranks: lists that trade relevance for diversity, and the rules that they hold to."""
+
+    method: Literal["none", "mmr", "dpp"] = Field(
+        "none",
+        description="none: relevance alone; mmr: maximal marginal relevance; dpp: a determinantal point process",
+    )
+    trade: Share = Field(0.3, description="from relevance alone, 0, to diversity alone, 1")
+    window: Count = Field(50, description="of how many of a user's best candidates the list is chosen")
+    by: tuple[str, ...] = Field(
+        (), description="columns of items whose values make items alike; empty: the vectors of their texts, by embed"
+    )
+    quotas: dict[str, Count] = Field(
+        {}, description="columns of items: at most so many items of one value of it in a list"
+    )
+    separator: str = Field("|", description="parts the joined texts of those columns; empty: nothing is parted")
+    freshness: Freshness = Freshness()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether lists are anything but the best candidates in their order."""
+        return self.compares or bool(self.quotas)
+
+    @property
+    def compares(self) -> bool:
+        return self.method != "none" and self.trade > 0
+
+    @property
+    def by_text(self) -> bool:
+        """Whether it takes the vectors of the items' texts."""
+        return self.compares and not self.by
+
+    @model_validator(mode="after")
+    def _something(self) -> Rerank:
+        if self.by and self.method == "none":
+            raise ValueError("by makes items alike for a method; set method to mmr or dpp")
+        return self
+
+
 class Evaluate(Section):
     """What is measured, and against what."""
 
@@ -457,6 +509,7 @@ class Config(BaseSettings):
     bucket: Bucket = Bucket()
     fusion: Fusion = Fusion()
     score: Score = Score()
+    rerank: Rerank = Rerank()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
 
@@ -482,6 +535,11 @@ class Config(BaseSettings):
             raise ValueError(
                 "prompt.before_candidate and prompt.after_candidate need model.head = yes_no: "
                 "the other heads read a candidate exactly as an item of the history"
+            )
+        if self.rerank.chooses and self.rerank.window < self.score.top_k:
+            raise ValueError(
+                f"rerank.window = {self.rerank.window} is less than score.top_k = {self.score.top_k}: lists are chosen "
+                "out of the window; widen it"
             )
         return self
 

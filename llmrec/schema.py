@@ -54,9 +54,10 @@ def candidates(user: pa.DataType, item: pa.DataType) -> pa.Schema:
 
 
 def rankings(user: pa.DataType, item: pa.DataType) -> pa.Schema:
-    """The product: one row a user and rank, ranks from 1 without gaps, scores not increasing.
+    """The product: one row a user and rank, ranks from 1 without gaps.
 
-    score: what ranks, the ranker's own or the fused; probability: with a fusion, that the user's next item is this.
+    score: what ranks, the ranker's own or the fused, not increasing with the rank unless lists were chosen by more than
+    it (config.Rerank); probability: with a fusion, that the user's next item is this.
     """
     return pa.schema([
         (USER, user), (RANK, pa.int32()), (ITEM, item), (SCORE, pa.float32()), (RANKER_SCORE, pa.float32()),

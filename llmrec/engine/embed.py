@@ -82,7 +82,8 @@ class _Unit:
 def wanted(settings: config.Config) -> bool:
     """Whether there is a part to compute."""
     of_items = settings.model.items == "token" and bool(settings.items.encoder or settings.data.edges)
-    return of_items or ("text" in settings.recall.merge and bool(settings.items.encoder))
+    compared = "text" in settings.recall.merge or settings.rerank.by_text
+    return of_items or (compared and bool(settings.items.encoder))
 
 
 def embed(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> Embedded:

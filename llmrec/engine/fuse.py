@@ -68,7 +68,7 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
     }  # fmt: skip
     done = score.score(
         settings.model_copy(update={
-            "score": settings.score.model_copy(update=scoring), "fusion": config.Fusion(),
+            "score": settings.score.model_copy(update=scoring), "fusion": config.Fusion(), "rerank": config.Rerank(),
         }),
         layout, say,
     )  # fmt: skip

@@ -23,11 +23,11 @@ from llmrec.engine.pool import Scorer, Shared, unchanged
 from llmrec.engine.run import Job, resolve
 from llmrec.engine.score import actors_for, share
 from llmrec.engine.scorer import ModelScorer
-from llmrec.engine.tasks import fused, judged
+from llmrec.engine.tasks import fused, judged, ranked
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET
-from llmrec.tables import buckets, requests, subsets
+from llmrec.tables import buckets, fingerprints, subsets
 
 # Dense bfloat16 operations a second that NVIDIA's data sheets give, without sparsity; SXM where there is a choice.
 GPUS = {"L4": 121e12, "L40S": 362e12, "A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
@@ -121,7 +121,7 @@ class Calibrator:
         with self.beating.meanwhile():
             work = judged(unit, self.job, self.rules)
             read = time.monotonic()
-            marks = self.scorer.fingerprints(work)
+            marks = fingerprints.with_rules(self.scorer.fingerprints(work), work, self.rules.marks)
             same = unchanged(self.job, unit[BUCKET], work, marks)
             self.work = subsets.only(work, np.flatnonzero(~same))
             load = self.scorer.load(self.work)
@@ -162,8 +162,7 @@ class Calibrator:
             at += group
         spent = time.monotonic() - started
         done = subsets.only(self.work, np.arange(len(scores)))
-        told = fused(done, np.concatenate(scores), self.job, self.rules)
-        table = requests.rank(done, told, self.job.score.top_k, self.rules.ids, self.job.model_version, self.job.run_id)
+        table = ranked(done, fused(done, np.concatenate(scores), self.job, self.rules), self.job, self.rules)
         return Rate(
             pairs=len(done.candidates.values),
             seconds=spent,

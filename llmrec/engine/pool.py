@@ -79,7 +79,7 @@ class PoolActor:
         self.job, self.beating = job, Beating(pulse)
         with self.beating.meanwhile():
             self.scorer = scorer(job, self.beating, ray.get(shared.scorer))
-            self.ids = ray.get(shared.rules).ids
+            self.rules = ray.get(shared.rules)
         tags = ("run",)
         self.pairs = metrics.Counter("llmrec_pairs_scored", "Candidates scored.", tag_keys=tags)
         self.aside = metrics.Counter("llmrec_pairs_quarantined", "Candidates set aside.", tag_keys=tags)
@@ -91,13 +91,14 @@ class PoolActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         started, ready_before = time.monotonic(), self.scorer.ready_seconds
         bucket = work_rows.from_row(batch)
-        work, marks = bucket.work, self.scorer.fingerprints(bucket.work)
+        work = bucket.work
+        marks = fingerprints.with_rules(self.scorer.fingerprints(work), work, self.rules.marks)
         same = unchanged(self.job, bucket.number, work, marks)
         copied = work.users.filter(pa.array(same))
         work = subsets.only(work, np.flatnonzero(~same))
         journal_uri = self.job.attempts_file(bucket.number)
         found, journal = attempts.score_all(len(work.users), partial(self.scorer.score, work), journal_uri)
-        left = subsets.set_aside(work, journal.aside, self.ids, bucket.source)
+        left = subsets.set_aside(work, journal.aside, self.rules.ids, bucket.source)
         if left.quarantine.num_rows:
             buckets.write_parquet(left.quarantine, self.job.quarantine_file(bucket.number, "scoring"))
         flat = np.concatenate([np.empty(0, np.float32), *(scores for scores in found if scores is not None)])

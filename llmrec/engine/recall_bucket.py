@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmrec import assets, config
+from llmrec import config
 from llmrec.engine.counts import known_histories
 from llmrec.engine.recall_models import Models
-from llmrec.errors import UserError
+from llmrec.engine.text_vectors import text_vectors
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
 from llmrec.recall import als, content, ease, item_item
 from llmrec.recall.candidates import Candidates, merge
 from llmrec.recall.scores import Dense, Listed, Same, Scores, Sparse
 from llmrec.schema import BUCKET, USER
-from llmrec.tables import buckets, embeddings, recalled
-from llmrec.tables.embeddings import TEXT
+from llmrec.tables import buckets, recalled
 
 DENSE = ("ease", "als", "text")  # which score every item of every user
 CELLS_AT_ONCE = 1 << 24
@@ -45,7 +44,7 @@ def recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout:
         recalled.read(buckets.bucket_file(layout.candidates(RETRIEVE), unit[BUCKET]), known.ids)
         if RETRIEVE in names else None
     )  # fmt: skip
-    vectors = text_vectors(layout, known.ids) if "text" in names else None
+    vectors = content.unit(text_vectors(layout, known.ids, "recall.text")) if "text" in names else None
     for users in _blocks(histories, known, settings):
         part = histories.take(users)
         seen = part if settings.exclude_seen else None
@@ -70,21 +69,6 @@ def recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout:
         counts.append(int(lengths.sum()))
         short = int((lengths < settings.candidates).sum())  # of the merge, which comes last
     return pa.table({"users": [table.num_rows], "counts": [counts], "short": [short]})
-
-
-def text_vectors(layout: Layout, ids: pa.Array) -> np.ndarray:
-    """float32[n_items, any] of length 1, 0 for an item without text: what embed computed of the texts.
-
-    Raises:
-        UserError: embed has not run for this catalogue, or without an encoder.
-    """
-    made = embeddings.open_embeddings(layout.embeddings, assets.cache_directory() / "embeddings")
-    if made is None or TEXT not in made.parts or not made.ids.equals(ids):
-        raise UserError(
-            f"recall.text: {layout.embeddings} has no text vectors of the items of {layout.items}; set items.encoder "
-            "and run jobs/embed.py"
-        )
-    return content.unit(made.parts[TEXT])
 
 
 def _blocks(histories: Ragged, models: Models, settings: config.Recall) -> Iterator[np.ndarray]:

@@ -37,7 +37,8 @@ class Earlier:
 class Job:
     """What every task and actor of a run needs.
 
-    fusion: None where the ranker's score alone ranks; item_weights: columns of items and their exponents.
+    fusion: None where the ranker's score alone ranks; item_weights: columns of items and their exponents; rerank: how
+    lists are chosen of what ranks best.
     prompt: the model's own, if it was trained; buckets: how many users are hashed into; rule: what, besides the input,
     a user's rows depend on.
     """
@@ -55,6 +56,7 @@ class Job:
     earlier: Earlier | None
     fusion: Fusion | None = None
     item_weights: dict[str, float] = field(default_factory=dict)
+    rerank: config.Rerank = field(default_factory=config.Rerank)
 
     def attempts_file(self, bucket: int) -> str:
         """What was being scored of a bucket, for the attempt after a death."""
@@ -104,6 +106,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         if (Path(saved) / RANKER_FILE).exists():  # a scorer of one's own needs none
             card = read_card(saved)
             prompt, with_vectors = card.prompt, card.items == "token"
+    with_vectors = with_vectors or settings.rerank.by_text
     inputs = [
         storage.manifest(uri)
         for uri in (candidates, layout.histories, layout.items, layout.users, *[layout.embeddings] * with_vectors)
@@ -113,13 +116,14 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     where = {"candidates", "output", "reuse"}
     fusion = _fusion(settings.fusion, layout)
     fused = [asdict(fusion), settings.fusion.item_weights] if fusion else None
-    rule = _hash([wanted.model_dump(mode="json", exclude=set(OF_COST | where)), version, untrained, fused])
+    chosen = settings.rerank.model_dump(mode="json") if settings.rerank != config.Rerank() else None
+    rule = _hash([wanted.model_dump(mode="json", exclude=set(OF_COST | where)), version, untrained, fused, chosen])
     earlier = _earlier(wanted, layout, output, rule, len(histories))
     reuse = None if earlier is None else earlier.run_id
     run_id = _hash([rule, candidates, output, inputs, reuse])
     job = Job(
         wanted, settings.model, prompt, layout, output, run_id, model_uri, version, len(histories), rule,
-        earlier, fusion, settings.fusion.item_weights,
+        earlier, fusion, settings.fusion.item_weights, settings.rerank,
     )  # fmt: skip
     known = buckets.bucket_files(layout.users) if job.prompt.user and storage.exists(layout.users) else {}
     units = [

@@ -130,8 +130,9 @@ def _needs(name: str, config: Config) -> tuple[str, ...]:
     """The stages that must have finished before this one."""
     if name == "train" and config.model.items == "token" and embed.wanted(config):
         return (*_NEEDS[name], "embed")
-    if name == "score" and config.fusion.method != "none" and not config.fusion.model:
-        return (*_NEEDS[name], "fuse")
+    if name == "score":
+        fitted = ("fuse",) if config.fusion.method != "none" and not config.fusion.model else ()
+        return (*_NEEDS[name], *fitted, *(("embed",) if config.rerank.by_text else ()))
     if name in ("recall", "fuse"):
         embedded = ("embed",) if "text" in config.recall.merge else ()
         trained = ("train",) if config.recall.retrieve.top and not config.recall.retrieve.model else ()

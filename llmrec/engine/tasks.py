@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from llmrec import schema, storage
-from llmrec.engine import ledger, score_parts, work_rows
+from llmrec.engine import ledger, rerank, score_parts, work_rows
 from llmrec.engine.ledger import Entry
 from llmrec.engine.pool import Scorer
 from llmrec.engine.run import Job
@@ -20,7 +20,7 @@ from llmrec.errors import UserError
 from llmrec.fusion.listwise import log_softmax
 from llmrec.ranker.health import Probe
 from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, TRAIN_LENGTH, USER
-from llmrec.tables import buckets, rankings, requests
+from llmrec.tables import buckets, fingerprints, rankings, requests
 from llmrec.tables.histories import training_part
 from llmrec.tables.users import openings
 
@@ -29,10 +29,16 @@ def rules(job: Job) -> requests.Rules:
     """What every candidate is judged by.
 
     Raises:
-        UserError: score.blocked_items is of another type than the catalogue.
+        UserError: score.blocked_items is of another type than the catalogue, or items lack what rules ask of them.
     """
     ids = buckets.catalogue_ids(job.layout.items)
-    return requests.Rules(ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates, _bonus(job, ids))
+    chosen = rerank.of_items(job.rerank, job.layout, ids)
+    given = [of for of in (_bonus(job, ids), chosen.bonus) if of is not None]
+    bonus = sum(given[1:], given[0]) if given else None
+    marks = fingerprints.of_rules(len(ids), bonus, chosen.columns, chosen.vectors)
+    return requests.Rules(
+        ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates, bonus, chosen.rerank, marks
+    )
 
 
 def make_shared(job: Job, scorer: type[Scorer], pulse: Any) -> tuple[requests.Rules, Any, None]:
@@ -83,7 +89,7 @@ def stage(batch: pa.Table, job: Job, by: Any) -> pa.Table:
     bucket = work_rows.from_row(batch)
     rules: requests.Rules = ray.get(by)
     told = fused(bucket.work, bucket.scores, job, rules)
-    table = requests.rank(bucket.work, told, job.score.top_k, rules.ids, job.model_version, job.run_id)
+    table = ranked(bucket.work, told, job, rules)
     if job.score.keep_parts:
         _keep_parts(job, bucket, told, rules.ids)
     users = len(bucket.work.users)
@@ -97,6 +103,8 @@ def stage(batch: pa.Table, job: Job, by: Any) -> pa.Table:
         buckets.write_parquet(bucket.marks, job.marks_file(job.run_id, bucket.number))
     counts = dict(bucket.work.counts)
     counts |= {"ranked": table.num_rows, "below_top_k": counts.pop("to_score") - table.num_rows}
+    first, last = (int(pa.compute.sum(pa.compute.equal(table[RANK], k)).as_py() or 0) for k in (1, job.score.top_k))
+    counts["users_short"] = first - last
     entry = Entry(
         bucket.number, path, size, table.num_rows, users, counts, bucket.facts["seconds"], bucket.facts["mfu"],
         bucket.facts["attempt"],
@@ -106,18 +114,27 @@ def stage(batch: pa.Table, job: Job, by: Any) -> pa.Table:
     return pa.table({"entry": [json.dumps(asdict(entry))]})
 
 
+def ranked(work: requests.Work, told: requests.Scores, job: Job, by: requests.Rules) -> pa.Table:
+    """The rankings of a bucket.
+
+    Raises:
+        UserError: a score is not a finite number, or the vectors by which items are compared are gone.
+    """
+    how = rerank.ready(by.rerank, job.rerank, job.layout, by.ids)
+    return requests.rank(work, told, job.score.top_k, by.ids, job.model_version, job.run_id, how)
+
+
 def fused(work: requests.Work, ranker: np.ndarray, job: Job, by: requests.Rules) -> requests.Scores:
     """By what the candidates are ranked: the ranker's scores (float32[total]), or with all else that is known of them.
 
     Raises:
         UserError: the candidates lack a part that the fusion was fitted with.
     """
+    bonus = 0.0 if by.bonus is None else by.bonus[work.candidates.values]
     if job.fusion is None:
-        return requests.Scores.unfused(ranker)
+        return requests.Scores((ranker + bonus).astype(np.float32), ranker)
     parts = score_parts.of_work(work, ranker)
-    scores = job.fusion.score(parts)
-    if by.bonus is not None:
-        scores = scores + by.bonus[work.candidates.values]
+    scores = job.fusion.score(parts) + bonus
     likely = np.exp(log_softmax(scores, parts.offsets)) * job.fusion.found
     return requests.Scores(scores.astype(np.float32), ranker, likely.astype(np.float32))
 

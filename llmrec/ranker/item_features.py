@@ -73,7 +73,7 @@ def read_features(
         ids=ids,
         vectors=vectors,
         present=present,
-        categories={name: _texts(items[name], name, settings.separator) for name in settings.categories},
+        categories={name: texts(items[name], name, settings.separator) for name in settings.categories},
         numbers={name: _numbers(items[name], name) for name in settings.numbers},
         revision=revision,
     )
@@ -96,8 +96,12 @@ def _vectors(column: pa.ChunkedArray, name: str) -> tuple[np.ndarray, np.ndarray
     return found, there & finite
 
 
-def _texts(column: pa.ChunkedArray, name: str, separator: str) -> pa.Array:
-    """list<string>: text is split at the separator, and each value is stripped."""
+def texts(column: pa.ChunkedArray, name: str, separator: str, setting: str = "items.categories") -> pa.Array:
+    """list<string>: text is split at the separator, and each value is stripped.
+
+    Raises:
+        UserError: the column holds something else; `setting` is what named it.
+    """
     array = column.combine_chunks()
     try:
         if not _is_list(array.type):
@@ -105,9 +109,7 @@ def _texts(column: pa.ChunkedArray, name: str, separator: str) -> pa.Array:
             array = pa.compute.split_pattern(text, separator) if separator else _single(text)
         lists = array.cast(pa.list_(pa.string()))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise UserError(
-            f"items: column '{name}' is {column.type}; items.categories takes texts or lists of texts"
-        ) from None
+        raise UserError(f"items: column '{name}' is {column.type}; {setting} takes texts or lists of texts") from None
     lengths = pa.compute.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
     values = pa.compute.utf8_trim_whitespace(lists.flatten())
     return pa.ListArray.from_arrays(pa.array(offsets_of(lengths), pa.int32()), values)

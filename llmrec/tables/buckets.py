@@ -18,7 +18,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import xxhash
 
-from llmrec import storage
+from llmrec import schema, storage
 from llmrec.errors import UserError
 from llmrec.schema import ITEM, ITEMS, USER
 
@@ -129,6 +129,26 @@ def pairs_in(uri: str) -> int:
         columns = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
         found += sum(c.num_values for c in columns if c.path_in_schema.split(".")[0] in (ITEM, ITEMS))
     return found
+
+
+def largest(uri: str, column: str) -> int | None:
+    """The largest number of a column, or of the lists in it, by the file's footer if that tells; None if there is none.
+
+    Raises:
+        UserError: no readable Parquet file, or no such column.
+    """
+    footer, found = _footer(uri), list[int]()
+    schema.require(footer.schema.to_arrow_schema(), {column: "value"}, uri)
+    for group in range(footer.num_row_groups):
+        chunks = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
+        told = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column).statistics
+        if told is None or not told.has_min_max:
+            flat = read_parquet(uri, [column])[column].combine_chunks()
+            flat = flat.flatten() if pa.types.is_nested(flat.type) else flat
+            at: int | None = pa.compute.max(flat).as_py()
+            return at
+        found.append(told.max)
+    return max(found, default=None)
 
 
 def schema_of(uri: str) -> pa.Schema:

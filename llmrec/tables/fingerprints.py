@@ -53,6 +53,37 @@ def of_users(work: Work, items: np.ndarray, max_history: int) -> np.ndarray:
     return found
 
 
+def of_rules(
+    n: int, bonus: np.ndarray | None, columns: Sequence[pa.Array], vectors: np.ndarray | None
+) -> np.ndarray | None:
+    """uint64[n]: of what rules know of each item, None where they know nothing; see `requests.Rules`.
+
+    bonus: [n]; columns: lists of texts, n each; vectors: [n, d].
+    """
+    numbers = [part for part in (bonus, vectors) if part is not None]
+    if not numbers and not columns:
+        return None
+    texts, found = [column.to_pylist() for column in columns], np.empty(n, np.uint64)
+    for i in range(n):
+        hashed = xxhash.xxh3_64(repr([of[i] for of in texts]).encode("utf-8", "surrogatepass"))
+        for part in numbers:
+            hashed.update(np.ascontiguousarray(part[i]).tobytes())
+        found[i] = hashed.intdigest()
+    return found
+
+
+def with_rules(fingerprints: np.ndarray, work: Work, marks: np.ndarray | None) -> np.ndarray:
+    """uint64[users]: of a user's fingerprint and of what `of_rules` made of his candidates."""
+    if marks is None:
+        return fingerprints
+    of_pairs, offsets, found = marks[work.candidates.values], work.candidates.offsets, fingerprints.copy()
+    for i, one in enumerate(fingerprints):
+        hashed = xxhash.xxh3_64(int(one).to_bytes(8, "little"))
+        hashed.update(of_pairs[offsets[i] : offsets[i + 1]].tobytes())
+        found[i] = hashed.intdigest()
+    return found
+
+
 def table(users: pa.Array, fingerprints: np.ndarray) -> pa.Table:
     return pa.table({USER: users, FINGERPRINT: pa.array(fingerprints, pa.uint64())})
 

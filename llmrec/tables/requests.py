@@ -14,6 +14,7 @@ import pyarrow.compute
 
 from llmrec import schema
 from llmrec.errors import UserError
+from llmrec.fusion.rerank import Rerank, choose
 from llmrec.ranker.ragged import Ragged, like_lengths, offsets_of, padded, within
 from llmrec.schema import (
     DETAIL,
@@ -45,14 +46,19 @@ LONG_NAMES = {ITEMS: ITEM, RECALL_SCORES: RECALL_SCORE, SOURCES: SOURCE}
 
 @dataclass(frozen=True)
 class Rules:
-    """ids: the catalogue's item ids, ascending; blocked: bool[n_items]; limit: candidates kept per user; bonus:
-    float32[n_items], added to fused scores, None for none."""
+    """ids: the catalogue's item ids, ascending; blocked: bool[n_items]; limit: candidates kept per user.
+
+    bonus: float32[n_items], added to scores, None for none; rerank: how lists are chosen of the best, None for the best
+    themselves; marks: uint64[n_items], of all that these two know of an item, None for nothing.
+    """
 
     ids: pa.Array
     blocked: np.ndarray
     exclude_seen: bool
     limit: int
     bonus: np.ndarray | None = None
+    rerank: Rerank | None = None
+    marks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -212,36 +218,20 @@ class Scores:
         return Scores(ranker, ranker)
 
 
-def rank(work: Work, told: Scores, top_k: int, ids: pa.Array, model_version: str, run_id: str) -> pa.Table:
-    """The rankings of a bucket: each user's `top_k` best candidates, ties by item id.
+def rank(
+    work: Work, told: Scores, top_k: int, ids: pa.Array, model_version: str, run_id: str, rerank: Rerank | None = None
+) -> pa.Table:
+    """The rankings of a bucket: each user's `top_k` best candidates, ties by item id, or what is chosen of his best.
 
     Raises:
         UserError: a score is not a finite number.
     """
-    scores = told.of
+    scores, lists = told.of, work.candidates
     if not np.isfinite(scores).all():
         raise UserError(
             f"the model gave {int((~np.isfinite(scores)).sum())} scores that are no numbers; nothing is published"
         )
-    lists = work.candidates
-    taken = np.minimum(lists.lengths, top_k)
-    offsets = offsets_of(taken)
-    best = np.empty(offsets[-1], np.int64)
-    for users in like_lengths(lists.lengths):
-        # The score, best first, and the place in the list as one integer, which sorts many times faster than two.
-        score = _best_first(padded(scores, lists.offsets, users, -np.inf))
-        width = min(top_k, score.shape[1])
-        key = score.astype(np.int64) << 32 | np.arange(score.shape[1])
-        key.sort(axis=1)
-        place = key[:, :width] & 0xFFFFFFFF
-        inside = np.arange(width) < taken[users, None]
-        ahead = key[:, : width + 1] >> 32
-        equal = ahead[:, 1:] == ahead[:, :-1]
-        tied = (equal & inside[:, : equal.shape[1]]).any(axis=1)
-        if tied.any():
-            row = padded(lists.values, lists.offsets, users, 0)[tied]
-            place[tied] = np.argsort(score[tied].astype(np.int64) << 32 | row, axis=1)[:, :width]
-        best[(offsets[users, None] + np.arange(width))[inside]] = (lists.offsets[users, None] + place)[inside]
+    best, taken = listed(scores, lists, top_k, rerank)
     n = len(best)
     table = {
         USER: work.users.take(pa.array(np.repeat(np.arange(len(taken)), taken))),
@@ -257,6 +247,41 @@ def rank(work: Work, told: Scores, top_k: int, ids: pa.Array, model_version: str
     }
     wanted = schema.rankings(work.users.type, ids.type)
     return pa.table([table[f.name].cast(f.type) for f in wanted], schema=wanted)
+
+
+def listed(scores: np.ndarray, lists: Ragged, top_k: int, rerank: Rerank | None) -> tuple[np.ndarray, np.ndarray]:
+    """int64[m]: where each user's list is among his candidates, in its order; int64[n]: how long it is.
+
+    scores: float32[total], finite; lists: each user's candidates as rows of the catalogue.
+    """
+    if rerank is None:
+        return best_of(scores, lists, top_k)
+    best, taken = best_of(scores, lists, rerank.window)
+    chosen, taken = choose(scores[best], Ragged(lists.values[best], offsets_of(taken)), rerank, top_k)
+    return best[chosen], taken
+
+
+def best_of(scores: np.ndarray, lists: Ragged, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `listed`: each user's `count` best candidates, ties by item id."""
+    taken = np.minimum(lists.lengths, count)
+    offsets = offsets_of(taken)
+    best = np.empty(offsets[-1], np.int64)
+    for users in like_lengths(lists.lengths):
+        # The score, best first, and the place in the list as one integer, which sorts many times faster than two.
+        score = _best_first(padded(scores, lists.offsets, users, -np.inf))
+        width = min(count, score.shape[1])
+        key = score.astype(np.int64) << 32 | np.arange(score.shape[1])
+        key.sort(axis=1)
+        place = key[:, :width] & 0xFFFFFFFF
+        inside = np.arange(width) < taken[users, None]
+        ahead = key[:, : width + 1] >> 32
+        equal = ahead[:, 1:] == ahead[:, :-1]
+        tied = (equal & inside[:, : equal.shape[1]]).any(axis=1)
+        if tied.any():
+            row = padded(lists.values, lists.offsets, users, 0)[tied]
+            place[tied] = np.argsort(score[tied].astype(np.int64) << 32 | row, axis=1)[:, :width]
+        best[(offsets[users, None] + np.arange(width))[inside]] = (lists.offsets[users, None] + place)[inside]
+    return best, taken
 
 
 def _plain(found: pa.DataType) -> pa.DataType:
