@@ -124,6 +124,35 @@ def plan(
 
 
 @app.command()
+def diversity(
+    config_file: ConfigFile = None,
+    root: Root = None,
+    trades: Annotated[
+        str, typer.Option(help="Values of rerank.trade, from 0, relevance alone, to 1, diversity alone.")
+    ] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
+    methods: Annotated[str, typer.Option(help="Of mmr and dpp.")] = "mmr,dpp",
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Say what lists gain in diversity and lose in relevance by rerank, of a run with score.keep_parts."""
+    loaded = _load(config_file, root)
+    layout, _ = _table(loaded)
+    from llmrec.engine import diversity as stage
+    from llmrec.engine.session import connected
+    from llmrec.report.diversity import print_curve
+
+    wanted = _trades(trades)
+    chosen = [name.strip() for name in methods.split(",")]
+    for name in chosen:
+        if name not in stage.METHODS:
+            raise UserError(f"--methods {methods}: no method '{name}'; there are {', '.join(stage.METHODS)}")
+    with terminating(), connected(loaded.cluster, layout.root):
+        done = asdict(stage.curve(loaded, layout, progress_line("diversity"), wanted, chosen))
+    print_curve(done)
+    if json_file:
+        storage.write_json(json_file, done)
+
+
+@app.command()
 def runs(config_file: ConfigFile = None, root: Root = None, as_json: AsJson = False) -> None:
     """List the published runs of the rankings table, and the staged ones that it never showed."""
     loaded = _load(config_file, root)
@@ -333,6 +362,16 @@ def _load(config_file: str | None, root: str | None) -> config.Config:
     if found := service.state():
         service.apply(found)
     return config.load(config_file, ["--root", root] if root else [])
+
+
+def _trades(asked: str) -> list[float]:
+    try:
+        found = [float(trade) for trade in asked.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= trade <= 1 for trade in found):
+        raise UserError(f"--trades {asked}: give numbers from 0 to 1, such as 0.1,0.2,0.5")
+    return found
 
 
 def _table(loaded: config.Config) -> tuple[Layout, str]:

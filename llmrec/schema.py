@@ -14,6 +14,7 @@ from llmrec.errors import UserError
 
 USER, ITEM, TIMESTAMP, TITLE = "user_id", "item_id", "timestamp", "title"
 ITEMS, TIMESTAMPS, RECALL_SCORES, SOURCES = "item_ids", "timestamps", "recall_scores", "sources"
+SCORES = "scores"  # in score parts: what ranks each candidate
 TRAIN_LENGTH, USERS = "train_length", "users"
 PART_OF_RECALL = "recall_score_"  # and the source: a column of what it says of a candidate
 TEACHER_ITEMS, TEACHER_SCORES = "teacher_items", "teacher_scores"

@@ -230,6 +230,30 @@ def test_a_wrong_argument_is_one_line(arguments: list[str], part: str) -> None:
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("{quotas: {genres: 0}}", "rerank.quotas.genres = 0: input should be greater than or equal to 1"),
+        ("{method: mmr, trade: 1.5}", "rerank.trade = 1.5: input should be less than or equal to 1"),
+        ("{method: mnr}", "rerank.method = 'mnr': input should be 'none', 'mmr' or 'dpp'"),
+        ("{by: [genres]}", "rerank: by makes items alike for a method; set method to mmr or dpp"),
+        ("{freshness: {column: born, half_life_days: 0}}", "rerank.freshness.half_life_days = 0: input should be"),
+        ("{method: dpp, window: 9}", "rerank.window = 9 is less than score.top_k = 10: lists are chosen out of"),
+        ("{quotas: {genres: 2}, window: 9}", "rerank.window = 9 is less than score.top_k = 10"),
+        ("{freshness: {colum: born}}", "unknown key 'rerank.freshness.colum'; allowed here: column, half_life_days"),
+    ],
+)  # fmt: skip
+def test_what_rerank_may_not_be(file: Path, text: str, part: str) -> None:
+    refused(file, f"rerank: {text}", part)
+
+
+def test_rerank_is_off_and_knows_what_it_needs() -> None:
+    assert not config.Rerank().chooses
+    assert not config.Rerank(method="mmr", trade=0).chooses and not config.Rerank(freshness={"column": "born"}).chooses
+    assert config.Rerank(quotas={"genres": 1}).chooses and not config.Rerank(quotas={"genres": 1}).by_text
+    assert config.Rerank(method="dpp").by_text and not config.Rerank(method="dpp", by=("genres",)).by_text
+
+
 def test_a_configuration_is_frozen() -> None:
     loaded = config.load(None)
     for section, field in ((loaded, "root"), (loaded.score, "top_k"), (loaded.recall.item_item, "decay")):

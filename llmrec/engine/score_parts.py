@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec.fusion.parts import Parts
-from llmrec.schema import ITEMS, SCORE, USER
+from llmrec.schema import ITEMS, SCORE, SCORES, USER
 from llmrec.tables import buckets
 from llmrec.tables.histories import as_lists, flatten
 from llmrec.tables.requests import Work
 
 RANKER, RECALL, RETRIEVE = "ranker", "recall", "retrieve"
-PART, SCORES = f"{SCORE}_", f"{SCORE}s"
+PART = f"{SCORE}_"
 
 
 def of_work(work: Work, ranker: np.ndarray) -> Parts:

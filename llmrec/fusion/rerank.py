@@ -66,7 +66,7 @@ def _cells(how: Rerank, top_k: int) -> int:
 
 
 def _places(rows: np.ndarray, worth: np.ndarray, how: Rerank, count: int) -> np.ndarray:
-    """int64[m, count]: where the chosen are in lists of catalogue rows (int32[m, w], -1 for none), -1 after the last."""
+    """int64[m, count]: where the chosen are in lists of catalogue rows (int32[m, w], -1 for none), then -1."""
     lists, there = np.arange(len(rows)), rows >= 0
     items = np.where(there, rows, 0)
     marginal: Marginal | None = None

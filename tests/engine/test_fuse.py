@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import rankdata, zscore
 
 from llmrec import config, storage
-from llmrec.engine import stages
+from llmrec.engine import diversity, stages
 from llmrec.engine.fuse import fit, fuse
 from llmrec.engine.score import score
 from llmrec.engine.session import user_error_in
@@ -42,7 +42,8 @@ def tables() -> dict[str, pa.Table]:
         "items": pa.table({
             "item_id": [f"i{i:02}" for i in range(ITEMS)], "title": [f"w{i} w{i % 7}" for i in range(ITEMS)],
             "value": pa.array([None if i == 5 else 1.0 + i % 4 for i in range(ITEMS)]),
-            "stock": [i - 1 for i in range(ITEMS)],
+            "stock": [i - 1 for i in range(ITEMS)], "kind": [f"k{i % 4}|m{i % 3}" for i in range(ITEMS)],
+            "born": [100 - 30 * (i % 3) for i in range(ITEMS)],
         }),
         "interactions": pa.table({"user_id": list(users), "item_id": list(items), "timestamp": list(at)}),
     }  # fmt: skip
@@ -184,6 +185,80 @@ def test_items_weigh_as_their_columns_say(made: dict[str, Any]) -> None:
     assert len(both) == len(before) == len(after)
     added = [2 * np.log(value[item] or 1.0) for item in both["item_ids"]]
     np.testing.assert_allclose(both["scores_right"] - both["scores"], added, atol=1e-4)
+
+
+def likeness(a: str, b: str) -> float:
+    one, other = set(a.split("|")), set(b.split("|"))
+    return len(one & other) / len(one | other)
+
+
+def chosen_by_hand(row: dict[str, Any], kinds: dict[str, str], trade: float, window: int, most: int) -> list[str]:
+    """One user's list by maximal marginal relevance within a quota, from his kept scores."""
+    best = sorted(zip(row["item_ids"], row["scores"], strict=True), key=lambda p: (-p[1], p[0]))[:window]
+    low, high = best[-1][1], best[0][1]
+    found: list[str] = []
+    for _ in range(5):
+
+        def worth(pair: tuple[str, float]) -> float:
+            nearest = max((likeness(kinds[pair[0]], kinds[other]) for other in found), default=0.0)
+            return (1 - trade) * (pair[1] - low) / (high - low) - trade * nearest
+
+        kept = [kinds[item].split("|") for item in found]
+        left = [
+            pair
+            for pair in best
+            if pair[0] not in found and all(sum(k in of for of in kept) < most for k in kinds[pair[0]].split("|"))
+        ]
+        if left:
+            found.append(max(left, key=worth)[0])
+    return found  # fmt: skip
+
+
+def test_lists_are_chosen_of_the_kept_scores_within_their_rules(made: dict[str, Any]) -> None:
+    apart, items = f"{ROOT}-reranked", tables()["items"]
+    freshness = {"column": "born", "half_life_days": 1e-3, "reference": 100}
+    wanted = settings(
+        made["settings"].model.base, score={"output": apart},
+        rerank={"method": "mmr", "trade": 0.4, "window": 12, "by": ["kind"], "quotas": {"kind": 2},
+                "freshness": freshness},
+    )  # fmt: skip
+    done = stages.run("score", wanted, quietly)
+    assert done["run_id"] != made["score"]["run_id"] and done["pairs"]["in"] == made["score"]["pairs"]["in"]
+    assert done["pairs"]["ranked"] + done["pairs"]["below_top_k"] == sum(
+        made["score"]["pairs"][end] for end in ("ranked", "below_top_k")
+    )
+    kinds = dict(zip(items["item_id"].to_pylist(), items["kind"].to_pylist(), strict=True))
+    born = dict(zip(items["item_id"].to_pylist(), items["born"].to_pylist(), strict=True))
+    kept, plain = (parts(of, run) for of, run in ((wanted, done["run_id"]), (wanted, made["score"]["run_id"])))
+    rows, short, moved = published(apart), 0, 0
+    for row, before in zip(kept.iter_rows(named=True), plain.iter_rows(named=True), strict=True):
+        aged = [
+            s - np.log(2) * (100 - born[i]) / 86.4 for i, s in zip(before["item_ids"], before["scores"], strict=True)
+        ]
+        np.testing.assert_allclose(row["scores"], aged, atol=1e-5)
+        found = rows.filter(user_id=row["user_id"])
+        assert found["item_id"].to_list() == chosen_by_hand(row, kinds, 0.4, 12, 2)
+        assert found["rank"].to_list() == list(range(1, len(found) + 1))
+        own = dict(zip(row["item_ids"], row["scores"], strict=True))
+        assert found["score"].to_list() == [own[item] for item in found["item_id"]]
+        short += len(found) < 5
+        moved += not found["score"].is_sorted(descending=True)
+    assert done["users_short"] == short and moved > 20
+    told = diversity.curve(wanted, Layout.of(wanted), quietly, [0.4, 1.0], ["mmr"])
+    by_trade = {point.trade: point for point in told.points}
+    assert (told.lists, told.users, told.k) == (USERS, USERS, 5)
+    assert by_trade[0.0].unlikeness < by_trade[0.4].unlikeness <= by_trade[1.0].unlikeness
+    assert by_trade[0.4].coverage == rows["item_id"].n_unique() / ITEMS
+    evaluated = stages.run("evaluate", wanted, quietly)["all_users"][0]
+    assert by_trade[0.4].ndcg == pytest.approx(evaluated["values"]["ndcg@5"])
+    assert by_trade[0.4].interval == pytest.approx(tuple(evaluated["interval"]["ndcg@5"]), abs=0.02)
+    lists = rows.sort("rank").group_by("user_id").agg("item_id")["item_id"].to_list()
+    means = [
+        np.mean([1 - likeness(kinds[a], kinds[b]) for n, a in enumerate(of) for b in of[:n]])
+        for of in lists
+        if len(of) > 1
+    ]
+    assert by_trade[0.4].unlikeness == pytest.approx(np.mean(means), abs=1e-6)
 
 
 @pytest.mark.parametrize(

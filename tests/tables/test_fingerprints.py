@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,6 +75,27 @@ def test_an_items_vector_counts_instead_of_its_token() -> None:
     assert of(work(), Ragged.of([[100], [101], [102], [103]]), vectors=[vectors, bias]) == before
     vectors[0, 1] = 1e-7
     assert [a != b for a, b in zip(of(work(), vectors=[vectors, bias]), before, strict=True)] == [False, True]
+
+
+def test_what_rules_know_of_candidates_counts() -> None:
+    def marked(
+        bonus: tuple[float, ...] = (0, 1, 2, 3), kinds: tuple[Any, ...] = (["a"], None, ["b", "c"], []), first: int = 1
+    ) -> list[int]:
+        vectors = np.eye(4, dtype=np.float32)
+        vectors[0, 0] = first
+        columns = [pa.array(kinds, pa.list_(pa.string()))]
+        marks = fingerprints.of_rules(4, np.asarray(bonus, np.float32), columns, vectors)
+        return fingerprints.with_rules(np.asarray(of(work()), np.uint64), work(), marks).tolist()
+
+    def changed(**what: Any) -> list[bool]:
+        return [a != b for a, b in zip(marked(**what), marked(), strict=True)]
+
+    # The first user has the items 2 and 3 as candidates, the second has 0, and 1 is nobody's.
+    assert changed(bonus=(0, 9, 2, 3), kinds=(["a"], ["x"], ["b", "c"], [])) == [False, False]
+    assert changed(bonus=(0, 1, 2, 3.5)) == changed(kinds=(["a"], None, ["bc"], [])) == [True, False]
+    assert changed(first=2) == changed(kinds=(["b"], None, ["b", "c"], [])) == [False, True]
+    assert fingerprints.of_rules(4, None, [], None) is None
+    assert fingerprints.with_rules(np.asarray([1, 2], np.uint64), work(), None).tolist() == [1, 2]
 
 
 def test_unchanged_is_by_user() -> None:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from llmrec import schema
 from llmrec.errors import UserError
+from llmrec.fusion.diversity import Categories
+from llmrec.fusion.rerank import Quota, Rerank
 from llmrec.ranker.ragged import Ragged
 from llmrec.tables.buckets import parquet_bytes, write_parquet
 from llmrec.tables.requests import Rules, Scores, Work, build, candidates_in_list_form, rank, read_candidates
@@ -292,6 +294,23 @@ def test_rank_equals_polars_on_a_larger_table() -> None:
         "user_id", maintain_order=True
     ).head(10).with_columns((pl.int_range(pl.len()).over("user_id") + 1).cast(pl.Int32).alias("rank"))  # fmt: skip
     assert found.equals(wanted.select("user_id", "rank", "item_id", "score"))
+
+
+def test_a_reranked_list_has_its_own_order_without_gaps_and_every_items_own_score() -> None:
+    work = work_of({1: [2, 3, 5, 7], 2: [8]})
+    kinds = Quota(Ragged.of([[0], [0], [0], [1], [1]]), 1)
+    how = Rerank(4, "mmr", 0.5, Categories(kinds.of))
+    told = Scores(*np.asarray([[4, 3, 2, 1, 9], [40, 30, 20, 10, 90]], np.float32))
+
+    def rows(how: Rerank) -> list[tuple[int, int, int, float, float]]:
+        found = rank(work, told, 3, rules().ids, "m", "r", how)
+        columns = ("user_id", "rank", "item_id", "score", "ranker_score")
+        return list(zip(*(found[c].to_pylist() for c in columns), strict=True))
+
+    # 7 is of another kind than 2, 3 and 5, and worth as little; of these 3 is worth 2/3.
+    assert rows(how) == [(1, 1, 2, 4, 40), (1, 2, 7, 1, 10), (1, 3, 3, 3, 30), (2, 1, 8, 9, 90)]
+    assert rows(Rerank(4, quotas=(kinds,))) == [(1, 1, 2, 4, 40), (1, 2, 7, 1, 10), (2, 1, 8, 9, 90)]
+    assert rows(Rerank(3, quotas=(kinds,))) == [(1, 1, 2, 4, 40), (2, 1, 8, 9, 90)]
 
 
 def test_shuffled_input_gives_the_same_bytes() -> None:

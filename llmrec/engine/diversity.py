@@ -1,0 +1,175 @@
+"""diversity: what lists gain in diversity and lose in relevance as rerank.trade grows, of a run that kept its parts.
+
+Nothing is scored anew: the kept scores rank as they did, and lists are chosen out of them once for every trade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llmrec import config, storage
+from llmrec.engine import rerank
+from llmrec.engine.units import each, reporting
+from llmrec.errors import UserError
+from llmrec.evaluation import metrics
+from llmrec.fusion.diversity import unlikeness
+from llmrec.fusion.rerank import CELLS, Rerank
+from llmrec.layout import Layout
+from llmrec.ranker.ragged import Ragged, offsets_of
+from llmrec.schema import BUCKET, ITEMS, SCORES, USER
+from llmrec.tables import buckets, rankings, requests
+from llmrec.tables.histories import as_lists, flatten, item_rows
+
+METHODS, NONE = ("mmr", "dpp"), "none"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Lists of one trade. ndcg: at score.top_k, of users with held-out events; interval: 95% bootstrap interval of its
+    mean; change: the same of its difference from relevance alone, user by user. unlikeness: of two items of a list, its
+    mean over all lists of two or more; coverage: share of the catalogue that is in a list."""
+
+    method: str
+    trade: float
+    ndcg: float
+    interval: tuple[float, float]
+    change: tuple[float, float]
+    unlikeness: float
+    coverage: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """points: relevance alone first. by: what makes items alike; lists: of how many users; users: those with held-out
+    events."""
+
+    run_id: str
+    k: int
+    window: int
+    by: str
+    lists: int
+    users: int
+    points: list[Point]
+
+
+def curve(
+    settings: config.Config, layout: Layout, say: Callable[[str], None], trades: Sequence[float],
+    methods: Sequence[str] = METHODS,
+) -> Curve:  # fmt: skip
+    """Lists by each method and trade, within the quotas of rerank, beside those by relevance alone.
+
+    Raises:
+        UserError: the run that is shown kept no parts, nothing was held out, or items cannot be compared.
+    """
+    import ray
+
+    k, window = settings.score.top_k, settings.rerank.window
+    if window < k:
+        raise UserError(f"rerank.window = {window} is less than score.top_k = {k}: lists are chosen out of the window")
+    run_id = _shown(settings.score.output or layout.rankings)
+    if not storage.exists(layout.score_parts(run_id)):
+        raise UserError(f"run {run_id} kept no score parts to choose from; score with score.keep_parts = true")
+    # The kept scores hold what freshness adds. That relevance alone is measured by the same likenesses, items are
+    # compared for it, too.
+    changed = {"method": methods[0], "trade": 1.0, "freshness": config.Freshness()}
+    asked = settings.rerank.model_copy(update=changed)
+    made = ray.remote(_catalogue).remote(asked, layout)
+    points = [(NONE, 0.0), *((method, trade) for method in methods for trade in trades if trade > 0)]
+    truth = buckets.bucket_files(layout.targets)
+    units = [
+        {BUCKET: bucket, "parts": uri, "truth": truth.get(bucket, "")}
+        for bucket, uri in buckets.bucket_files(layout.score_parts(run_id)).items()
+    ]
+    given = {"layout": layout, "asked": asked, "points": points, "top_k": k, "made": made}
+    covered = np.zeros((len(points), len(buckets.catalogue_ids(layout.items))), bool)
+    rows = reporting(_covering(each(units, _measure, given), covered), len(units), say, "diversity")
+    rows.sort(key=lambda row: row[BUCKET])
+    ndcg = np.concatenate([np.asarray(row["ndcg"]).reshape(len(points), -1) for row in rows], axis=1)
+    if not ndcg.shape[1]:
+        raise UserError(
+            f"{layout.targets}: no held-out events; set data.split to leave_one_out or time and prepare again"
+        )
+    apart, pairs = (np.sum([row[name] for row in rows], axis=0) for name in ("apart", "compared"))
+
+    def spread(values: np.ndarray) -> tuple[float, float]:
+        return metrics.interval(values, settings.evaluate.bootstrap, settings.evaluate.seed)
+
+    return Curve(
+        run_id, k, window, ", ".join(settings.rerank.by) or "texts", sum(row["lists"] for row in rows), ndcg.shape[1],
+        [
+            Point(
+                method, trade, float(ndcg[i].mean()), spread(ndcg[i]), spread(ndcg[i] - ndcg[0]),
+                float(apart[i] / max(pairs[i], 1)), float(covered[i].mean()),
+            )
+            for i, (method, trade) in enumerate(points)
+        ],
+    )  # fmt: skip
+
+
+def _shown(output: str) -> str:
+    found = rankings.opened(storage.absolute(output))
+    if found is None:
+        raise UserError(f"{output}: no rankings are published there; run jobs/score.py first")
+    return rankings.shown(found)["run_id"]
+
+
+def _catalogue(asked: config.Rerank, layout: Layout) -> tuple[pa.Array, Rerank | None]:
+    """The catalogue's ids, and all that choosing takes of it but the vectors of the texts."""
+    ids = buckets.catalogue_ids(layout.items)
+    return ids, rerank.of_items(asked, layout, ids).rerank
+
+
+def _covering(rows: Iterator[dict[str, Any]], covered: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The rows without what each covers, which is noted in bool[points, n_items]."""
+    for row in rows:
+        for point, items in zip(covered, row.pop("covered"), strict=True):
+            point[items] = True
+        yield row
+
+
+def _measure(
+    batch: pa.Table, layout: Layout, asked: config.Rerank, points: list[tuple[str, float]], top_k: int, made: Any
+) -> pa.Table:
+    """One bucket. Of each point: ndcg of every user with truth, how far apart the items of all lists are, added up, of
+    how many lists, and the rows of the catalogue that are in any."""
+    import ray
+
+    ids, within = ray.get(made)
+    how = rerank.ready(within, asked, layout, ids)
+    assert how is not None and how.alike is not None
+    (unit,) = batch.to_pylist()
+    table = buckets.read_parquet(unit["parts"], [USER, ITEMS, SCORES])
+    candidates = item_rows(table[ITEMS], ids)
+    scores = flatten(table[SCORES])[0].to_numpy(zero_copy_only=False)
+    users = [str(user) for user in table[USER].to_pylist()]
+    truth = _truth(unit["truth"], set(users))
+    ndcg, apart, compared, covered = [], [], [], []
+    for method, trade in points:
+        chosen = replace(how, method=None if method == NONE else method, trade=trade)
+        best, lengths = requests.listed(scores, candidates, top_k, chosen)
+        lists = Ragged(candidates.values[best], offsets_of(lengths))
+        items = as_lists(ids.take(pa.array(lists.values)).cast(pa.string()), lists.offsets).to_pylist()
+        measured = metrics.per_user(truth, dict(zip(users, items, strict=True)), [top_k])
+        ndcg.append(measured[f"ndcg@{top_k}"])
+        far = unlikeness(lists, how.alike, CELLS)
+        apart.append(float(np.nansum(far)))
+        compared.append(int(np.isfinite(far).sum()))
+        covered.append(np.unique(lists.values).tolist())
+    return pa.table({
+        BUCKET: [unit[BUCKET]], "lists": [len(users)], "ndcg": [np.concatenate(ndcg).tolist()], "apart": [apart],
+        "compared": [compared], "covered": [covered],
+    })  # fmt: skip
+
+
+def _truth(uri: str, users: set[str]) -> dict[str, list[str]]:
+    """The held-out items of those among some users who have any."""
+    if not uri:
+        return {}
+    table = buckets.read_parquet(uri, [USER, ITEMS])
+    found = zip(map(str, table[USER].to_pylist()), table[ITEMS].to_pylist(), strict=True)
+    return {user: [str(item) for item in items] for user, items in found if user in users}
