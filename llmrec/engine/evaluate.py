@@ -95,8 +95,10 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     attributes = evaluate_items.attributes(wanted, layout)
     known = evaluate_items.catalogue(wanted, settings.items.separator, layout)
     pairs = labelled_pairs.by_bucket(wanted.labelled, layout, run_id) if wanted.labelled else {}
+    kept = layout.score_parts(run_id) if storage.exists(layout.score_parts(run_id)) else ""
+    fused = _fitted(settings.fusion, layout) if kept else None
     arguments = {
-        "asked": Asked(settings, layout, tables, _fitted(settings.fusion, layout, run_id), run_id, attributes),
+        "asked": Asked(settings, layout, tables, fused, kept, attributes),
         "catalogue": ray.put(known),
         "labelled": {bucket: ray.put(table) for bucket, table in pairs.items()},
     }
@@ -141,9 +143,9 @@ def _opened(uri: str) -> Any:
     return found
 
 
-def _fitted(wanted: config.Fusion, layout: Layout, run_id: str) -> ablations.Fitted | None:
-    """The fusion of the run that is shown, if it kept what its scores are made of."""
-    if wanted.method == "none" or not storage.exists(layout.score_parts(run_id)):
+def _fitted(wanted: config.Fusion, layout: Layout) -> ablations.Fitted | None:
+    """The fusion, and those without something."""
+    if wanted.method == "none":
         return None
     uri = storage.absolute(wanted.model) if wanted.model else layout.fusion
     return ablations.Fitted.from_json(storage.read_bytes(uri), uri)

@@ -13,26 +13,27 @@ from llmrec.fusion import ablations
 from llmrec.fusion.parts import first_of
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import offsets_of
-from llmrec.schema import ITEM, ITEMS, USER
+from llmrec.schema import ITEM, ITEMS, SCORES, USER
 from llmrec.tables import buckets, rankings
 from llmrec.tables.histories import as_lists, flatten
 
 OURS = "llm ranking"
 RANKER_ALONE = "the ranker alone"
+BEFORE_RERANK = "before rerank"
 BY_POPULARITY = "its candidates by popularity"
 Lists = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is evaluated. tables: rankings tables by name, ours first; fused: the fusion whose parts the run kept;
-    attributes: columns of the users table."""
+    """What is evaluated. tables: rankings tables by name, ours first; fused: the fusion whose parts the run kept; kept:
+    where these are, empty if it kept none; attributes: columns of the users table."""
 
     settings: config.Config
     layout: Layout
     tables: dict[str, str]
     fused: ablations.Fitted | None
-    run_id: str
+    kept: str
     attributes: tuple[str, ...]
 
 
@@ -45,20 +46,24 @@ def of_bucket(
     for name, uri in asked.tables.items():
         if name != OURS:
             found[name] = _published(rankings.read_bucket(uri, bucket), depth)
-    if asked.fused is not None:
-        found |= _with_less(asked.fused, buckets.bucket_file(layout.score_parts(asked.run_id), bucket), depth)
+    reranked = asked.settings.rerank.chooses
+    if asked.kept and (asked.fused is not None or reranked):
+        found |= _with_less(asked.fused, reranked, buckets.bucket_file(asked.kept, bucket), depth)
     for name, lists in recalled.items():
         found[name] = {user: items[:depth] for user, items in lists.items()}
     found[BY_POPULARITY] = _by_popularity(candidates, layout, asked.settings.score.max_candidates, depth)
     return found
 
 
-def _with_less(fused: ablations.Fitted, uri: str, depth: int) -> dict[str, Lists]:
-    """The lists that the ranker alone, and the fusions without something, make of a run's candidates."""
+def _with_less(fused: ablations.Fitted | None, reranked: bool, uri: str, depth: int) -> dict[str, Lists]:
+    """The lists that the ranker alone, the fusions without something, and the scores without rerank make of a run's
+    candidates."""
     table, parts = score_parts.read(uri)
     users, items = table[USER].to_pylist(), flatten(table[ITEMS])[0].cast(pa.string())
-    ranker = parts.only([score_parts.RANKER]).values[:, 0]
-    scores = {RANKER_ALONE: ranker} | {f"fused without {name}": f.score(parts) for name, f in fused.without.items()}
+    scores = {BEFORE_RERANK: flatten(table[SCORES])[0].to_numpy(zero_copy_only=False)} if reranked else {}
+    if fused is not None:
+        scores[RANKER_ALONE] = parts.only([score_parts.RANKER]).values[:, 0]
+        scores |= {f"fused without {name}": of.score(parts) for name, of in fused.without.items()}
     made = {}
     for name, values in scores.items():
         best, lengths = first_of(values.astype(np.float32), parts.offsets, depth)
