@@ -16,7 +16,7 @@ from llmrec import config, storage
 from llmrec.engine import rerank
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
-from llmrec.evaluation import metrics
+from llmrec.evaluation import bootstrap, metrics
 from llmrec.fusion.diversity import unlikeness
 from llmrec.fusion.rerank import CELLS, Rerank
 from llmrec.layout import Layout
@@ -97,7 +97,7 @@ def curve(
     apart, pairs = (np.sum([row[name] for row in rows], axis=0) for name in ("apart", "compared"))
 
     def spread(values: np.ndarray) -> tuple[float, float]:
-        return metrics.interval(values, settings.evaluate.bootstrap, settings.evaluate.seed)
+        return bootstrap.interval(values, settings.evaluate.bootstrap, settings.evaluate.seed)
 
     return Curve(
         run_id, k, window, ", ".join(settings.rerank.by) or "texts", sum(row["lists"] for row in rows), ndcg.shape[1],

@@ -98,7 +98,7 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     kept = layout.score_parts(run_id) if storage.exists(layout.score_parts(run_id)) else ""
     fused = _fitted(settings.fusion, layout) if kept else None
     arguments = {
-        "asked": Asked(settings, layout, tables, fused, kept, attributes),
+        "asked": Asked(settings, layout, tables, fused, run_id, kept, attributes),
         "catalogue": ray.put(known),
         "labelled": {bucket: ray.put(table) for bucket, table in pairs.items()},
     }

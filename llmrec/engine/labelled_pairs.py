@@ -8,10 +8,9 @@ import pyarrow as pa
 import pyarrow.compute
 
 from llmrec import schema, storage
-from llmrec.engine import score_parts
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.schema import ITEM, ITEMS, USER
+from llmrec.schema import ITEM, ITEMS, SCORES, USER
 from llmrec.tables import buckets
 
 LABEL = "label"
@@ -66,9 +65,9 @@ def scored(pairs: pa.Table, parts: str) -> tuple[np.ndarray, np.ndarray, np.ndar
 
     parts: where the bucket's score parts are.
     """
-    kept = pl.DataFrame(pl.from_arrow(buckets.read_parquet(parts, [USER, ITEMS, score_parts.SCORES])))
-    flat = kept.explode(ITEMS, score_parts.SCORES).rename({ITEMS: ITEM})
+    kept = pl.DataFrame(pl.from_arrow(buckets.read_parquet(parts, [USER, ITEMS, SCORES])))
+    flat = kept.explode(ITEMS, SCORES).rename({ITEMS: ITEM})
     asked = pl.DataFrame(pl.from_arrow(pairs)).with_columns(at=pl.col(USER).rank("dense").cast(pl.Int64) - 1)
     found = asked.join(flat, on=[USER, ITEM], how="left", maintain_order="left")
-    scores = found[score_parts.SCORES].cast(pl.Float32).fill_null(float("nan")).to_numpy()
+    scores = found[SCORES].cast(pl.Float32).fill_null(float("nan")).to_numpy()
     return found["at"].to_numpy(), scores, found[LABEL].to_numpy()

@@ -33,6 +33,7 @@ class Asked:
     layout: Layout
     tables: dict[str, str]
     fused: ablations.Fitted | None
+    run_id: str
     kept: str
     attributes: tuple[str, ...]
 
