@@ -83,7 +83,7 @@ def known(layout: Layout) -> Catalogue:
 
 @pytest.fixture(scope="module")
 def parts(layout: Layout) -> list[measured.Measured]:
-    asked = Asked(settings(), layout, {OURS: layout.rankings}, None, RUN, ("age",))
+    asked = Asked(settings(), layout, {OURS: layout.rankings}, None, RUN, "", ("age",))
     labelled = pa.table({"user_id": range(USERS), "item_id": [u % ITEMS for u in range(USERS)],
                          "label": [u % 3 == 0 for u in range(USERS)]})  # fmt: skip
     which = buckets.bucket_of(labelled["user_id"], 2)
