@@ -19,6 +19,20 @@ from pydantic_settings.exceptions import SettingsError
 from llmrec import storage
 from llmrec.errors import UserError
 
+TIME = "time:"
+DERIVED = ("hour", "weekday", "part_of_day", "month")
+
+
+def context_name(wanted: str) -> str:
+    """What a context that `data.context` names is called in tables and templates."""
+    return wanted.removeprefix(TIME)
+
+
+def _none(value: Any) -> bool:
+    """Left out of what is written and hashed, so that who does not use a setting has the hashes of before it was."""
+    return not value
+
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -47,6 +61,15 @@ class Data(Section):
         "relation, tail and, if you have it, weight; empty for none"
     )  # fmt: skip
     columns: Columns = Columns()
+    context: tuple[str, ...] = Field(
+        (), exclude_if=_none, description="columns of the log that say what an event happened in, known before its item "
+        "is (place, device, weather ...): texts, whole numbers or booleans; and time:hour, time:weekday, "
+        "time:part_of_day, time:month, in UTC"
+    )  # fmt: skip
+    requests: str = Field(
+        "", exclude_if=_none, description="split=none: Parquet file or directory with a user's id and the context that "
+        "he is to be ranked in, one row a user; empty for none"
+    )  # fmt: skip
     min_user_events: Count = Field(3, description="users with fewer clean events are set aside")
     min_timestamp: int = Field(1, description="unix seconds; earlier events are impossible")
     max_timestamp: int = Field(4_102_444_800, description="unix seconds (2100-01-01); later events are impossible")
@@ -55,6 +78,25 @@ class Data(Section):
     validation_share: Share = Field(0.1, description="split=time: newest share of the rest, for validation")
     buckets: Annotated[int, Field(ge=1, le=100_000)] = Field(16, description="units of work; about 10,000 users each")
     max_bad_share: Share = Field(0.1, description="more bad rows than this stop the job before it writes a table")
+
+    @model_validator(mode="after")
+    def _contexts(self) -> Data:
+        names = [context_name(wanted) for wanted in self.context]
+        for wanted, name in zip(self.context, names, strict=True):
+            if wanted.startswith(TIME) and name not in DERIVED:
+                raise ValueError(f"context names '{wanted}'; of the time there are {TIME}{f', {TIME}'.join(DERIVED)}")
+            if names.count(name) > 1:
+                raise ValueError(f"context has '{name}' more than once; rename the column, or leave one out")
+            if wanted in (self.columns.user, self.columns.item):
+                raise ValueError(f"context names '{wanted}', whose value a request for recommendations is about")
+        if self.requests and not self.context:
+            raise ValueError("requests brings the context of users; name its columns in context")
+        if self.requests and self.split != "none":
+            raise ValueError(
+                f"requests goes with split = none: with split = {self.split} users are ranked in the context of their "
+                "first held-out event"
+            )
+        return self
 
 
 class Prompt(Section):
@@ -240,7 +282,17 @@ class Retrieve(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
 
 
-Source = Literal["item_item", "ease", "als", "text", "popularity", "retrieve"]
+class Context(Section):
+    """What goes with the context that a user is asked about in (data.context): a part of the fusion wherever there is
+    one, and a source if it brings candidates."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="candidates per user, the most popular there; 0 for none")
+    prior: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="users in everyone's contexts that each item is thought to have had before its own"
+    )
+
+
+Source = Literal["item_item", "ease", "als", "text", "popularity", "retrieve", "context"]
 
 
 class Recall(Section):
@@ -252,6 +304,7 @@ class Recall(Section):
     als: Als = Als()
     text: Text = Text()
     retrieve: Retrieve = Retrieve()
+    context: Context = Field(Context(), exclude_if=lambda value: value == Context())
     merge: tuple[Source, ...] = Field(
         ("item_item", "popularity"), description="sources in order; a later one fills what an earlier one left open"
     )

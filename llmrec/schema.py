@@ -6,7 +6,7 @@ were: `id_type` carries the choice through.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -16,6 +16,7 @@ USER, ITEM, TIMESTAMP, TITLE = "user_id", "item_id", "timestamp", "title"
 ITEMS, TIMESTAMPS, RECALL_SCORES, SOURCES = "item_ids", "timestamps", "recall_scores", "sources"
 SCORES = "scores"  # in score parts: what ranks each candidate
 TRAIN_LENGTH, USERS = "train_length", "users"
+CONTEXT, NOW = "context_", "now_"  # and the context's name: of each event, of what is asked for
 PART_OF_RECALL = "recall_score_"  # and the source: a column of what it says of a candidate
 TEACHER_ITEMS, TEACHER_SCORES = "teacher_items", "teacher_scores"
 RANK, SCORE, RANKER_SCORE, PROBABILITY, RECALL_SCORE, SOURCE, MODEL_VERSION, RUN_ID = (
@@ -31,19 +32,25 @@ def edges(item: pa.DataType) -> pa.Schema:
     return pa.schema([(HEAD, item), (RELATION, pa.string()), (TAIL, pa.string()), (WEIGHT, pa.float32())])
 
 
-def histories(user: pa.DataType, item: pa.DataType) -> pa.Schema:
+def histories(user: pa.DataType, item: pa.DataType, context: Sequence[str] = ()) -> pa.Schema:
     """One row a user: what the models may see, oldest first.
 
     The first `train_length` events are for training, the rest for validation; scoring sees them all.
+    context: names of what is known of each event, and of the one that is asked for.
     """
     return pa.schema([
         (USER, user), (ITEMS, pa.list_(item)), (TIMESTAMPS, pa.list_(pa.int64())), (TRAIN_LENGTH, pa.int32()),
+        *_contexts(context), *((NOW + name, pa.string()) for name in context),
     ])  # fmt: skip
 
 
-def targets(user: pa.DataType, item: pa.DataType) -> pa.Schema:
+def targets(user: pa.DataType, item: pa.DataType, context: Sequence[str] = ()) -> pa.Schema:
     """One row a user who has held-out events: the truth that only evaluate reads."""
-    return pa.schema([(USER, user), (ITEMS, pa.list_(item))])
+    return pa.schema([(USER, user), (ITEMS, pa.list_(item)), *_contexts(context)])
+
+
+def _contexts(names: Sequence[str]) -> list[tuple[str, pa.DataType]]:
+    return [(CONTEXT + name, pa.list_(pa.string())) for name in names]
 
 
 def candidates(user: pa.DataType, item: pa.DataType) -> pa.Schema:

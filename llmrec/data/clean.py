@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute
 
 from llmrec.config import Columns
+from llmrec.data.context import unix_seconds, values
 from llmrec.errors import UserError
 from llmrec.schema import (
     DETAIL,
@@ -108,9 +111,11 @@ def clean_edges(rows: pa.Table, known_items: pa.Array, source: str) -> tuple[pa.
 
 
 def judge_interactions(
-    rows: pa.Table, columns: Columns, known_items: pa.Array, min_timestamp: int, max_timestamp: int, source: str
-) -> pl.DataFrame:
-    """The rows as user_id, item_id, timestamp (int64 seconds) and reason_code, which is null for good ones.
+    rows: pa.Table, columns: Columns, known_items: pa.Array, min_timestamp: int, max_timestamp: int, source: str,
+    context: Sequence[str] = (),
+) -> pl.DataFrame:  # fmt: skip
+    """The rows as user_id, item_id, timestamp (int64 seconds) and reason_code, which is null for good ones, and a column
+    `context_<name>` of each name in `context`, see `context.values`.
 
     Reasons: `null_id`, `null_timestamp`, `impossible_timestamp`, `unknown_item`.
 
@@ -125,21 +130,15 @@ def judge_interactions(
             f"{source}: column '{columns.item}' holds {item_type} ids, but the items table holds {known_items.type}; "
             "give both the same type"
         )
-    time = rows[columns.timestamp]
-    if pa.types.is_timestamp(time.type):
-        time = time.cast(pa.timestamp("s"), safe=False)
-    elif pa.types.is_floating(time.type):
-        time = pa.compute.floor(pa.compute.if_else(pa.compute.is_finite(time), time, None))
-        time = pa.compute.if_else(pa.compute.less(pa.compute.abs(time), 2.0**62), time, -1)
     frame = pl.DataFrame(
         {
             USER: pl.Series(values=rows[columns.user].cast(user_type)),
             ITEM: pl.Series(values=rows[columns.item].cast(item_type)),
-            TIMESTAMP: pl.Series(values=time.cast(pa.int64(), safe=False)),
+            TIMESTAMP: pl.Series(values=unix_seconds(rows[columns.timestamp])),
         }
     )
     known = pl.Series(values=known_items)
-    return frame.with_columns(
+    judged = frame.with_columns(
         pl.when(pl.col(USER).is_null() | pl.col(ITEM).is_null())
         .then(pl.lit("null_id"))
         .when(pl.col(TIMESTAMP).is_null())
@@ -150,6 +149,10 @@ def judge_interactions(
         .then(pl.lit("unknown_item"))
         .alias(REASON)
     )
+    if not context:
+        return judged
+    good = judged.select(pl.when(pl.col(REASON).is_null()).then(pl.col(TIMESTAMP)).alias(TIMESTAMP))[TIMESTAMP]
+    return judged.with_columns(values(rows, good, context, source))
 
 
 def interactions_quarantine(bad: pl.DataFrame, source: str) -> pa.Table:

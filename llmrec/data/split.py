@@ -8,9 +8,9 @@ import polars as pl
 import pyarrow as pa
 
 from llmrec import schema
-from llmrec.config import Data
+from llmrec.config import Data, context_name
 from llmrec.data.clean import ROW
-from llmrec.schema import ITEM, ITEMS, REASON, TIMESTAMP, TIMESTAMPS, TRAIN_LENGTH, USER
+from llmrec.schema import CONTEXT, ITEM, ITEMS, NOW, REASON, TIMESTAMP, TIMESTAMPS, TRAIN_LENGTH, USER
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ def split_events(
     leave_one_out: the last event is the target, the one before it is for validation.
     time: `boundaries` cut; a user without events before the test period keeps an empty history.
     none: everything is for training.
+    With `data.context` the events have columns `context_<name>`; what a user is asked about in is the context of his
+    first event in the test period, null if he has none.
     """
+    names = [context_name(wanted) for wanted in data.context]
     events = events.sort(USER, TIMESTAMP, ROW)
     copies = pl.struct(USER, ITEM, TIMESTAMP).is_first_distinct().not_()
     few = pl.len().over(USER) < data.min_user_events
@@ -65,7 +68,13 @@ def split_events(
         pl.col(TIMESTAMP).filter(kept).alias(TIMESTAMPS),
         pl.col("train").sum().cast(pl.Int32).alias(TRAIN_LENGTH),
         pl.col(ITEM).filter(pl.col("test")).alias("target"),
+        *(pl.col(CONTEXT + name).filter(kept) for name in names),
+        *(pl.col(CONTEXT + name).filter(pl.col("test")).alias(f"target_{name}") for name in names),
+        *(pl.col(CONTEXT + name).filter(pl.col("test")).first().alias(NOW + name) for name in names),
     )
-    histories = users.select(USER, ITEMS, TIMESTAMPS, TRAIN_LENGTH).to_arrow().cast(schema.histories(user, item))
-    targets = users.filter(pl.col("target").list.len() > 0).select(USER, pl.col("target").alias(ITEMS))
-    return Split(histories, targets.to_arrow().cast(schema.targets(user, item)), pl.concat([duplicates, too_few]))
+    wanted = schema.histories(user, item, names)
+    histories = users.select(wanted.names).to_arrow().cast(wanted)
+    held_out = users.filter(pl.col("target").list.len() > 0)
+    told = (pl.col(f"target_{name}").alias(CONTEXT + name) for name in names)
+    targets = held_out.select(USER, pl.col("target").alias(ITEMS), *told).to_arrow()
+    return Split(histories, targets.cast(schema.targets(user, item, names)), pl.concat([duplicates, too_few]))

@@ -7,7 +7,7 @@ before a table is touched; the second shuffles the rows to their buckets and wri
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,13 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from llmrec import schema, storage
-from llmrec.config import Columns, Data
+from llmrec.config import Columns, Data, context_name
+from llmrec.data import context
 from llmrec.data.clean import ROW, clean_edges, clean_items, interactions_quarantine, judge_interactions
 from llmrec.data.split import Boundaries, split_events
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.schema import BUCKET, ITEM, REASON, TIMESTAMP, USER
+from llmrec.schema import BUCKET, CONTEXT, ITEM, REASON, TIMESTAMP, USER
 from llmrec.tables import buckets
 
 FILE, GROUP, FIRST_ROW = "file", "row_group", "first_row"
@@ -32,7 +33,8 @@ TIME_QUANTILES = 1000
 
 @dataclass(frozen=True)
 class Prepared:
-    """What prepare did. rows_in = events_kept + the counts in `set_aside`; edges: kept ones."""
+    """What prepare did. rows_in = events_kept + the counts in `set_aside`; edges: kept ones; requests: users with one
+    of the rows of data.requests."""
 
     items: int
     users: int
@@ -42,18 +44,20 @@ class Prepared:
     items_set_aside: dict[str, int]
     edges: int
     edges_set_aside: dict[str, int]
+    requests: int
     buckets: int
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What every task of the second pass needs."""
+    """What every task of the second pass needs. requests: object reference to the table of `context.requests`."""
 
     data: Data
     layout: Layout
     user_type: pa.DataType
     item_type: pa.DataType
     boundaries: Boundaries | None
+    requests: Any = None
 
 
 def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
@@ -74,6 +78,10 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     users = _read_users(data)
     edges, bad_edges = _read_edges(data, items[ITEM].combine_chunks())
     units, user_type, item_type = _input_units(data)
+    asked = None
+    if data.requests:
+        rows = buckets.read_parquet(data.requests)
+        asked = ray.put(context.requests(rows, data.context, data.columns, user_type, data.requests))
 
     known = ray.put(items[ITEM].combine_chunks())
     source = ray.data.from_items(units, override_num_blocks=min(len(units), 1000))
@@ -110,10 +118,10 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
             buckets.write_parquet(here, buckets.bucket_file(layout.users, int(bucket)))
 
     say(f"sorting {reasons['good']:,} events into {data.buckets} buckets")
-    job = _Job(data, layout, user_type, item_type, boundaries)
-    context = ray.data.DataContext.get_current()
-    block_size = context.target_max_block_size
-    context.target_max_block_size = None  # a bucket must reach its task whole
+    job = _Job(data, layout, user_type, item_type, boundaries, asked)
+    running = ray.data.DataContext.get_current()
+    block_size = running.target_max_block_size
+    running.target_max_block_size = None  # a bucket must reach its task whole
     try:
         written = (
             source.map_batches(_read_unit, batch_size=1, fn_kwargs={"job": job, "known": known}, batch_format="pyarrow")
@@ -122,10 +130,10 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
             .take_all()
         )
     finally:
-        context.target_max_block_size = block_size
+        running.target_max_block_size = block_size
     done = {row[BUCKET] for row in written}
     for empty in set(range(data.buckets)) - done:  # no user hashes there
-        _write_bucket(empty, _no_events(user_type, item_type), job)
+        _write_bucket(empty, _no_events(job), job)
     for table in (layout.histories, layout.targets):
         buckets.delete_others(table, range(data.buckets))
     set_aside: Counter[str] = Counter()
@@ -140,6 +148,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
         items_set_aside=dict(Counter(bad_items[REASON].to_pylist())),
         edges=edges.num_rows,
         edges_set_aside=dict(Counter(bad_edges[REASON].to_pylist())),
+        requests=sum(row["requests"] for row in written),
         buckets=data.buckets,
     )
 
@@ -187,6 +196,7 @@ def _input_units(data: Data) -> tuple[list[dict[str, Any]], pa.DataType, pa.Data
         columns, arrow = data.columns, footer.schema.to_arrow_schema()
         types.add((schema.id_type(arrow, columns.user, uri), schema.id_type(arrow, columns.item, uri)))
         schema.require(arrow, {columns.timestamp: "time"}, uri)
+        context.check(arrow, data.context, uri)
         for group in range(footer.num_row_groups):
             rows = footer.row_group(group).num_rows
             if rows:
@@ -199,13 +209,19 @@ def _input_units(data: Data) -> tuple[list[dict[str, Any]], pa.DataType, pa.Data
     return units, *types.pop()
 
 
-def _judged(unit: dict[str, Any], columns: Columns, known: pa.Array, data: Data) -> pl.DataFrame:
+def _judged(
+    unit: dict[str, Any], columns: Columns, known: pa.Array, data: Data, wanted: Sequence[str] = ()
+) -> pl.DataFrame:
+    """wanted: of data.context, where it is asked for."""
     fs, _ = storage.filesystem(unit[FILE])
     file = pq.ParquetFile(unit[FILE].removeprefix("s3://"), filesystem=fs)
     rows = file.read_row_group(
-        unit[GROUP], columns=list(dict.fromkeys((columns.user, columns.item, columns.timestamp)))
+        unit[GROUP],
+        columns=list(
+            dict.fromkeys((columns.user, columns.item, columns.timestamp, *context.columns_of(wanted, columns)))
+        ),
     )
-    return judge_interactions(rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE])
+    return judge_interactions(rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE], wanted)
 
 
 def _count(batch: pa.Table, columns: Columns, known: Any, data: Data) -> pa.Table:
@@ -242,11 +258,11 @@ def _boundaries(counted: list[dict[str, Any]], data: Data) -> Boundaries:
 def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
     """One unit's rows, good and bad, with their bucket."""
     (unit,) = batch.to_pylist()
-    judged = _judged(unit, job.data.columns, _fetched(known), job.data)
+    judged = _judged(unit, job.data.columns, _fetched(known), job.data, job.data.context)
     rows = judged.with_row_index(ROW, offset=unit[FIRST_ROW]).with_columns(
         pl.col(ROW).cast(pl.Int64), pl.lit(unit[FILE]).alias(FILE)
     )
-    table = rows.to_arrow().cast(_no_events(job.user_type, job.item_type).schema.remove(0))
+    table = rows.to_arrow().cast(_no_events(job).schema.remove(0))
     bucket = buckets.bucket_of(table[USER], job.data.buckets)
     return table.add_column(0, BUCKET, pa.array(bucket))
 
@@ -268,30 +284,34 @@ def _write_bucket(bucket: int, rows: pa.Table, job: _Job) -> dict[str, Any]:
     if len(bad):
         parts = [interactions_quarantine(part, str(name[0])) for name, part in bad.group_by(FILE, maintain_order=True)]
         buckets.write_parquet(pa.concat_tables(parts), buckets.bucket_file(job.layout.quarantine("prepare"), bucket))
-    buckets.write_parquet(split.histories, buckets.bucket_file(job.layout.histories, bucket))
+    histories, requests = split.histories, 0
+    if job.requests is not None:
+        histories, requests = context.asked(histories, _fetched(job.requests))
+    buckets.write_parquet(histories, buckets.bucket_file(job.layout.histories, bucket))
     buckets.write_parquet(split.targets, buckets.bucket_file(job.layout.targets, bucket))
     tally = bad.group_by(REASON).len().sort(REASON)
     return {
         BUCKET: bucket, "users": split.histories.num_rows, "kept": len(good) - len(split.set_aside),
-        "reasons": tally[REASON].to_list(), "counts": tally["len"].to_list(),
+        "requests": requests, "reasons": tally[REASON].to_list(), "counts": tally["len"].to_list(),
     }  # fmt: skip
 
 
 _WRITTEN = pa.schema([
-    (BUCKET, pa.int32()), ("users", pa.int64()), ("kept", pa.int64()),
+    (BUCKET, pa.int32()), ("users", pa.int64()), ("kept", pa.int64()), ("requests", pa.int64()),
     ("reasons", pa.list_(pa.string())), ("counts", pa.list_(pa.int64())),
 ])  # fmt: skip
 
 
-def _no_events(user: pa.DataType, item: pa.DataType) -> pa.Table:
+def _no_events(job: _Job) -> pa.Table:
     return pa.schema([
-        (BUCKET, pa.int32()), (ROW, pa.int64()), (USER, user), (ITEM, item), (TIMESTAMP, pa.int64()),
-        (REASON, pa.string()),
+        (BUCKET, pa.int32()), (ROW, pa.int64()), (USER, job.user_type), (ITEM, job.item_type),
+        (TIMESTAMP, pa.int64()), (REASON, pa.string()),
+        *((CONTEXT + context_name(wanted), pa.string()) for wanted in job.data.context),
         (FILE, pa.string()),
     ]).empty_table()  # fmt: skip
 
 
-def _fetched(reference: Any) -> pa.Array:
+def _fetched(reference: Any) -> Any:
     """An object reference inside keyword arguments reaches a task as it is."""
     import ray
 

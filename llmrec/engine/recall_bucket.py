@@ -17,15 +17,15 @@ from llmrec.engine.recall_models import Models
 from llmrec.engine.text_vectors import text_vectors
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
-from llmrec.recall import als, content, ease, item_item
+from llmrec.recall import als, content, context, ease, item_item
 from llmrec.recall.candidates import Candidates, merge
 from llmrec.recall.scores import Dense, Listed, Same, Scores, Sparse
 from llmrec.schema import BUCKET, USER
-from llmrec.tables import buckets, recalled
+from llmrec.tables import buckets, contexts, recalled
 
-DENSE = ("ease", "als", "text")  # which score every item of every user
+DENSE = ("ease", "als", "text", "context")  # which score every item of every user
 CELLS_AT_ONCE = 1 << 24
-MERGED, RETRIEVE = "merged", "retrieve"
+MERGED, RETRIEVE, CONTEXT = "merged", "retrieve", "context"
 
 
 def recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout: Layout) -> pa.Table:
@@ -39,7 +39,9 @@ def recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout:
     names: list[str] = list(settings.merge)
     quotas = [settings.quotas.get(name, 0) for name in settings.merge]
     found: dict[str, list[Candidates]] = {name: [] for name in [*names, MERGED]}
-    scored: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    asked = context.rows_of(contexts.now(table, list(known.contexts), settings.history == "training"), known.contexts)
+    says = [*names, CONTEXT] if known.contexts and CONTEXT not in names else names
+    scored: dict[str, list[np.ndarray]] = {name: [] for name in says}
     retrieved = (
         recalled.read(buckets.bucket_file(layout.candidates(RETRIEVE), unit[BUCKET]), known.ids)
         if RETRIEVE in names else None
@@ -50,10 +52,11 @@ def recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout:
         seen = part if settings.exclude_seen else None
         scores = {
             name: Listed(retrieved.take(users), len(known.ids)) if name == RETRIEVE and retrieved is not None
+            else context.InContext(list(known.contexts.values()), asked[users], known.popularity) if name == CONTEXT
             else _scores(name, part, known, vectors, settings)
-            for name in names
+            for name in says
         }  # fmt: skip
-        lists = {name: of.top(seen, getattr(settings, name).top) for name, of in scores.items()}
+        lists = {name: scores[name].top(seen, getattr(settings, name).top) for name in names}
         merged = merge(list(lists.values()), settings.candidates, len(known.ids), quotas)
         for name, candidates in (lists | {MERGED: merged}).items():
             found[name].append(candidates)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from scipy import sparse
 
 from llmrec import config
-from llmrec.engine.counts import cooccurrence, known_histories
+from llmrec.engine.counts import cooccurrence, in_context, known_histories
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.recall import als, ease, item_item
-from llmrec.tables import buckets
+from llmrec.recall import als, context, ease, item_item
+from llmrec.tables import buckets, contexts
 
 EASE_CPUS = 1
 
@@ -22,7 +22,7 @@ EASE_CPUS = 1
 class Models:
     """ids: ascending item ids; popularity: float32[n_items], users who had each; similar: of `item_item.neighbours`;
     linear: item rows and the float32[m, m] weights of `ease.weights` among them; factors: float32[n_items, any] of
-    `als.item_factors`. None for a source that is off.
+    `als.item_factors`. None for a source that is off. contexts: of `context.learn`, by what histories tell of.
     """
 
     ids: pa.Array
@@ -30,6 +30,7 @@ class Models:
     similar: sparse.csr_matrix
     linear: tuple[np.ndarray, np.ndarray] | None = None
     factors: np.ndarray | None = None
+    contexts: dict[str, context.Association] = field(default_factory=dict)
 
 
 def fit(settings: config.Recall, layout: Layout) -> Models:
@@ -54,7 +55,21 @@ def fit(settings: config.Recall, layout: Layout) -> Models:
         files = list(buckets.bucket_files(layout.histories).values())
         factors = ray.get(task.remote(files, ids, training_only, settings.als))
     similar = item_item.neighbours(counts, settings.item_item.neighbours, settings.item_item.shrinkage)
-    return Models(ids, popularity, similar, linear, factors)
+    return Models(ids, popularity, similar, linear, factors, _contexts(settings, layout, ids, training_only))
+
+
+def _contexts(
+    settings: config.Recall, layout: Layout, ids: pa.Array, training_only: bool
+) -> dict[str, context.Association]:
+    first = next(iter(buckets.bucket_files(layout.histories).values()))
+    if contexts.names_of(buckets.schema_of(first)):
+        return context.learn(in_context(layout.histories, ids, training_only), len(ids), settings.context.prior)
+    if "context" in settings.merge:
+        raise UserError(
+            f"recall.merge names 'context', and {layout.histories} tells of none; set data.context and run "
+            "jobs/prepare.py again"
+        )
+    return {}
 
 
 def _linear(counts: sparse.csr_matrix, l2: float) -> np.ndarray:

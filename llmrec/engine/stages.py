@@ -148,7 +148,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     inputs: tuple[str, ...]
     if name == "prepare":
         data = config.data
-        sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges)
+        sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges, data.requests)
     elif name == "embed":
         sections, inputs = ["model", "prompt", "items"], (layout.items, layout.edges)
         dump["items"]["wanted"] = embed.wanted(config)
