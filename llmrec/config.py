@@ -62,8 +62,8 @@ class Data(Section):
     )  # fmt: skip
     columns: Columns = Columns()
     context: tuple[str, ...] = Field(
-        (), exclude_if=_none, description="columns of the log that say what an event happened in, known before its item "
-        "is (place, device, weather ...): texts, whole numbers or booleans; and time:hour, time:weekday, "
+        (), exclude_if=_none, description="columns of the log that say what an event happened in, known before its "
+        "item is (place, device, weather ...): texts, whole numbers or booleans; and time:hour, time:weekday, "
         "time:part_of_day, time:month, in UTC"
     )  # fmt: skip
     requests: str = Field(
@@ -288,7 +288,7 @@ class Context(Section):
 
     top: Annotated[int, Field(ge=0)] = Field(0, description="candidates per user, the most popular there; 0 for none")
     prior: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="users in everyone's contexts that each item is thought to have had before its own"
+        100.0, description="users in everyone's contexts that each item is thought to have had before its own"
     )
 
 

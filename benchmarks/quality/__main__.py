@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.quality import cache, datasets, figures, fused, protocol, rankers, report, settings, titles, tuning
 from benchmarks.quality.cache import OutOfTimeError
 from benchmarks.quality.command_line import options
+from benchmarks.quality.contextual import InContext
 from benchmarks.quality.datasets import Dataset
 from benchmarks.quality.language_model import LanguageModel
 from benchmarks.quality.methods import TITLES, Baseline, Fusion, Method, baseline
@@ -73,7 +74,7 @@ def on_dataset(
             sections.setdefault(section, {})[key] = value
         return LanguageModel(name, sections, asked.out / "work", asked.threads, say)
 
-    def of_settings(name: str) -> Baseline:
+    def of_settings(name: str) -> Baseline | InContext:
         """A baseline, its settings searched first if that was asked for."""
         if asked.tune and name in settings.GRID and name not in tuned:
             tuned[name] = tuning.tried(dataset, name, vectors, measured)
@@ -86,11 +87,12 @@ def on_dataset(
             members, how = fused.FUSIONS[names[0]]
             there = [name for name in members if name != TITLES or vectors is not None]
             of = [ranker(name) if name in rankers.VARIANTS else of_settings(name) for name in there]
-            return fused.Fused(names[0], of, how)
+            return fused.Fused(names[0], of, how, fused.SILENT)
         if names[0] in rankers.VARIANTS:
             return ranker(names[0])
-        members = [of_settings(name) for name in names]
-        return members[0] if len(members) == 1 else Fusion(members)
+        if len(names) == 1:
+            return of_settings(names[0])
+        return Fusion([of_settings(name) for name in names])
 
     splits = {name: split(dataset, name) for name in asked.splits}
     kept: dict[str, list] = {name: [] for name in splits}

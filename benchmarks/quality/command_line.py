@@ -11,7 +11,7 @@ import yaml
 
 from benchmarks.quality.datasets import MOVIELENS
 from benchmarks.quality.fused import FUSIONS
-from benchmarks.quality.methods import MODULES, TITLES
+from benchmarks.quality.methods import IN_CONTEXT, MODULES, TITLES
 from benchmarks.quality.rankers import VARIANTS
 from benchmarks.quality.splits import SPLITS, TEST
 from benchmarks.speed.processes import ROOT
@@ -37,7 +37,8 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
         help=f"data sets: {MOVIELENS}, which is fetched, or folders with interactions.parquet (user_id, item_id, order "
         "or timestamp) and items.parquet (item_id, title); ':5core' leaves out whatever has fewer than 5 events")
     add("--methods", default=",".join(MODULES), metavar="NAME,...",
-        help=f"baselines, of which some joined by '+' are fused by reciprocal rank, rankers: {', '.join(VARIANTS)}, "
+        help=f"baselines, of which some joined by '+' are fused by reciprocal rank, others that know the context: "
+        f"{', '.join(IN_CONTEXT)}, rankers: {', '.join(VARIANTS)}, "
         f"and what llmrec fuses by weights fitted on validation: {', '.join(FUSIONS)}")
     add("--splits", nargs="+", choices=SPLITS, default=[TEST], metavar="SPLIT",
         help="of validation, validation-4 (each of the four events before a user's last, which tells settings apart "
@@ -61,10 +62,11 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
     found = parser.parse_args(arguments)
     found.methods = [name.split("+") for name in found.methods.split(",")]
     for name in chain.from_iterable(found.methods):
-        if name not in (*MODULES, *VARIANTS, *FUSIONS):
-            parser.error(f"--methods: no method '{name}'; there are {', '.join((*MODULES, *VARIANTS, *FUSIONS))}")
+        if name not in (*MODULES, *IN_CONTEXT, *VARIANTS, *FUSIONS):
+            there = ", ".join((*MODULES, *IN_CONTEXT, *VARIANTS, *FUSIONS))
+            parser.error(f"--methods: no method '{name}'; there are {there}")
     for names in found.methods:
-        if len(names) > 1 and (rankers := set(names) & {*VARIANTS, *FUSIONS}):
+        if len(names) > 1 and (rankers := set(names) & {*IN_CONTEXT, *VARIANTS, *FUSIONS}):
             parser.error(f"--methods: {'+'.join(names)}: {', '.join(sorted(rankers))} cannot be fused here")
     found.changed = [_setting(parser, text) for text in found.set]
     if found.threads < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from benchmarks.quality.settings import CONTEXTS
 from llmrec import assets
-from llmrec.data import movielens
+from llmrec.data import context, movielens
 from llmrec.errors import UserError
 from llmrec.ranker.ragged import Ragged, offsets_of
 from llmrec.schema import HEAD, ITEM, RELATION, TAIL, TIMESTAMP, USER
@@ -31,7 +33,8 @@ MIN_EVENTS = 3  # one to score from, one to validate on, one to test on
 class Dataset:
     """items: item_id ascending, a row's place is the item's number; all columns that the source has. users: arrow[n]
     of ids. histories: items per user, oldest first, none twice. digest: changes with any of these. edges: head,
-    relation and tail of a knowledge graph, if the source has one."""
+    relation and tail of a knowledge graph, if the source has one. contexts: columns of texts, a row an event of
+    `histories`, as `settings.CONTEXTS` names them."""
 
     name: str
     items: pa.Table
@@ -39,6 +42,7 @@ class Dataset:
     histories: Ragged
     digest: str
     edges: pa.Table | None = None
+    contexts: pa.Table | None = None
 
 
 def read(source: str) -> Dataset:
@@ -60,12 +64,14 @@ def read(source: str) -> Dataset:
     else:
         items, events = (_parquet(Path(place) / f"{kind}.parquet") for kind in ("items", "interactions"))
     name = Path(place).resolve().name + (f"-{core}core" if core else "")
-    found, edges = of_tables(name, items, events, core), Path(place) / EDGES_FILE
+    found, edges = of_tables(name, items, events, core, CONTEXTS.get(name, ())), Path(place) / EDGES_FILE
     return replace(found, edges=pq.read_table(edges, columns=[HEAD, RELATION, TAIL])) if edges.is_file() else found
 
 
-def of_tables(name: str, items: pl.DataFrame, events: pl.DataFrame, core: int = 0) -> Dataset:
-    """items: item_id and any other columns; events: user_id, item_id and what orders them, see `read`.
+def of_tables(
+    name: str, items: pl.DataFrame, events: pl.DataFrame, core: int = 0, contexts: Sequence[str] = ()
+) -> Dataset:
+    """items: item_id and any other columns; events: user_id, item_id, contexts and what orders them, see `read`.
 
     An item that a user had before is no recommendation, so only his first event of it counts. Users with fewer than 3
     items are left out, and with `core` items without events, too.
@@ -94,7 +100,14 @@ def of_tables(name: str, items: pl.DataFrame, events: pl.DataFrame, core: int = 
         raise UserError(f"{name}: item '{events[ITEM][int(np.argmin(rows))]}' has events but is not among the items")
     lengths = events.group_by(USER, maintain_order=True).len()["len"].to_numpy()
     histories = Ragged(rows.astype(np.int32), offsets_of(lengths))
-    return Dataset(name, catalogue, users, histories, _digest(catalogue, users, histories))
+    digest = _digest(catalogue, users, histories)
+    if not contexts:
+        return Dataset(name, catalogue, users, histories, digest)
+    seconds = pl.Series([None] * len(events), dtype=pl.Int64)
+    told = pl.DataFrame(context.values(events.to_arrow(), seconds, contexts, name)).to_arrow()
+    told = told.rename_columns(list(contexts)).cast(pa.schema([(column, pa.string()) for column in contexts]))
+    digest = str(xxhash.xxh3_128((digest + json.dumps(told.to_pylist())).encode()).hexdigest())
+    return Dataset(name, catalogue, users, histories, digest, contexts=told)
 
 
 def in_core(events: pl.DataFrame, count: int) -> pl.DataFrame:

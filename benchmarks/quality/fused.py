@@ -23,11 +23,14 @@ from llmrec.recall.candidates import merge, pair_keys, top_dense
 
 # By name, what is fused and how: all sources of candidates, with and without the ranker.
 WITHOUT = ("popularity", "item-item", "item-item-last", "item-item-ever", "ease", "ials", TITLES)
+SILENT = ("in-context",)  # members that bring no candidates
 FUSIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "fused": ((*WITHOUT, "lm"), "linear"),
     "fused-trees": ((*WITHOUT, "lm"), "trees"),
     "fused-without-lm": (WITHOUT, "linear"),
     "fused-trees-without-lm": (WITHOUT, "trees"),
+    "fused-in-context": ((*WITHOUT, "lm", *SILENT), "linear"),
+    "fused-in-context-without-lm": ((*WITHOUT, *SILENT), "linear"),
 }
 VERSION = 1
 CELLS = 1 << 23  # scores of all members held at once
@@ -46,12 +49,13 @@ class Member(Method, Protocol):
 class Fused:
     """An item that no member brings is ranked behind all that one brings, in the middle of the others of its kind.
 
-    method: see `llmrec.fusion.model.fit`.
+    method: see `llmrec.fusion.model.fit`. silent: members that say something of all candidates, but bring none.
     """
 
     name: str
     members: Sequence[Member]
     method: str
+    silent: Sequence[str] = ()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -94,7 +98,8 @@ class Fused:
         for start in range(0, len(asked.users), block):
             rows = np.arange(start, min(start + block, len(asked.users)))
             scores = [scorer(rows) for scorer in scorers]
-            items = _candidates(scores, asked, rows)
+            bring = [of for of, member in zip(scores, self.members, strict=True) if member.name not in self.silent]
+            items = _candidates(bring, asked, rows)
             user = np.repeat(np.arange(len(rows)), items.lengths)
             values.append(np.stack([of[user, items.values] for of in scores], axis=1).astype(np.float32))
             lengths.append(items.lengths)

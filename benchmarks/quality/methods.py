@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.quality import fusion, protocol
 from benchmarks.quality.baselines import ease, ials, item_item, popularity, sasrec, title_similarity
+from benchmarks.quality.contextual import InContext
 from benchmarks.quality.datasets import Dataset
 from benchmarks.quality.protocol import Rows, Scorer
 from benchmarks.quality.splits import split
@@ -23,6 +24,7 @@ MODULES = {
     "sasrec": sasrec, "item-item-last": item_item, "item-item-ever": item_item,
 }  # fmt: skip
 RANDOM = ("ials", "sasrec")
+IN_CONTEXT = {"in-context": False, "popularity-in-context": True}  # and whether popularity counts
 
 
 class Ranked(NamedTuple):
@@ -97,8 +99,12 @@ class Fusion:
         return _ranked(self, dataset, split, seed)
 
 
-def baseline(name: str, settings: Mapping[str, Any], titles: tuple[np.ndarray, str] | None = None) -> Baseline:
+def baseline(
+    name: str, settings: Mapping[str, Any], titles: tuple[np.ndarray, str] | None = None
+) -> Baseline | InContext:
     """titles: float32[n_items, any] from `titles.vectors` and their digest, which title similarity needs."""
+    if name in IN_CONTEXT:
+        return InContext(name, settings, IN_CONTEXT[name])
     module = MODULES[name]
     fit, of = module.fit, dict(settings) | {"version": module.VERSION}
     if name == TITLES:

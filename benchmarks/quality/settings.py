@@ -11,8 +11,15 @@ from typing import Any
 
 Settings = dict[str, Any]
 
+# What the events of a data set happened in. Not what is a property of the item, as frappe's `cost`, which tells of it.
+CONTEXTS: Mapping[str, Sequence[str]] = {
+    "frappe": ("daytime", "weekday", "isweekend", "homework", "weather", "country", "city"),
+}
+
 GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "popularity": {},
+    "in-context": {"prior": [100.0, 10.0, 30.0, 300.0, 1000.0, 3000.0]},
+    "popularity-in-context": {"prior": [100.0, 10.0, 30.0, 300.0, 1000.0, 3000.0]},
     "title-similarity": {"decay": [0.5, 0.3, 0.7, 0.85, 1.0]},
     "item-item": {"neighbours": [1000, 200], "shrinkage": [50, 10, 100], "decay": [0.65, 0.5, 0.85, 1.0]},
     "ease": {"l2": [100.0, 30.0, 300.0, 1000.0]},
@@ -41,6 +48,13 @@ CHOSEN: Mapping[str, Mapping[str, Settings]] = {
     "coco-courses": {
         "item-item": {"neighbours": 1000, "shrinkage": 100, "decay": 0.65},
         "ials": {"factors": 256},
+    },
+    "frappe": {
+        "item-item": {"neighbours": 200, "shrinkage": 10, "decay": 1.0},
+        "ease": {"l2": 30.0},
+        "ials": {"factors": 256, "regularization": 10.0, "alpha": 2.0},
+        "in-context": {"prior": 3000.0},
+        "popularity-in-context": {"prior": 1000.0},
     },
 }
 

@@ -22,7 +22,8 @@ COLD_SHARE, COLD_SEED = 0.1, 0
 class Split:
     """training: histories of all users, to fit on. Of m targets: users: int64[m], the rows of whose they are;
     known: what is scored from; seen: what is masked; target: int32[m], the true item, not among those seen. candidates:
-    bool[n_items]."""
+    bool[n_items]. events: int64[total], places of the training events among the data set's, and asked: int64[m], those
+    of the targets, to look up contexts by."""
 
     training: Ragged
     users: np.ndarray
@@ -30,6 +31,8 @@ class Split:
     seen: Ragged
     target: np.ndarray
     candidates: np.ndarray
+    events: np.ndarray
+    asked: np.ndarray
 
 
 def split(dataset: Dataset, name: str) -> Split:
@@ -40,24 +43,30 @@ def split(dataset: Dataset, name: str) -> Split:
     cold: as test, but a tenth of the items has no events in training; users whose target is one of these.
     cold-only: as cold, among these items alone.
     """
-    everything = np.ones(dataset.items.num_rows, bool)
+    everything, histories = np.ones(dataset.items.num_rows, bool), dataset.histories
+    places = Ragged(np.arange(len(histories.values)), histories.offsets)
     if name == VALIDATION_4:
-        users = np.flatnonzero(dataset.histories.lengths > 5)
-        asked, back = np.tile(users, 4), np.repeat(np.arange(2, 6), len(users))
-        known = without_last(dataset.histories.take(asked), back)
-        target = dataset.histories.values[dataset.histories.offsets[asked + 1] - back]
-        return Split(without_last(dataset.histories, 5), asked, known, known, target, everything)
+        users = np.flatnonzero(histories.lengths > 5)
+        whose, back = np.tile(users, 4), np.repeat(np.arange(2, 6), len(users))
+        known = without_last(histories.take(whose), back)
+        asked, events = histories.offsets[whose + 1] - back, without_last(places, 5).values
+        return Split(
+            without_last(histories, 5), whose, known, known, histories.values[asked], everything, events, asked
+        )
     held_out = 2 if name == VALIDATION else 1
-    training = without_last(dataset.histories, held_out)
-    target = dataset.histories.values[dataset.histories.offsets[1:] - held_out]
+    training, events = (without_last(of, held_out) for of in (histories, places))
+    asked = histories.offsets[1:] - held_out
+    target = histories.values[asked]
     users = np.arange(len(training))
     if name in (VALIDATION, TEST):
-        return Split(training, users, training, training, target, everything)
+        return Split(training, users, training, training, target, everything, events.values, asked)
     cold = cold_items(dataset.items[ITEM], COLD_SHARE, COLD_SEED)
     users = np.flatnonzero(cold[target])
-    warm = keep(training, ~cold[training.values])
+    warm, events = (keep(of, ~cold[training.values]) for of in (training, events))
     candidates = cold if name == COLD_ONLY else everything
-    return Split(warm, users, warm.take(users), training.take(users), target[users], candidates)
+    return Split(
+        warm, users, warm.take(users), training.take(users), target[users], candidates, events.values, asked[users]
+    )
 
 
 def fitted_as(name: str) -> str:

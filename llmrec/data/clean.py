@@ -114,8 +114,8 @@ def judge_interactions(
     rows: pa.Table, columns: Columns, known_items: pa.Array, min_timestamp: int, max_timestamp: int, source: str,
     context: Sequence[str] = (),
 ) -> pl.DataFrame:  # fmt: skip
-    """The rows as user_id, item_id, timestamp (int64 seconds) and reason_code, which is null for good ones, and a column
-    `context_<name>` of each name in `context`, see `context.values`.
+    """The rows as user_id, item_id, timestamp (int64 seconds) and reason_code, which is null for good ones, and for
+    each name in `context` a column `context_<name>`, see `context.values`.
 
     Reasons: `null_id`, `null_timestamp`, `impossible_timestamp`, `unknown_item`.
 
