@@ -109,6 +109,10 @@ class Prompt(Section):
     after_item: str = Field("\n", description="ends an item of the history")
     before_candidate: str = Field("", description="head=yes_no: put before the item; else empty")
     after_candidate: str = Field("", description="head=yes_no: the question; else empty")
+    context: str = Field(
+        "", exclude_if=_none, description="what a user is asked about in, after the history; placeholders name what "
+        "data.context does. Read as text; with model.items = token as the sum of a vector learned of each value"
+    )  # fmt: skip
     max_history: Count = Field(60, description="newest events kept in the trunk")
     max_item_tokens: Count = Field(32, description="longer item texts are cut, and counted")
 
@@ -204,7 +208,9 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="of input embeddings, read states and LoRA")
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="items=token: share of items that a pass knows by their other parts alone, as a new one"
+        0.1,
+        description="items=token: share of items that a pass knows by their other parts alone, as a new one, and of "
+        "contexts' values that it does not know",
     )
     average: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="decay of a moving average of the weights, which then validates and is saved; 0: none"

@@ -16,6 +16,7 @@ from llmrec.config import Items, Prompt
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.card import RANKER_FILE, read_card
+from llmrec.ranker.contexts import Contexts
 from llmrec.ranker.item_encoder import ItemEncoder
 from llmrec.ranker.item_features import ItemFeatures, check_columns, columns_of, read_features
 from llmrec.ranker.model import Ranker
@@ -52,14 +53,17 @@ class Prompts:
         """int64[at most max_history]: the events of a history that the trunk holds."""
         return history[-self.max_history :].astype(np.int64)
 
-    def request(self, opening: np.ndarray, history: np.ndarray, candidates: np.ndarray) -> Request:
+    def request(
+        self, opening: np.ndarray, history: np.ndarray, candidates: np.ndarray, context: Contexts | None = None
+    ) -> Request:
         """A user to score: the tokens that open his trunk, his history (oldest first, cut to its newest events) and his
-        candidates, both int[any] catalogue rows.
+        candidates, both int[any] catalogue rows, and the one context that he is asked about in, if any is read.
 
         Raises:
             UserError: that takes more positions than the model has.
         """
-        request = scoring_request(opening, self.catalogue, self.newest(history), candidates.astype(np.int64))
+        rows = candidates.astype(np.int64)
+        request = scoring_request(opening, self.catalogue, self.newest(history), rows, context)
         return fitting(request, self.positions)
 
     def prefix(self, user: Any) -> np.ndarray:

@@ -22,9 +22,10 @@ from llmrec.ranker.card import model_version, read_card
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.ragged import Ragged, offsets_of
 from llmrec.ranker.retrieval import nearest, retrieve_head, user_vectors
+from llmrec.ranker.templates import placeholders
 from llmrec.recall.candidates import Candidates
 from llmrec.schema import BUCKET, USER
-from llmrec.tables import buckets, recalled
+from llmrec.tables import buckets, contexts, recalled
 from llmrec.tables.users import openings
 
 NO_ROWS = np.empty(0, np.int64)
@@ -51,6 +52,9 @@ def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable
     check_items(directory, layout)
     known = buckets.bucket_files(layout.users) if card.prompt.user and storage.exists(layout.users) else {}
     histories = buckets.bucket_files(layout.histories)
+    contexts.check(
+        buckets.schema_of(next(iter(histories.values()))), placeholders(card.prompt.context), layout.histories
+    )
     units = [{BUCKET: b, "uri": uri, "users": known.get(b, "")} for b, uri in histories.items()]
     say(f"retrieving for the users of {len(units)} buckets from all items")
     done = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
@@ -91,7 +95,13 @@ class _Retriever:
         users = table[USER].combine_chunks()
         texts = openings(users, unit["users"], prompt) if unit["users"] else None
         opened = opening_tokens(texts, len(users), self.prompts.plain, prompt, self.ranker.tokenizer)
-        requests = [self.prompts.request(opening, histories[i], NO_ROWS) for i, opening in enumerate(opened)]
+        names = placeholders(prompt.context)
+        told = contexts.now(table, names, self.settings.history == "training") if names else None
+        asked = self.ranker.read_contexts(told)
+        requests = [
+            self.prompts.request(opening, histories[i], NO_ROWS, None if asked is None else asked.take(np.asarray([i])))
+            for i, opening in enumerate(opened)
+        ]
         vectors = user_vectors(self.ranker, requests, self.settings.retrieve.batch_tokens)
         items = self.ranker.frozen
         assert items is not None

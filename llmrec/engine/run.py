@@ -14,8 +14,9 @@ from llmrec.fusion.ablations import Fitted
 from llmrec.fusion.model import Fusion
 from llmrec.layout import Layout
 from llmrec.ranker.card import RANKER_FILE, model_version, read_card
+from llmrec.ranker.templates import placeholders
 from llmrec.schema import BUCKET
-from llmrec.tables import buckets, rankings
+from llmrec.tables import buckets, contexts, rankings
 
 ATTEMPTS, MARKS = "attempts", "users"
 # Settings that change what a run costs, never what it gives.
@@ -107,6 +108,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
             card = read_card(saved)
             prompt, with_vectors = card.prompt, card.items == "token"
     with_vectors = with_vectors or settings.rerank.by_text
+    contexts.check(buckets.schema_of(next(iter(histories.values()))), placeholders(prompt.context), layout.histories)
     inputs = [
         storage.manifest(uri)
         for uri in (candidates, layout.histories, layout.items, layout.users, *[layout.embeddings] * with_vectors)

@@ -126,6 +126,8 @@ class ModelScorer:
             len(opening) + int(event[self.prompts.newest(work.histories[i])].sum())
             for i, opening in enumerate(self._openings(work, range(len(work.users))))
         ], np.int64)  # fmt: skip
+        asked = self.replica.ranker.read_contexts(work.contexts)
+        trunk = trunk if asked is None else trunk + asked.more
         offsets, causal = work.candidates.offsets, self.replica.ranker.causal
         if self.card.head == "retrieve":  # a trunk alone scores, alone or together
             found = cost.branches(trunk, np.zeros_like(offsets), np.empty(0, np.int64), causal)
@@ -156,10 +158,12 @@ class ModelScorer:
         return opening_tokens(texts, len(users), self.prompts.plain, self.job.prompt, tokenizer)
 
     def _requests(self, work: requests.Work, users: Sequence[int]) -> list[Request]:
-        openings = self._openings(work, users)
+        openings, some = self._openings(work, users), pa.array(users, pa.int64())
+        asked = self.replica.ranker.read_contexts(None if work.contexts is None else work.contexts.take(some))
+        contexts = [None if asked is None else asked.take(np.asarray([i])) for i in range(len(users))]
         return [
-            self.prompts.request(opening, work.histories[user], work.candidates[user])
-            for user, opening in zip(users, openings, strict=True)
+            self.prompts.request(opening, work.histories[user], work.candidates[user], context)
+            for user, opening, context in zip(users, openings, contexts, strict=True)
         ]
 
 

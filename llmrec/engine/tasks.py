@@ -19,8 +19,9 @@ from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.fusion.listwise import log_softmax
 from llmrec.ranker.health import Probe
+from llmrec.ranker.templates import placeholders
 from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, TRAIN_LENGTH, USER
-from llmrec.tables import buckets, fingerprints, rankings, requests
+from llmrec.tables import buckets, contexts, fingerprints, rankings, requests
 from llmrec.tables.histories import training_part
 from llmrec.tables.users import openings
 
@@ -56,10 +57,15 @@ def judged(unit: dict[str, Any], job: Job, by: requests.Rules) -> requests.Work:
     candidates = requests.read_candidates(unit["candidates"], job.fusion is not None or job.score.keep_parts)
     if job.score.users_share < 1:
         candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
-    whole = job.score.history == "known"
-    histories = buckets.read_parquet(unit["histories"], [USER, ITEMS] if whole else [USER, ITEMS, TRAIN_LENGTH])
-    histories = histories if whole else training_part(histories)
+    whole, names = job.score.history == "known", placeholders(job.prompt.context)
+    columns = [USER, ITEMS] if whole else [USER, ITEMS, TRAIN_LENGTH]
+    columns = list(dict.fromkeys([*columns, *contexts.columns_of(names, not whole)]))
+    table = buckets.read_parquet(unit["histories"], columns)
+    histories = table if whole else training_part(table)
     work = requests.build(histories, candidates, by, unit["candidates"])
+    if names:
+        place = pa.compute.index_in(work.users, table[USER].combine_chunks())
+        work = replace(work, contexts=contexts.now(table, names, not whole).take(place))
     strays = np.flatnonzero(buckets.bucket_of(work.users, job.buckets) != unit[BUCKET])
     if len(strays):
         raise UserError(

@@ -22,16 +22,18 @@ import torch
 from llmrec import assets, storage
 from llmrec.config import Config
 from llmrec.engine import training_histories
-from llmrec.engine.counts import cooccurrence
+from llmrec.engine.counts import cooccurrence, in_context
 from llmrec.engine.prompts import load_prompts
 from llmrec.engine.training_worker import AVERAGE, METRIC, MODEL, STATE_FILE, Task, run_worker
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.card import model_version
+from llmrec.ranker.contexts import COMMON, ContextEncoder
 from llmrec.ranker.model import Ranker
+from llmrec.ranker.templates import placeholders
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
-from llmrec.recall import item_item
-from llmrec.tables import buckets, rankings
+from llmrec.recall import context, item_item
+from llmrec.tables import buckets, contexts, rankings
 
 POLL_SECONDS = 1.0
 
@@ -84,10 +86,12 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     steps = steps_per_epoch * config.train.epochs
     if config.train.max_steps is not None:
         steps = min(steps, config.train.max_steps)
+    values = _context_values(config, layout, training_only)
     task = Task(
         config.model, config.items, config.prompt, config.train, layout, steps, ray.put(similar), settings.decay,
         ray.put(trained), _start(config, layout, counts.diagonal()),
         ray.put(training_histories.validation(layout.histories, config.train.validation_users, held_out)),
+        values,
     )  # fmt: skip
     name = _run_name(config, layout)
     say(
@@ -98,6 +102,8 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
 
     ranker = Ranker.from_base(config.model, config.prompt, base, items=config.items)
     load_prompts(ranker, layout, trained)
+    if values is not None:
+        ranker.contexts = ContextEncoder(values, ranker.backbone.config.hidden_size)
     prepare_tuning(ranker, config.train)
     parameters = sum(t.numel() for t in trainable(ranker).values())
     with checkpoint.as_directory() as directory:
@@ -139,6 +145,27 @@ def _start(config: Config, layout: Layout, users: np.ndarray) -> Any:
     return ray.put(item_item.factors(shared, users, items.id_start))
 
 
+def _context_values(config: Config, layout: Layout, training_only: bool) -> dict[str, list[str]] | None:
+    """The values of each context of which a ranker of vectors learns one, ascending; None if it reads none.
+
+    Raises:
+        UserError: prompt.context names none, or one that the histories lack.
+    """
+    names = placeholders(config.prompt.context)
+    first = next(iter(buckets.bucket_files(layout.histories).values()))
+    contexts.check(buckets.schema_of(first), names, layout.histories)
+    if config.model.items == "text" or not config.prompt.context:
+        return None
+    if not names:
+        raise UserError(
+            f"prompt.context = {config.prompt.context!r} has no placeholder; with model.items = token it names what is "
+            "read of data.context"
+        )
+    counts = in_context(layout.histories, buckets.catalogue_ids(layout.items), training_only)
+    values = context.values_of(counts, COMMON)
+    return {name: values.get(name, []) for name in dict.fromkeys(names)}
+
+
 def _fit(
     config: Config, layout: Layout, task: Task, name: str, say: Callable[[str], None]
 ) -> tuple[Any, dict[str, Any]]:
@@ -155,7 +182,7 @@ def _fit(
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"task": task, "news": news},
-        datasets={"train": training_histories.streamed(layout.histories, train)},
+        datasets={"train": training_histories.streamed(layout.histories, train, placeholders(config.prompt.context))},
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
         ),

@@ -5,6 +5,7 @@ What Ray Data's tasks call lies here, apart from the model's code, which their p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,27 +15,30 @@ import pyarrow.compute
 
 from llmrec import storage
 from llmrec.config import Train
-from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, SCORE, TEACHER_ITEMS, TEACHER_SCORES, TRAIN_LENGTH, USER
+from llmrec.schema import BUCKET, CONTEXT, ITEM, ITEMS, RANK, SCORE, TEACHER_ITEMS, TEACHER_SCORES, TRAIN_LENGTH, USER
 from llmrec.tables import buckets, rankings
 
 MIN_EVENTS = 2
 
 
-def streamed(histories: str, train: Train) -> Any:
+def streamed(histories: str, train: Train, names: Sequence[str] = ()) -> Any:
     """A Ray Data set of the users with MIN_EVENTS or more training events, with their teacher's scores if there is one.
 
-    histories: URI of a bucketed table.
+    histories: URI of a bucketed table; names: of the contexts of events that go along.
     """
     import ray
+
+    columns = [USER, ITEMS, TRAIN_LENGTH, *(CONTEXT + name for name in names)]
 
     files = buckets.bucket_files(histories)
     if train.teacher:
         units = [{BUCKET: bucket, "uri": uri} for bucket, uri in files.items()]
         found = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
-            _with_lessons, batch_size=1, batch_format="pyarrow", fn_kwargs={"teacher": storage.absolute(train.teacher)}
-        )
+            _with_lessons, batch_size=1, batch_format="pyarrow",
+            fn_kwargs={"teacher": storage.absolute(train.teacher), "columns": columns},
+        )  # fmt: skip
     else:
-        found = ray.data.read_parquet(list(files.values())).select_columns([USER, ITEMS, TRAIN_LENGTH])
+        found = ray.data.read_parquet(list(files.values())).select_columns(columns)
     return found.map_batches(
         _long_enough, fn_kwargs={"training_only": train.events == "training"}, batch_format="pyarrow"
     )
@@ -63,10 +67,10 @@ def validation(histories: str, wanted: int, held_out: int) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def _with_lessons(batch: pa.Table, teacher: str) -> pa.Table:
+def _with_lessons(batch: pa.Table, teacher: str, columns: list[str]) -> pa.Table:
     """A bucket's histories, each user with the items that the teacher has scored, if he has, as lists."""
     (unit,) = batch.to_pylist()
-    histories = pl.from_arrow(buckets.read_parquet(unit["uri"], [USER, ITEMS, TRAIN_LENGTH]))
+    histories = pl.from_arrow(buckets.read_parquet(unit["uri"], columns))
     scored = pl.from_arrow(rankings.read_bucket(teacher, unit[BUCKET]).select([USER, RANK, ITEM, SCORE]))
     assert isinstance(histories, pl.DataFrame) and isinstance(scored, pl.DataFrame)
     lists = scored.sort(USER, RANK).group_by(USER, maintain_order=True)

@@ -22,19 +22,22 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import get_cosine_schedule_with_warmup
 
 from llmrec import assets, config, storage
-from llmrec.engine.counts import known_histories
+from llmrec.engine.counts import known_contexts, known_histories
 from llmrec.engine.prompts import Prompts, load_prompts
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
 from llmrec.ranker.averaging import WeightAverage
+from llmrec.ranker.contexts import ContextEncoder, Contexts
 from llmrec.ranker.examples import Example, Lesson, Recaller, sample, sample_last
 from llmrec.ranker.model import Ranker, Scores, layers_of
 from llmrec.ranker.objective import Entry, loss_of, request_of
 from llmrec.ranker.packing import WHOLE, Request, pack, plan
 from llmrec.ranker.retrieval import retrieve_head
+from llmrec.ranker.templates import placeholders
 from llmrec.ranker.tuning import prepare_tuning
 from llmrec.ranker.validation import HeldOut, gain
 from llmrec.schema import TEACHER_ITEMS, TEACHER_SCORES, TRAIN_LENGTH, USER
+from llmrec.tables import contexts
 from llmrec.tables.histories import flatten, item_rows, keep
 
 METRIC = "validation_ndcg@10"
@@ -49,7 +52,7 @@ class Task:
 
     similar: object reference to the item-item csr matrix; trained: one to bool[n_items], the items with events that are
     trained; start: one to float32[n_items, any], where learned parts of items begin, or None; validation: one to
-    histories.
+    histories. contexts: values of each context of which a ranker of vectors learns one, or None.
     """
 
     model: config.Model
@@ -63,6 +66,7 @@ class Task:
     trained: Any
     start: Any
     validation: Any
+    contexts: dict[str, list[str]] | None = None
 
 
 @dataclass
@@ -96,6 +100,9 @@ def run_worker(settings: dict[str, Any]) -> None:
     if task.start is not None:
         assert ranker.items is not None
         ranker.items.start_from(ray.get(task.start))
+    if task.contexts is not None:
+        ranker.contexts = ContextEncoder(task.contexts, ranker.backbone.config.hidden_size)
+        ranker.contexts.dropout = train.id_dropout
     prepare_tuning(ranker, train)
     ranker.dropout.p = train.dropout
     ranker.to(device)
@@ -104,7 +111,10 @@ def run_worker(settings: dict[str, Any]) -> None:
     ranker.attend_by(attention.choose(task.model.attention, device, training=True))
     recaller = Recaller(ray.get(task.similar), task.decay, 100, np.flatnonzero(trained))
     everywhere = retrieve_head(ranker) is not None
-    held = held_out(ray.get(task.validation), prompts, recaller, train, everywhere, rank, world)
+    validation = ray.get(task.validation)
+    names = placeholders(task.prompt.context)
+    asked = ranker.read_contexts(contexts.now(validation, names, training_only=True) if names else None)
+    held = held_out(validation, prompts, recaller, train, everywhere, rank, world, asked)
     choices = torch.from_numpy(trained).to(device) if everywhere else None
     dtype = getattr(torch, precision.choose(train.precision, device))
 
@@ -123,14 +133,14 @@ def run_worker(settings: dict[str, Any]) -> None:
     negatives_from = None if task.model.head == "retrieve" else recaller
     causal = ranker.causal
     draw: Any = sample if causal else sample_last
-    for users in _steps(task, prompts, rng, progress.step):
+    for users in _steps(task, prompts, ranker, rng, progress.step):
         examples: list[Entry] = [
             draw(user.history, train, task.prompt.max_history, negatives_from, rng) for user in users
         ]
         taught = [user for user in users if len(user.lesson.items)]
         entries = [*examples, *(user.lesson for user in taught)]
         requests = [
-            request_of(entry, prompts.prefix(user.id), prompts.catalogue, ranker)
+            request_of(entry, prompts.prefix(user.id), prompts.catalogue, ranker, user.asked(entry))
             for user, entry in zip([*users, *taught], entries, strict=True)
         ]
         decisions = _sum(float(sum(len(e.decisions) for e in examples if isinstance(e, Example))), device, world)
@@ -184,14 +194,16 @@ def held_out(
     everywhere: bool,
     rank: int,
     world: int,
+    asked: Contexts | None = None,
 ) -> HeldOut:
     """This rank's users of a validation table.
 
     everywhere: their item is looked for in the whole catalogue; else among what recall brings, and users to whom it is
-    not brought are left out: no order of candidates would find it.
+    not brought are left out: no order of candidates would find it. asked: what the table's users are asked about in.
     """
     rows = known_histories(histories, prompts.catalogue.ids, training_only=False)
     found: list[tuple[np.ndarray, np.ndarray, int, np.ndarray]] = []
+    kept: list[int] = []
     for i in range(rank, len(rows), world):
         length = int(histories[TRAIN_LENGTH][i].as_py())
         history, rest = rows[i][:length].astype(np.int64), rows[i][length:]
@@ -200,21 +212,35 @@ def held_out(
         none = history[:0]
         candidates = none if everywhere else recaller.top(history, history)[: train.validation_candidates]
         if everywhere or (candidates == rest[0]).any():
+            kept.append(i)
             found.append((prompts.prefix(histories[USER][i].as_py()), history, int(rest[0]), candidates))
     return HeldOut(
-        [f[0] for f in found], [f[1] for f in found], np.asarray([f[2] for f in found], np.int64), [f[3] for f in found]
-    )
+        [f[0] for f in found], [f[1] for f in found], np.asarray([f[2] for f in found], np.int64),
+        [f[3] for f in found], None if asked is None else asked.take(np.asarray(kept, np.int64)),
+    )  # fmt: skip
 
 
 class User(NamedTuple):
-    """A user of a step: his training history, int64[>= 1] catalogue rows, and a lesson, of no items if he has none."""
+    """A user of a step: his training history, int64[>= 1] catalogue rows, and a lesson, of no items if he has none.
+
+    contexts: of his history's events and, last, one of which nothing is known; None if the ranker reads none.
+    """
 
     id: Any
     history: np.ndarray
     lesson: Lesson
+    contexts: Contexts | None
+
+    def asked(self, entry: Entry) -> Contexts | None:
+        """The context of each decision of an entry of his: of its event, or of none at the history's end."""
+        if self.contexts is None:
+            return None
+        if isinstance(entry, Lesson):
+            return self.contexts.take(np.asarray([len(self.history)]))
+        return self.contexts.take(entry.first + entry.decisions)
 
 
-def _steps(task: Task, prompts: Prompts, rng: np.random.Generator, done: int) -> Iterator[list[User]]:
+def _steps(task: Task, prompts: Prompts, ranker: Ranker, rng: np.random.Generator, done: int) -> Iterator[list[User]]:
     """The users of each remaining step, epoch after epoch, streamed from the store and shuffled."""
     import ray.train
 
@@ -226,15 +252,18 @@ def _steps(task: Task, prompts: Prompts, rng: np.random.Generator, done: int) ->
             batch_size=users, batch_format="pyarrow", local_shuffle_buffer_size=64 * users, local_shuffle_seed=seed
         )
         for batch in batches:
-            yield _users(batch, task, prompts)
+            yield _users(batch, task, prompts, ranker)
             done += 1
             if done == task.steps:
                 return
 
 
-def _users(batch: pa.Table, task: Task, prompts: Prompts) -> list[User]:
-    ids = prompts.catalogue.ids
-    rows = known_histories(batch, ids, training_only=task.train.events == "training")
+def _users(batch: pa.Table, task: Task, prompts: Prompts, ranker: Ranker) -> list[User]:
+    ids, training_only = prompts.catalogue.ids, task.train.events == "training"
+    rows, told = known_histories(batch, ids, training_only), None
+    if names := placeholders(task.prompt.context):
+        events, nothing = known_contexts(batch, ids, training_only), pa.nulls(1, pa.string())
+        told = ranker.read_contexts(pa.table({name: pa.concat_arrays([events[name], nothing]) for name in names}))
     taught = scores = None
     if TEACHER_SCORES in batch.column_names:
         lists = item_rows(batch[TEACHER_ITEMS], ids)
@@ -247,7 +276,9 @@ def _users(batch: pa.Table, task: Task, prompts: Prompts) -> list[User]:
         if taught is not None and scores is not None:
             items, own = taught[i].astype(np.int64), scores[taught.offsets[i] : taught.offsets[i + 1]]
         if len(history):
-            users.append(User(user, history, Lesson(history[-prompts.max_history :], items, own)))
+            places = np.append(np.arange(rows.offsets[i], rows.offsets[i + 1]), len(rows.values))
+            lesson = Lesson(history[-prompts.max_history :], items, own)
+            users.append(User(user, history, lesson, None if told is None else told.take(places)))
     return users
 
 
@@ -352,6 +383,7 @@ def _synchronising(model: Any, last: bool) -> Iterator[None]:
 
 def _groups(ranker: Ranker, train: config.Train) -> list[dict[str, Any]]:
     quick = list(ranker.head.parameters()) if ranker.items is None else ranker.items.tables()
+    quick += [] if ranker.contexts is None else list(ranker.contexts.parameters())
     ids = {id(p) for p in quick}
     slow = [p for p in ranker.parameters() if p.requires_grad and id(p) not in ids]
     fast = {"params": quick, "lr": train.head_learning_rate, "weight_decay": 0.0}

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from llmrec import schema
 from llmrec.ranker.ragged import Ragged
-from llmrec.schema import BUCKET, PART_OF_RECALL, USER
+from llmrec.schema import BUCKET, NOW, PART_OF_RECALL, USER
 from llmrec.tables import fingerprints
 from llmrec.tables.requests import Work
 
@@ -38,7 +38,11 @@ def to_row(bucket: Bucket) -> pa.Table:
     work, sink = bucket.work, pa.BufferOutputStream()
     none = work.users.slice(0, 0)
     tables = [
-        pa.table({USER: work.users} | ({} if work.openings is None else {"opening": work.openings})),
+        pa.table(
+            {USER: work.users}
+            | ({} if work.openings is None else {"opening": work.openings})
+            | ({} if work.contexts is None else {NOW + n: work.contexts[n] for n in work.contexts.column_names})
+        ),
         pa.table(
             {"candidate": work.candidates.values, "recall": work.recall_scores, "source": work.sources}
             | {PART_OF_RECALL + name: values for name, values in work.parts.items()}
@@ -69,6 +73,7 @@ def from_row(row: pa.Table) -> Bucket:
         tables.append(pa.ipc.open_stream(body.slice(start, size)).read_all().combine_chunks())
         start += size
     users, pairs, events, lengths, scores, copied, marks = tables
+    asked = {name.removeprefix(NOW): users[name] for name in users.column_names if name.startswith(NOW)}
     work = Work(
         users=_array(users[USER]),
         histories=Ragged(events["event"].to_numpy(), lengths["h"].to_numpy()),
@@ -78,6 +83,7 @@ def from_row(row: pa.Table) -> Bucket:
         counts=header["counts"],
         quarantine=schema.QUARANTINE.empty_table(),
         openings=_array(users["opening"]) if "opening" in users.column_names else None,
+        contexts=pa.table(asked) if asked else None,
         parts={
             name.removeprefix(PART_OF_RECALL): pairs[name].to_numpy()
             for name in pairs.column_names

@@ -20,7 +20,8 @@ class Example:
     history: int64[m] catalogue rows, oldest first; decisions: int64[d], the events that are trained, ascending;
     negatives: int64[d, n] rows; usable: bool[d, n], false where a negative is no wrong answer;
     answers: int64[d, w] rows, each decision's event and those after it, -1 beyond the history's end;
-    earlier: int64[any] rows, what the user had before the history.
+    earlier: int64[any] rows, what the user had before the history. first: the place of the history's first event among
+    all of the user's.
     """
 
     history: np.ndarray
@@ -29,6 +30,7 @@ class Example:
     usable: np.ndarray
     answers: np.ndarray
     earlier: np.ndarray
+    first: int = 0
 
     def had(self) -> Ragged:
         """What the user had by each decision, in d sequences of rows."""
@@ -106,7 +108,7 @@ def _without_negatives(history: np.ndarray, start: int, end: int, decisions: np.
     """The events start..end of a history, these decisions among them."""
     window, earlier = history[start:end], history[max(0, start - EARLIER) : start]
     none = np.empty((len(decisions), 0), np.int64)
-    return Example(window, decisions, none, none.astype(bool), _answers(window, decisions, horizon), earlier)
+    return Example(window, decisions, none, none.astype(bool), _answers(window, decisions, horizon), earlier, start)
 
 
 def _against_negatives(example: Example, train: Train, recaller: Recaller, rng: np.random.Generator) -> Example:

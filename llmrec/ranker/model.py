@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -27,6 +28,7 @@ from llmrec.config import Items, Model, Prompt
 from llmrec.errors import UserError
 from llmrec.ranker.attention import BACKENDS, PREFIX
 from llmrec.ranker.card import RANKER_FILE, RankerCard, read_card
+from llmrec.ranker.contexts import ContextEncoder, Contexts, read, split_code
 from llmrec.ranker.heads import HEADS, Compared, Head, RankHead, RetrieveHead, YesNoHead
 from llmrec.ranker.item_encoder import ItemEncoder, ItemVectors
 from llmrec.ranker.item_features import ItemFeatures
@@ -55,6 +57,7 @@ class Ranker(nn.Module):
 
     causal: whether the backbone is a decoder; batches for it are packed so. positions: how many positions a request may
     take (an encoder's learned table), None if any. frozen: the items' vectors, once they are not to change any more.
+    contexts: what is learned of contexts, if it reads them as vectors.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Ranker(nn.Module):
         super().__init__()
         self.backbone, self.head, self.items = backbone, head, items
         self.frozen: ItemVectors | None = None
+        self.contexts: ContextEncoder | None = None
         self.dropout = nn.Dropout(0.0)
         self.tokenizer, self.card = tokenizer, card
         self.vocabulary: int = backbone.config.vocab_size
@@ -137,14 +141,24 @@ class Ranker(nn.Module):
         return hidden if self.only_reads else hidden[read]
 
     def embed(self, token: torch.Tensor, items: ItemVectors | None) -> torch.Tensor:
-        """Input vectors [T, hidden] of tokens int64[T]; those from `vocabulary` on stand for items' vectors."""
+        """Input vectors [T, hidden] of tokens int64[T]; those from `vocabulary` on stand for items' vectors, and any
+        token may have the code of a context in its upper bits."""
         words = self.backbone.get_input_embeddings()
         if items is None:
             return words(token)
         assert self.items is not None
+        code = None
+        if self.contexts is not None:
+            code, token = split_code(token)
         flat, place = items.vectors.flatten(0, 1), token - self.vocabulary
         found = self.items.inputs(flat[place.clamp(min=0)])
-        return torch.where((place >= 0)[:, None], found, words(token.clamp(max=self.vocabulary - 1)))
+        found = torch.where((place >= 0)[:, None], found, words(token.clamp(max=self.vocabulary - 1)))
+        return found if self.contexts is None or code is None else self.contexts(found, code)
+
+    def read_contexts(self, asked: pa.Table | None) -> Contexts | None:
+        """Contexts as this ranker reads them; None if it reads none. asked: a column of texts for each that its prompt
+        names, a row a decision."""
+        return None if asked is None else read(asked, self.card.prompt, self.tokenizer, self.contexts)
 
     def vectors(self) -> ItemVectors | None:
         """The vectors of all items of the catalogue, if items are vectors."""
@@ -239,7 +253,9 @@ class Ranker(nn.Module):
         head = HEADS[card.head](backbone.config.hidden_size)
         head.load_state_dict(load_file(directory / HEAD_FILE))
         items = ItemEncoder.from_pretrained(directory) if card.items == "token" else None
-        return Ranker(backbone, head, tokenizer, card, items)
+        ranker = Ranker(backbone, head, tokenizer, card, items)
+        ranker.contexts = ContextEncoder.from_pretrained(directory)
+        return ranker
 
     def save_pretrained(self, directory: str | Path, model_card: str) -> None:
         """Write backbone and tokenizer as transformers does, head, item vectors, `ranker.json` and a model card.
@@ -253,6 +269,8 @@ class Ranker(nn.Module):
         save_file({k: v.contiguous() for k, v in self.head.state_dict().items()}, directory / HEAD_FILE)
         if self.items is not None:
             self.items.save_pretrained(directory)
+        if self.contexts is not None:
+            self.contexts.save_pretrained(directory)
         (directory / RANKER_FILE).write_text(json.dumps(self.card.model_dump(), indent=2) + "\n")
         (directory / "README.md").write_text(model_card)
 

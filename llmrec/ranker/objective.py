@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from llmrec.config import Train
+from llmrec.ranker.contexts import Contexts
 from llmrec.ranker.examples import Example, Lesson
 from llmrec.ranker.heads import RetrieveHead
 from llmrec.ranker.losses import catalogue_softmax, distillation, listwise_softmax
@@ -25,22 +26,24 @@ from llmrec.ranker.prompts import (
 Entry = Example | Lesson
 
 
-def request_of(entry: Entry, prefix: np.ndarray, catalogue: Catalogue, ranker: Ranker) -> Request:
-    """One pass over an entry.
+def request_of(
+    entry: Entry, prefix: np.ndarray, catalogue: Catalogue, ranker: Ranker, contexts: Contexts | None = None
+) -> Request:
+    """One pass over an entry. contexts: of each of its decisions, if the ranker reads any.
 
     Raises:
         UserError: it takes more positions than the model has.
     """
     retrieve = isinstance(ranker.head, RetrieveHead)
     if isinstance(entry, Lesson):
-        request = scoring_request(prefix, catalogue, entry.history, entry.items)
+        request = scoring_request(prefix, catalogue, entry.history, entry.items, contexts)
         request = trunk_only(request) if retrieve else request
     elif not ranker.causal:
-        request = branch_training_request(prefix, catalogue, entry.history, entry.negatives)
+        request = branch_training_request(prefix, catalogue, entry.history, entry.negatives, contexts)
     elif retrieve:
-        request = catalogue_training_request(prefix, catalogue, entry.history, entry.decisions)
+        request = catalogue_training_request(prefix, catalogue, entry.history, entry.decisions, contexts)
     else:
-        request = training_request(prefix, catalogue, entry.history, entry.decisions, entry.negatives)
+        request = training_request(prefix, catalogue, entry.history, entry.decisions, entry.negatives, contexts)
     return fitting(request, ranker.positions)
 
 

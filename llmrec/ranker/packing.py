@@ -29,7 +29,7 @@ WHOLE = 64
 class Request:
     """One user with candidates.
 
-    trunk: int32[P], P >= 1 token ids.
+    trunk: int32[P], P >= 1 token ids; int64 where contexts are added to some (see `contexts`), as in branches.
     branches: N token sequences, each of length >= 1; a branch is read at its last token.
     attach: int32[N], the trunk position of the last trunk token that the branch sees (P - 1 when it sees it all).
     trunk_read: int32[M], trunk positions that are read too (training reads the history's own items there).
@@ -148,10 +148,23 @@ def whole(rows: torch.Tensor, multiple: int = WHOLE) -> torch.Tensor:
 def compared(batch: Batch, per_item: int) -> torch.Tensor:
     """int64[B], indices into T: for each item read, the last token before it of what it sees.
 
-    For a branch that is where it hangs, for an item of the trunk, of `per_item` tokens, the token before it.
+    For a branch of no more than its item, of `per_item` tokens, that is where it hangs, else the token before the item.
+    Of branches that hang at the same place and go on with the same token, it is the first one's.
     """
-    starts = torch.tensor([start for start, _ in batch.bounds], device=batch.read.device)[batch.request[batch.read]]
-    return torch.where(batch.branch[batch.read] == 0, batch.read - per_item, starts + batch.attach[batch.read])
+    read = batch.read
+    starts = torch.tensor([start for start, _ in batch.bounds], device=read.device)[batch.request[read]]
+    in_trunk = batch.branch[read] == 0
+    found = torch.where(in_trunk, read - per_item, starts + batch.attach[read])
+    further = ~in_trunk & (batch.position[read] - batch.attach[read] > per_item)
+    if not further.any():
+        return found
+    own = (read - per_item)[further]
+    same = torch.stack([batch.request[own], batch.attach[own], batch.token[own]], dim=1).unique(
+        dim=0, return_inverse=True
+    )[1]
+    first = torch.full((len(own),), len(batch.token), device=own.device).scatter_reduce(0, same, own, "amin")
+    found[further] = first[same]
+    return found
 
 
 def visible(batch: Batch) -> torch.Tensor:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmrec.config import Prompt
 from llmrec.errors import UserError
+from llmrec.ranker.contexts import Contexts
 from llmrec.ranker.packing import Request
 from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.templates import fill
@@ -106,24 +107,40 @@ def trunk(prefix: np.ndarray, events: Ragged) -> np.ndarray:
     return np.concatenate([prefix, events.values])
 
 
-def scoring_request(prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, candidates: np.ndarray) -> Request:
-    """history, candidates: catalogue rows (int64), the history cut to what the trunk keeps, oldest first."""
-    return Request.to_score(trunk(prefix, catalogue.event.take(history)), catalogue.candidate.take(candidates))
+def scoring_request(
+    prefix: np.ndarray,
+    catalogue: Catalogue,
+    history: np.ndarray,
+    candidates: np.ndarray,
+    context: Contexts | None = None,
+) -> Request:
+    """history, candidates: catalogue rows (int64), the history cut to what the trunk keeps, oldest first. context: one,
+    what the user is asked about in."""
+    whole = trunk(prefix, catalogue.event.take(history))
+    return Request.to_score(whole if context is None else context.ended(whole), catalogue.candidate.take(candidates))
 
 
 def training_request(
-    prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, decisions: np.ndarray, negatives: np.ndarray
-) -> Request:
+    prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, decisions: np.ndarray, negatives: np.ndarray,
+    contexts: Contexts | None = None,
+) -> Request:  # fmt: skip
     """One pass that trains many next-item decisions.
 
     history: int64[m] rows; decisions: int64[d], the events to train, each read where it ends in the trunk;
     negatives: int64[d, n] rows, branches attached just before their decision's event. The batch reads first the d true
     items, then the d * n negatives.
+    contexts: d, what each decision is made in; then true items are branches, too, each in its own.
     """
     events = catalogue.event.take(history)
-    ends = len(prefix) + events.offsets
+    ends, whole = len(prefix) + events.offsets, trunk(prefix, events)
+    if contexts is not None:
+        (d, n), none = negatives.shape, np.empty(0, np.int32)
+        tails, attach = contexts.tails(whole, ends[decisions])
+        which = np.concatenate([np.arange(d), np.repeat(np.arange(d), n)])
+        items = catalogue.candidate.take(np.concatenate([history[decisions], negatives.ravel()]))
+        return Request(whole, tails.take(which).joined(items), attach[which].astype(np.int32), none)
     return Request(
-        trunk=trunk(prefix, events),
+        trunk=whole,
         branches=catalogue.candidate.take(negatives.ravel()),
         attach=np.repeat(ends[decisions] - 1, negatives.shape[1]).astype(np.int32),
         trunk_read=(ends[decisions + 1] - 1).astype(np.int32),
@@ -131,25 +148,32 @@ def training_request(
 
 
 def catalogue_training_request(
-    prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, decisions: np.ndarray
-) -> Request:
-    """One pass whose decisions are each against the whole catalogue: a trunk read just before each decision's event."""
+    prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, decisions: np.ndarray,
+    contexts: Contexts | None = None,
+) -> Request:  # fmt: skip
+    """One pass whose decisions are each against the whole catalogue: a trunk read just before each decision's event, in
+    the context of each, if there are contexts."""
     events = catalogue.event.take(history)
     ends = len(prefix) + events.offsets
     none = np.empty(0, np.int64)
+    if contexts is not None:
+        whole = trunk(prefix, events)
+        tails, attach = contexts.tails(whole, ends[decisions])
+        return Request(whole, tails, attach.astype(np.int32), none.astype(np.int32))
     read = (ends[decisions] - 1).astype(np.int32)
     return Request(trunk(prefix, events), catalogue.candidate.take(none), none.astype(np.int32), read)
 
 
 def branch_training_request(
-    prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, negatives: np.ndarray
-) -> Request:
+    prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, negatives: np.ndarray,
+    context: Contexts | None = None,
+) -> Request:  # fmt: skip
     """One pass that trains one decision, the history's last event, by branches alone.
 
     For an encoder: its trunk's tokens see each other, so that none of them may be an answer. history: int64[m >= 1]
     rows; negatives: int64[1, n] rows. The batch reads first the true item, then the n negatives, each as it is scored.
     """
-    return scoring_request(prefix, catalogue, history[:-1], np.concatenate([history[-1:], negatives[0]]))
+    return scoring_request(prefix, catalogue, history[:-1], np.concatenate([history[-1:], negatives[0]]), context)
 
 
 def fitting(request: Request, positions: int | None) -> Request:

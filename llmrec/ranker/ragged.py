@@ -44,6 +44,15 @@ class Ragged:
             self.values[np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])], offsets
         )
 
+    def joined(self, other: Ragged) -> Ragged:
+        """Each sequence followed by that of another n."""
+        first, second = self.lengths, other.lengths
+        offsets = offsets_of(first + second)
+        values = np.empty(offsets[-1], np.result_type(self.values, other.values))
+        values[np.repeat(offsets[:-1], first) + within(first)] = self.values
+        values[np.repeat(offsets[:-1] + first, second) + within(second)] = other.values
+        return Ragged(values, offsets)
+
 
 def offsets_of(lengths: np.ndarray) -> np.ndarray:
     """int64[n + 1] running sums that start at 0."""

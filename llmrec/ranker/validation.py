@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmrec.ranker.contexts import Contexts
 from llmrec.ranker.heads import RetrieveHead
 from llmrec.ranker.model import Ranker, score_requests
 from llmrec.ranker.prompts import Catalogue, fitting, scoring_request
@@ -20,12 +21,14 @@ CUTOFF = 10
 @dataclass(frozen=True)
 class HeldOut:
     """m users. openings: int32[any] each, the tokens before the history; histories: catalogue rows, oldest first;
-    targets: int64[m], each user's item; candidates: rows among which a ranker that cannot retrieve has to find it."""
+    targets: int64[m], each user's item; candidates: rows among which a ranker that cannot retrieve has to find it.
+    contexts: m, of the targets' events, None if the ranker reads none."""
 
     openings: Sequence[np.ndarray]
     histories: Sequence[np.ndarray]
     targets: np.ndarray
     candidates: Sequence[np.ndarray]
+    contexts: Contexts | None = None
 
 
 def gain(
@@ -40,10 +43,12 @@ def gain(
         return 0.0
     newest = [history[-max_history:] for history in held.histories]
     candidates = list(held.candidates)
+    whole = held.contexts
+    contexts = [None if whole is None else whole.take(np.asarray([i])) for i in range(len(newest))]
     if retrieve_head(ranker) is not None:
         trunks = [
-            fitting(scoring_request(opening, catalogue, history, history[:0]), ranker.positions)
-            for opening, history in zip(held.openings, newest, strict=True)
+            fitting(scoring_request(opening, catalogue, history, history[:0], context), ranker.positions)
+            for opening, history, context in zip(held.openings, newest, contexts, strict=True)
         ]
         items, top = ranker.vectors(), CUTOFF if isinstance(ranker.head, RetrieveHead) else shortlist
         assert items is not None
@@ -53,8 +58,8 @@ def gain(
             return float((hit / np.log2(np.arange(rows.shape[1]) + 2)).sum())
         candidates = [row[np.isfinite(score)] for row, score in zip(rows, scores, strict=True)]
     requests = [
-        fitting(scoring_request(opening, catalogue, history, some), ranker.positions)
-        for opening, history, some in zip(held.openings, newest, candidates, strict=True)
+        fitting(scoring_request(opening, catalogue, history, some, context), ranker.positions)
+        for opening, history, some, context in zip(held.openings, newest, candidates, contexts, strict=True)
     ]
     total = 0.0
     for found, some, target in zip(

@@ -42,6 +42,13 @@ def added(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat([nothing, *parts]).group_by(NAME, VALUE, ITEM).agg(pl.col(USERS).sum()).sort(NAME, VALUE, ITEM)
 
 
+def values_of(counts: pl.DataFrame, least: int) -> dict[str, list[str]]:
+    """By the context's name, the values that are counted so often at least, over all items, ascending."""
+    common = counts.group_by(NAME, VALUE).agg(pl.col(USERS).sum()).filter(pl.col(USERS) >= least).sort(NAME, VALUE)
+    lists = common.group_by(NAME, maintain_order=True).agg(VALUE)
+    return dict(zip(lists[NAME].to_list(), lists[VALUE].to_list(), strict=True))
+
+
 @dataclass(frozen=True)
 class Association:
     """How items go with the values of one context.

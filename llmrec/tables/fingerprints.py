@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,17 +33,20 @@ def of_items(ids: pa.Array, event: Ragged, candidate: Ragged, vectors: Sequence[
 
 
 def of_users(work: Work, items: np.ndarray, max_history: int) -> np.ndarray:
-    """uint64[users]: of what a user's trunk says of him, of the newest `max_history` items of his history, and of his
-    candidates. items: uint64[n] from `of_items`."""
+    """uint64[users]: of what a user's trunk says of him, of the newest `max_history` items of his history, of what
+    he is asked about in, and of his candidates. items: uint64[n] from `of_items`."""
     sources = work.sources if pa.types.is_dictionary(work.sources.type) else work.sources.dictionary_encode()
     names = [xxhash.xxh3_64_intdigest(str(s).encode()) for s in sources.dictionary.to_pylist()] + [0]
     source = np.asarray(names, np.uint64)[sources.indices.fill_null(len(names) - 1).to_numpy()]
     candidate = items[work.candidates.values]
     found = np.empty(len(work.users), np.uint64)
     openings = [None] * len(work.users) if work.openings is None else work.openings.to_pylist()
+    contexts = None if work.contexts is None else work.contexts.to_pylist()
     for i, opening in enumerate(openings):
         pairs = slice(work.candidates.offsets[i], work.candidates.offsets[i + 1])
         hashed = xxhash.xxh3_64(b"none" if opening is None else f"text {opening}".encode())
+        if contexts is not None:
+            hashed.update(json.dumps(contexts[i], sort_keys=True).encode())
         for part in (
             items[work.histories[i][-max_history:]], candidate[pairs], work.recall_scores[pairs],
             source[pairs], *(values[pairs] for values in work.parts.values()),

@@ -70,7 +70,8 @@ class Work:
     of each column `recall_score_<source>` that was read, by the source, NaN where it says nothing.
     counts: pairs in = to score + seen + blocked + over_limit + quarantined; users in.
     quarantine: the rows set aside. openings: string[n], what a user's trunk says of himself, null where nothing is
-    known of him; None if nobody's does.
+    known of him; None if nobody's does. contexts: a column string[n] of each context that users are asked about in and
+    the ranker reads; None if it reads none.
     """
 
     users: pa.Array
@@ -81,6 +82,7 @@ class Work:
     counts: dict[str, int]
     quarantine: pa.Table
     openings: pa.Array | None = None
+    contexts: pa.Table | None = None
     parts: dict[str, np.ndarray] = field(default_factory=dict)
 
 
