@@ -208,10 +208,9 @@ class Train(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="of input embeddings, read states and LoRA")
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1,
-        description="items=token: share of items that a pass knows by their other parts alone, as a new one, and of "
-        "contexts' values that it does not know",
-    )
+        0.1, description="items=token: share of items that a pass knows by their other parts alone, as a new one; and "
+        "of values of contexts that it does not know"
+    )  # fmt: skip
     average: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="decay of a moving average of the weights, which then validates and is saved; 0: none"
     )

@@ -30,6 +30,7 @@ FUSIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "fused-without-lm": (WITHOUT, "linear"),
     "fused-trees-without-lm": (WITHOUT, "trees"),
     "fused-in-context": ((*WITHOUT, "lm", *SILENT), "linear"),
+    "fused-lm-context": ((*WITHOUT, "lm-context"), "linear"),
     "fused-in-context-without-lm": ((*WITHOUT, *SILENT), "linear"),
 }
 VERSION = 1

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from benchmarks.quality import protocol, settings
+from benchmarks.quality import contextual, protocol, settings
 from benchmarks.quality.baselines import item_item
 from benchmarks.quality.cache import save
 from benchmarks.quality.datasets import Dataset
@@ -29,9 +29,11 @@ from llmrec.engine.session import connected
 from llmrec.layout import Layout
 from llmrec.ranker import precision
 from llmrec.ranker.card import model_version
+from llmrec.ranker.contexts import Contexts
 from llmrec.ranker.model import Ranker, score_requests
 from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.retrieval import retrieve_head, user_vectors
+from llmrec.ranker.templates import placeholders
 from llmrec.schema import ITEM, TIMESTAMP, TITLE, USER
 from llmrec.tables import buckets
 
@@ -60,7 +62,7 @@ class LanguageModel:
             vectors = self._vectors(dataset, split_name, seed)
             return Ranked(protocol.ranks_of_rows(_retrieved(vectors), asked), float(vectors["fitting"]))
         layout, fitting = self._trained(dataset, split_name, seed)
-        found = protocol.ranks_of_rows(_reranked(layout, dataset.name, asked, self.threads), asked)
+        found = protocol.ranks_of_rows(_reranked(layout, dataset, asked, self.threads), asked)
         if split_name != COLD:  # whose ranker serves cold-only, too
             shutil.rmtree(layout.root)
         return Ranked(found, fitting)
@@ -75,7 +77,7 @@ class LanguageModel:
         file = self._root(dataset, split_name, seed).with_suffix(".npz")
         if not file.exists():
             layout, fitting = self._trained(dataset, split_name, seed)
-            vectors = _vectors(*_loaded(layout, self.threads), split(dataset, split_name))
+            vectors = _vectors(*_loaded(layout, self.threads), dataset, split(dataset, split_name))
             assert len(vectors["items"]) == dataset.items.num_rows
             save(file, fitting=np.float64(fitting), **vectors)
             shutil.rmtree(layout.root)
@@ -114,12 +116,16 @@ class LanguageModel:
             ITEM: dataset.items[ITEM].combine_chunks().take(pa.array(asked.training.values)),
             TIMESTAMP: pa.array(np.arange(len(asked.training.values)) + 1),
         })  # fmt: skip
+        if named := placeholders(self.settings["prompt"].get("context", "")):
+            told = contextual.of_training(dataset, asked)
+            for name in named:
+                log = log.append_column(name, told[name])
         for name, table in (("items", items), ("interactions", log)):
             buckets.write_parquet(table, str(raw / f"{name}.parquet"))
         values = {name: dict(section) for name, section in self.settings.items()}
         values["data"] = values.get("data", {}) | {
             "items": str(raw / "items.parquet"), "interactions": str(raw / "interactions.parquet"), "split": "none",
-            "min_user_events": 1, "buckets": 4,
+            "min_user_events": 1, "buckets": 4, "context": named,
         }  # fmt: skip
         if dataset.edges is not None:
             buckets.write_parquet(dataset.edges, str(raw / "edges.parquet"))
@@ -139,12 +145,13 @@ def _loaded(layout: Layout, threads: int) -> tuple[Ranker, Prompts]:
     return ranker, prompts
 
 
-def _vectors(ranker: Ranker, prompts: Prompts, asked: Split) -> dict[str, np.ndarray]:
+def _vectors(ranker: Ranker, prompts: Prompts, dataset: Dataset, asked: Split) -> dict[str, np.ndarray]:
     """users: float32[m, d] of a split's targets; items: float32[n_items, d] and bias: float32[n_items], with which the
     retrieve head scores them."""
     assert ranker.frozen is not None, "a ranker of texts has no vectors"
     with torch.inference_mode():
-        users = user_vectors(ranker, _requests(prompts, asked.known), BATCH_TOKENS)
+        contexts = _contexts(ranker, dataset, asked)
+        users = user_vectors(ranker, _requests(prompts, asked.known, contexts=contexts), BATCH_TOKENS)
         return {
             "users": users.numpy(), "items": ranker.frozen.direction().numpy(), "bias": ranker.frozen.bias.numpy()
         }  # fmt: skip
@@ -155,22 +162,25 @@ def _retrieved(vectors: Mapping[str, np.ndarray]) -> Rows:
     return lambda rows: users[rows] @ items.T + bias
 
 
-def _reranked(layout: Layout, dataset: str, asked: Split, threads: int) -> Rows:
+def _reranked(layout: Layout, dataset: Dataset, asked: Split, threads: int) -> Rows:
     """A rank head puts the best that its retrieve head finds in new order, a ranker of texts those of item-item
     neighbours."""
     ranker, prompts = _loaded(layout, threads)
     assert len(prompts.catalogue.ids) == len(asked.candidates)
     if retrieve_head(ranker) is not None:
-        first = _retrieved(_vectors(ranker, prompts, asked))
+        first = _retrieved(_vectors(ranker, prompts, dataset, asked))
     else:
-        chosen = settings.of(dataset, "item-item")
+        chosen = settings.of(dataset.name, "item-item")
         first = protocol.of_rows(item_item.fit(asked.training, len(asked.candidates), chosen, 0), asked)
+
+    told = _contexts(ranker, dataset, asked)
 
     def reranked(rows: np.ndarray) -> np.ndarray:
         scores, histories = first(rows), asked.known.take(rows)
         open_ = protocol.masked(np.where(asked.candidates, scores, -np.inf), histories, -np.inf)
         best = np.argpartition(-open_, RERANKED, axis=1)[:, :RERANKED]
-        anew = torch.stack(score_requests(ranker, _requests(prompts, histories, best), BATCH_TOKENS)).numpy()
+        contexts = None if told is None else told.take(rows)
+        anew = torch.stack(score_requests(ranker, _requests(prompts, histories, best, contexts), BATCH_TOKENS)).numpy()
         above = scores.max(axis=1, keepdims=True) - anew.min(axis=1, keepdims=True) + 1
         np.put_along_axis(scores, best, anew + above, axis=1)
         return scores
@@ -178,10 +188,21 @@ def _reranked(layout: Layout, dataset: str, asked: Split, threads: int) -> Rows:
     return reranked
 
 
-def _requests(prompts: Prompts, histories: Ragged, candidates: np.ndarray | None = None) -> list[Any]:
-    """candidates: int64[len(histories), n], or none."""
+def _contexts(ranker: Ranker, dataset: Dataset, asked: Split) -> Contexts | None:
+    """What a split's targets are asked about in, if the ranker reads it."""
+    named = placeholders(ranker.card.prompt.context)
+    return ranker.read_contexts(contextual.of_targets(dataset, asked).select(named) if named else None)
+
+
+def _requests(
+    prompts: Prompts, histories: Ragged, candidates: np.ndarray | None = None, contexts: Contexts | None = None
+) -> list[Any]:
+    """candidates: int64[len(histories), n], or none; contexts: one of each history, or none."""
     none = np.empty(0, np.int64)
     return [
-        prompts.request(prompts.plain, histories[i], none if candidates is None else candidates[i])
+        prompts.request(
+            prompts.plain, histories[i], none if candidates is None else candidates[i],
+            None if contexts is None else contexts.take(np.asarray([i])),
+        )
         for i in range(len(histories))
-    ]
+    ]  # fmt: skip

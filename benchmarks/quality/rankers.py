@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.quality.settings import CONTEXTS
+
 Sections = dict[str, dict[str, Any]]
+IN_CONTEXT = "in context"  # stands for all contexts that are known of a data set's events
 
 BASE: Sections = {
     "prompt": {"item": "{title}", "before_history": "History:", "max_history": 50},
@@ -46,6 +49,11 @@ OF_DATASET: Mapping[str, Sections] = {
         "prompt": {"item": "{title}. {category}. {concepts}. {level}, {language}"},
         "items": {"categories": ["category", "concepts", "level", "language"]},
     },
+    "frappe": {
+        "prompt": {"item": "{title} {category}. {short_description}"},
+        "items": {"categories": ["category"]},
+        "train": FEW_USERS,
+    },
 }
 
 VARIANTS: Mapping[str, Sections] = {
@@ -57,13 +65,17 @@ VARIANTS: Mapping[str, Sections] = {
     "lm-4-layers": {"model": {"layers": 4}},
     "lm-8-layers": {"model": {"layers": 8}},
     "lm-all-layers": {"model": {"layers": None}},
+    "lm-context": {"prompt": {"context": IN_CONTEXT}},
     "lm-text": {"model": {"items": "text", "head": "linear"}, "prompt": {"max_history": 50}, "train": TEXT},
 }
 
 
 def sections(dataset: str, variant: str) -> Sections:
+    """Those of the variant, with what is known of the data set's events where it is read."""
     found: Sections = {name: dict(section) for name, section in BASE.items()}
     for changed in (OF_DATASET.get(dataset, {}), VARIANTS[variant]):
         for name, section in changed.items():
             found[name] = found.get(name, {}) | section
+    if found["prompt"].get("context") == IN_CONTEXT:
+        found["prompt"]["context"] = " ".join(f"{{{name}}}" for name in CONTEXTS.get(dataset, ()))
     return found

@@ -3,7 +3,8 @@
 A ranker of texts reads a text after the history. One of vectors has a vector added to the last token of what it reads:
 the sum of one learned for each value. They start at zero, so that training starts from the ranker without contexts, and
 a value that training has not seen adds nothing. In training, where one trunk serves many decisions, the end of each is
-a branch of its own, so that no decision sees another's context; mask and positions are those of a trunk that ends there.
+a branch of its own, so that no decision sees another's context; its mask and positions are those of a trunk that ends
+there.
 """
 
 from __future__ import annotations
