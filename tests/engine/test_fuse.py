@@ -10,13 +10,15 @@ import pyarrow as pa
 import pytest
 from scipy.stats import rankdata, zscore
 
-from llmrec import config, storage
+from llmrec import assets, config, storage
 from llmrec.engine import diversity, stages
 from llmrec.engine.fuse import fit, fuse
+from llmrec.engine.prompts import load_prompts
 from llmrec.engine.score import score
 from llmrec.engine.session import user_error_in
 from llmrec.errors import UserError
 from llmrec.layout import Layout
+from llmrec.ranker.model import Ranker, score_pair_by_pair
 from llmrec.tables import buckets, rankings
 
 USERS, ITEMS = 120, 30
@@ -314,3 +316,73 @@ def test_parts_that_give_no_weights_are_named(
         histories.with_columns(train_length=pl.col("item_ids").list.len().cast(pl.Int32)).write_parquet(past)
     with pytest.raises(UserError, match=message):
         fit([(kept, past)], layout, config.Fusion(method="linear", parts=parts))
+
+
+def test_users_are_ranked_in_the_context_that_they_are_asked_about_in(cluster: Any, tiny_model: Any) -> None:
+    """From the log to the fused list: what the ranker reads and what the context's part says, against loops."""
+    raw, root = f"{RAW}-context", f"{ROOT}-context"
+    given, rng = tables(), np.random.default_rng(1)
+    places = [["home", "work", None][int(rng.integers(3))] for _ in range(given["interactions"].num_rows)]
+    given["interactions"] = given["interactions"].append_column("place", pa.array(places))
+    for name, table in given.items():
+        buckets.write_parquet(table, f"{raw}/{name}.parquet")
+    data = {name: f"{raw}/{name}.parquet" for name in ("items", "interactions")} | {"context": ["place", "time:hour"]}
+    short = {"max_steps": 4, "validate_every": 4, "workers": 1, "head_learning_rate": 0.1}
+    wanted = settings(
+        tiny_model, root, data=data, prompt={"context": "{place}"}, train=short,
+        recall={"context": {"top": 5, "prior": 2.0}, "merge": ["item_item", "popularity", "context"]},
+    )  # fmt: skip
+    for stage in ("prepare", "train", "recall", "fuse"):
+        stages.run(stage, wanted, quietly)
+    layout = Layout.of(wanted)
+    assert storage.read_json(layout.fusion)["fusion"]["parts"] == ["ranker", "item_item", "popularity", "context"]
+    past = {row["user_id"]: row for row in buckets.read_parquet(layout.histories).to_pylist()}
+    assert {hour for row in past.values() for hour in row["context_hour"]} == {"00"}
+
+    ranker = Ranker.from_pretrained(storage.local_directory(layout.ranker, assets.cache_directory() / "models"))
+    assert ranker.contexts is not None and ranker.contexts.values == {"place": ["home", "work"]}
+    prompts = load_prompts(ranker, layout)
+    ids = prompts.catalogue.ids.to_pylist()
+    for history, asked in (("known", "now"), ("training", "validation")):
+        changed = wanted.model_copy(update={
+            "score": wanted.score.model_copy(update={"history": history, "output": f"{root}-{history}"}),
+        })  # fmt: skip
+        run_id = score(changed, layout, quietly).run_id
+        seen = set()
+        for row in parts(wanted, run_id).iter_rows(named=True):
+            user = past[row["user_id"]]
+            until = None if history == "known" else user["train_length"]
+            place = user["now_place"] if asked == "now" else user["context_place"][user["train_length"]]
+            if place in seen:
+                continue
+            seen.add(place)
+            context = ranker.read_contexts(pa.table({"place": pa.array([place], pa.string())}))
+            rows = np.asarray([ids.index(item) for item in user["item_ids"][:until]])
+            listed = np.asarray([ids.index(item) for item in row["item_ids"]])
+            request = prompts.request(prompts.plain, rows, listed, context)
+            alone = score_pair_by_pair(ranker, request).numpy()
+            np.testing.assert_allclose(row["score_ranker"], alone, rtol=1e-3, atol=1e-3)
+            unaware = score_pair_by_pair(ranker, prompts.request(prompts.plain, rows, listed)).numpy()
+            assert (place is None) == np.allclose(alone, unaware, rtol=1e-6)
+            if history == "known":
+                told = pmi(past, "place", place, row["item_ids"], 2.0) + pmi(past, "hour", "00", row["item_ids"], 2.0)
+                np.testing.assert_allclose(row["score_context"], told, atol=1e-4)
+        assert seen == {"home", "work", None}
+
+
+def pmi(past: dict[str, Any], name: str, value: str | None, items: list[str], prior: float) -> np.ndarray:
+    """log P(value | item) - log P(value) of each item, by loops over all that users had in contexts that are known."""
+    if value is None:
+        return np.zeros(len(items))
+    had = {
+        (user, item, told)
+        for user, row in past.items()
+        for item, told in zip(row["item_ids"], row[f"context_{name}"], strict=True)
+        if told is not None
+    }
+    share = sum(told == value for *_, told in had) / len(had)
+    found = []
+    for item in items:
+        of_item = [told for _, other, told in had if other == item]
+        found.append(np.log((of_item.count(value) + prior * share) / (len(of_item) + prior) / share))
+    return np.asarray(found)
