@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ class Split:
     """training: histories of all users, to fit on. Of m targets: users: int64[m], the rows of whose they are;
     known: what is scored from; seen: what is masked; target: int32[m], the true item, not among those seen. candidates:
     bool[n_items]. events: int64[total], places of the training events among the data set's, and asked: int64[m], those
-    of the targets, to look up contexts by."""
+    of the targets, to look up contexts by; none of a split made of histories alone."""
 
     training: Ragged
     users: np.ndarray
@@ -31,8 +31,8 @@ class Split:
     seen: Ragged
     target: np.ndarray
     candidates: np.ndarray
-    events: np.ndarray
-    asked: np.ndarray
+    events: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    asked: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def split(dataset: Dataset, name: str) -> Split:

@@ -18,7 +18,19 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy.stats import rankdata
 from transformers import AutoTokenizer
 
-from benchmarks.quality import cache, datasets, fused, fusion, methods, protocol, settings, splits, titles, tuning
+from benchmarks.quality import (
+    cache,
+    contextual,
+    datasets,
+    fused,
+    fusion,
+    methods,
+    protocol,
+    settings,
+    splits,
+    titles,
+    tuning,
+)
 from benchmarks.quality.__main__ import measure
 from benchmarks.quality.baselines import ease, ials, item_item, popularity, sasrec, title_similarity
 from benchmarks.quality.command_line import options
@@ -539,3 +551,45 @@ def test_a_fusion_on_the_command_line_has_its_members_settings(tmp_path: Path) -
     assert asked.methods == [["fused-without-lm"], ["popularity"]]
     with pytest.raises(SystemExit):
         options("", ["--methods", "fused+popularity"])
+
+
+def test_contexts_stay_beside_their_events_in_every_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each event's context tells its user and item; of an item that a user had twice, the first event's counts."""
+    rng = np.random.default_rng(5)
+    rows = [(f"u{u}", f"i{i:02}") for u in range(30) for i in rng.integers(0, 40, 12)]
+    events = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row").with_columns(
+        mark=pl.format("{} {}", "user_id", "item_id"), at=pl.int_range(pl.len())
+    )
+    items = pl.DataFrame({"item_id": [f"i{i:02}" for i in range(40)], "title": ["t"] * 40})
+    monkeypatch.setitem(settings.CONTEXTS, "told", ("mark", "at"))
+    found = datasets.of_tables("told", items, events, contexts=settings.CONTEXTS["told"])
+    assert found.digest != datasets.of_tables("told", items, events).digest
+    ids, users = found.items["item_id"].to_pylist(), found.users.to_pylist()
+    for name in splits.SPLITS:
+        asked = splits.split(found, name)
+        owner = np.repeat(np.arange(len(asked.training)), asked.training.lengths)
+        told = contextual.of_training(found, asked)
+        wanted = [f"{users[u]} {ids[i]}" for u, i in zip(owner, asked.training.values, strict=True)]
+        assert told["mark"].to_pylist() == wanted
+        first = {f"{u} {i}": str(line) for line, (u, i) in reversed(list(enumerate(rows)))}
+        assert told["at"].to_pylist() == [first[mark] for mark in wanted]
+        targets = [f"{users[u]} {ids[i]}" for u, i in zip(asked.users, asked.target, strict=True)]
+        assert contextual.of_targets(found, asked)["mark"].to_pylist() == targets
+    with pytest.raises(UserError, match="bare: no contexts are known of its events"):
+        methods.baseline("in-context", {"prior": 1.0}).ranked(datasets.of_tables("bare", items, events), splits.TEST, 0)
+
+
+def test_who_knows_the_context_finds_what_it_tells() -> None:
+    """Users have an item of the place where they are: known, it is among the first; by popularity it is anywhere."""
+    rng = np.random.default_rng(6)
+    drawn = [(u, p, i) for u in range(60) for p, i in rng.integers((1, 0), (5, 10), (15, 2))]
+    rows = [(f"u{u:02}", f"i{10 * p + i}", f"p{p}") for u, p, i in drawn]
+    events = pl.DataFrame(rows, schema=["user_id", "item_id", "place"], orient="row")
+    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(10, 50)], "title": ["t"] * 40})
+    found = datasets.of_tables("places", items, events, contexts=["place"])
+    ranks = {
+        name: methods.baseline(name, of).ranked(found, splits.TEST, 0)[0]
+        for name, of in (("popularity", {}), ("popularity-in-context", {"prior": 1.0}), ("in-context", {"prior": 1.0}))
+    }
+    assert ranks["popularity-in-context"].max() <= 10 and ranks["in-context"].max() <= 10
+    assert np.median(ranks["popularity"]) > 10
