@@ -102,7 +102,10 @@ class Data(Section):
 class Prompt(Section):
     """How a user and an item become text. Placeholders name columns of the items and users tables."""
 
-    item: str = Field("{title}", description="text of an item")
+    item: str = Field(
+        "{title}",
+        description="text of an item; {edges} is what the knowledge graph says of it, {edges:RELATION} of one relation",
+    )
     user: str = Field("", description="text of a user's attributes, before the history")
     before_history: str = "Films watched, oldest first:\n"
     before_item: str = " "
@@ -114,6 +117,7 @@ class Prompt(Section):
         "data.context does. Read as text; with model.items = token as the sum of a vector learned of each value"
     )  # fmt: skip
     max_history: Count = Field(60, description="newest events kept in the trunk")
+    max_edges: Count = Field(20, description="heaviest edges that {edges} and {edges:RELATION} tell of an item")
     max_item_tokens: Count = Field(32, description="longer item texts are cut, and counted")
 
 
@@ -240,10 +244,67 @@ class Popularity(Section):
     top: Annotated[int, Field(ge=0)] = Field(100, description="candidates per user; 0 turns the source off")
 
 
+class Recent(Section):
+    """What users had lately, the same for everyone."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="candidates per user; 0 turns the source off")
+    half_life_days: Annotated[float, Field(gt=0)] | None = Field(
+        30.0, description="an event counts half as much as one so much later; null: all the same"
+    )
+    window_days: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="events so long before the newest of all do not count; null: all count"
+    )
+
+    @model_validator(mode="after")
+    def _recent(self) -> Recent:
+        if self.half_life_days is None and self.window_days is None:
+            raise ValueError("half_life_days and window_days are both null; without either it is the popularity source")
+        return self
+
+
+class Segment(Section):
+    """What users with the same attributes had."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="candidates per user; 0 turns the source off")
+    columns: tuple[str, ...] = Field((), description="of the users table; users who share all their values are a group")
+    prior: Annotated[float, Field(gt=0)] = Field(
+        100.0, description="a group's popularity is mixed with that of so many users on the average of all"
+    )
+
+
 class ItemItem(Section):
     top: Annotated[int, Field(ge=0)] = Field(100, description="candidates per user; 0 turns the source off")
     neighbours: Count = 200
     shrinkage: Annotated[float, Field(ge=0)] = 10.0
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="weight of a user's event per event of age")
+    max_history: Count = Field(
+        1000, description="newest items of a user that are counted with each other; the work goes by the square"
+    )
+    reach: Count = Field(
+        2000, description="an item that a user had speaks for so many items at most, those it is most similar to"
+    )
+
+
+class Graph(Section):
+    """Items that share entities of the knowledge graph (data.edges) with those that the user had; nothing is learned of
+    users, so that new items are found too."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="candidates per user; 0 turns the source off")
+    neighbours: Count = Field(200, description="most similar items kept of each item")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="weight of a user's event per event of age")
+    max_items: Count = Field(10_000, description="an entity of more items than this is left out: it tells them little")
+    reach: Count = Field(2000, description="as of item_item")
+
+
+class Closeness(Section):
+    """How near a candidate's entities lie to the user's, as a part of its score; it brings no candidates."""
+
+    weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="log sigmoid(-weight * KL) is the column recall_score_closeness; 0: there is none"
+    )
+    smoothing: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="edges that each item is given beside its own, distributed as the catalogue's are"
+    )
     decay: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="weight of a user's event per event of age")
 
 
@@ -297,19 +358,23 @@ class Context(Section):
     )
 
 
-Source = Literal["item_item", "ease", "als", "text", "popularity", "retrieve", "context"]
+Source = Literal["item_item", "ease", "als", "text", "graph", "popularity", "recent", "segment", "retrieve", "context"]
 
 
 class Recall(Section):
     """Candidate generators and their merge."""
 
     popularity: Popularity = Popularity()
+    recent: Recent = Recent()
+    segment: Segment = Segment()
     item_item: ItemItem = ItemItem()
     ease: Ease = Ease()
     als: Als = Als()
     text: Text = Text()
+    graph: Graph = Graph()
     retrieve: Retrieve = Retrieve()
     context: Context = Field(Context(), exclude_if=lambda value: value == Context())
+    closeness: Closeness = Closeness()
     merge: tuple[Source, ...] = Field(
         ("item_item", "popularity"), description="sources in order; a later one fills what an earlier one left open"
     )
@@ -329,6 +394,8 @@ class Recall(Section):
                 raise ValueError(f"merge names '{source}', which recall.{source}.top = 0 turns off")
         if not self.merge:
             raise ValueError("merge must name at least one source")
+        if "segment" in self.merge and not self.segment.columns:
+            raise ValueError("merge names 'segment': recall.segment.columns must name columns of the users table")
         for source in self.quotas:
             if source not in self.merge:
                 raise ValueError(f"quotas names '{source}', which merge does not")

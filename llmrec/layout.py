@@ -11,7 +11,8 @@ from llmrec.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """before_validation: candidates and popularity are those from training events alone, which fuse asks for."""
+    """before_validation: candidates, popularity and quarantine are those of recall from training events alone, which
+    fuse asks for."""
 
     root: str
     before_validation: bool = False
@@ -64,14 +65,17 @@ class Layout:
         return self._recalled("candidates", source)
 
     def _recalled(self, *parts: str) -> str:
-        return storage.join(self.scratch("fuse"), *parts) if self.before_validation else self._at("tables", *parts)
+        return self._aside(*parts) if self.before_validation else self._at("tables", *parts)
+
+    def _aside(self, *parts: str) -> str:
+        return storage.join(self.scratch("fuse"), *parts)
 
     def scratch(self, stage: str) -> str:
         """What a stage leaves only while it runs."""
         return self._at("scratch", stage)
 
     def quarantine(self, stage: str) -> str:
-        return self._at("quarantine", stage)
+        return self._aside("quarantine", stage) if self.before_validation else self._at("quarantine", stage)
 
     @property
     def ranker(self) -> str:

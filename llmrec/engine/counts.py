@@ -2,16 +2,91 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from scipy import sparse
 
-from llmrec.ranker.ragged import Ragged, within
+from llmrec import config
+from llmrec.ranker.ragged import Ragged, offsets_of, within
 from llmrec.recall import context, item_item
-from llmrec.schema import ITEMS, TRAIN_LENGTH
+from llmrec.recall.neighbours import by_column, by_users, by_vectors, in_blocks, work_of
+from llmrec.schema import ITEMS, TIMESTAMPS, TRAIN_LENGTH
 from llmrec.tables import buckets, contexts
-from llmrec.tables.histories import item_rows, keep
+from llmrec.tables.histories import flatten, item_rows, keep
+
+# Multiplications of the sparse product of some items with all: what a task holds of it is at most so many cells.
+WORK_AT_ONCE = 1 << 24
+
+
+def events(histories: str, catalogue_ids: pa.Array, training_only: bool) -> Ragged:
+    """Every user's different items as catalogue rows, an item where its newest event is, oldest first: 4 bytes each."""
+    import ray
+
+    ids = ray.put(catalogue_ids)
+    read = ray.remote(_events)
+    waiting = [read.remote(uri, ids, training_only) for uri in buckets.bucket_files(histories).values()]
+    return joined([ray.get(reference) for reference in waiting])
+
+
+def _events(uri: str, catalogue_ids: pa.Array, training_only: bool) -> Ragged:
+    return item_item.distinct(known_histories(buckets.read_parquet(uri), catalogue_ids, training_only))[0]
+
+
+def joined(parts: list[Ragged]) -> Ragged:
+    """Some sequences after others."""
+    values = np.concatenate([np.empty(0, np.int32), *(part.values for part in parts)])
+    return Ragged(values, offsets_of(np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])))
+
+
+def matrix(items: Ragged, n_items: int) -> sparse.csr_matrix:
+    """float32[users, n_items]: 1 where a user had an item. items: of `events`."""
+    ones = np.ones(len(items.values), np.float32)
+    rows = items.values.copy()  # shared memory is read-only, and they are sorted where they are
+    found = sparse.csr_matrix((ones, rows, items.offsets), shape=(len(items), n_items))
+    found.sort_indices()
+    return found
+
+
+def similar_by_users(events: Ragged, n_items: int, settings: config.ItemItem) -> sparse.csr_matrix:
+    """float32[n_items, n_items]: column j holds item j's nearest by who had them, one task some items.
+
+    What all users had lies in shared memory, by user and by item, at about 12 bytes an event; a task's memory goes by
+    WORK_AT_ONCE. events: of `events`.
+    """
+    newest, _ = item_item.distinct(events, settings.max_history)
+    users = matrix(newest, n_items)
+    items = users.T.tocsr()
+    items.data = users.data  # all 1: one array, which then lies there once
+    return _similar(items, users, _of_users, (settings.neighbours, settings.shrinkage), settings.reach)
+
+
+def similar_by_vectors(vectors: sparse.csr_matrix, settings: config.Graph) -> sparse.csr_matrix:
+    """float32[n_items, n_items]: column j holds item j's nearest by these vectors of length 1 or 0."""
+    return _similar(vectors, vectors.T.tocsr(), _of_vectors, (settings.neighbours,), settings.reach)
+
+
+def _similar(
+    items: sparse.csr_matrix, transposed: sparse.csr_matrix, block: Any, arguments: tuple[Any, ...], reach: int
+) -> sparse.csr_matrix:
+    import ray
+
+    both = ray.put((items, transposed))
+    task = ray.remote(block)
+    rows = in_blocks(work_of(items, transposed), WORK_AT_ONCE)
+    return by_column(ray.get([task.remote(both, some, *arguments) for some in rows]), reach)
+
+
+def _of_users(
+    both: tuple[sparse.csr_matrix, sparse.csr_matrix], rows: slice, count: int, shrinkage: float
+) -> sparse.csr_matrix:
+    return by_users(*both, rows, count, shrinkage)
+
+
+def _of_vectors(both: tuple[sparse.csr_matrix, sparse.csr_matrix], rows: slice, count: int) -> sparse.csr_matrix:
+    return by_vectors(*both, rows, count)
 
 
 def cooccurrence(
@@ -74,18 +149,25 @@ def _in_context_of_bucket(uri: str, catalogue_ids: pa.Array, training_only: bool
 
 def known_histories(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> Ragged:
     """Histories as catalogue rows, items that left the catalogue dropped, oldest first."""
-    rows = item_rows(table[ITEMS], catalogue_ids)
-    return keep(rows, _known(table, rows, training_only))
+    return keep(*_known(table, catalogue_ids, training_only))
+
+
+def known_events(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> tuple[Ragged, np.ndarray]:
+    """`known_histories`, and when each event was: int64[total], seconds."""
+    rows, mask = _known(table, catalogue_ids, training_only)
+    return keep(rows, mask), flatten(table[TIMESTAMPS])[0].to_numpy(zero_copy_only=False)[mask]
 
 
 def known_contexts(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> dict[str, pa.Array]:
     """By its name, each context of the events of `known_histories`, string[total]."""
-    mask = pa.array(_known(table, item_rows(table[ITEMS], catalogue_ids), training_only))
+    mask = pa.array(_known(table, catalogue_ids, training_only)[1])
     return {name: values.filter(mask) for name, values in contexts.of_events(table).items()}
 
 
-def _known(table: pa.Table, rows: Ragged, training_only: bool) -> np.ndarray:
+def _known(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> tuple[Ragged, np.ndarray]:
+    """All events as catalogue rows, and bool[total]: those of items in the catalogue, and of training if asked."""
+    rows = item_rows(table[ITEMS], catalogue_ids)
     mask = rows.values >= 0
     if training_only:
         mask &= within(rows.lengths) < table[TRAIN_LENGTH].to_numpy().repeat(rows.lengths)
-    return mask
+    return rows, mask

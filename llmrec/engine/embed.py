@@ -22,8 +22,10 @@ import torch
 
 from llmrec import assets, config, storage
 from llmrec.engine import watch
+from llmrec.engine.prompts import told_edges
 from llmrec.engine.watch import Beating
 from llmrec.layout import Layout
+from llmrec.ranker import edge_texts
 from llmrec.ranker.card import model_version
 from llmrec.ranker.graph import spectral_embedding
 from llmrec.ranker.sentence import SentenceEncoder
@@ -96,7 +98,8 @@ def embed(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
     if not wanted(settings):
         return _nothing(settings, layout, say)
     items, table = settings.items, layout.embeddings
-    catalogue = _catalogue(layout, settings.prompt.item if items.encoder else "")
+    prompt = settings.prompt if items.encoder else settings.prompt.model_copy(update={"item": ""})
+    catalogue = _catalogue(layout, prompt)
     ids = catalogue[ITEM].combine_chunks()
     # A wrong name is told before actors start.
     directory = assets.resolve_model(items.encoder) if items.encoder else ""
@@ -156,14 +159,17 @@ def _nothing(settings: config.Config, layout: Layout, say: Callable[[str], None]
     return Embedded(0, 0, 0, {}, {}, 0, 0, None, "", "", "", None)
 
 
-def _catalogue(layout: Layout, template: str) -> pa.Table:
-    """The ids, ascending, and the columns that the template names."""
+def _catalogue(layout: Layout, prompt: config.Prompt) -> pa.Table:
+    """The ids, ascending, and the columns that the template of items names, those of edges included."""
     fs, path = storage.filesystem(layout.items)
-    fill(
-        template, pq.read_schema(path, filesystem=fs).empty_table(), "item"
-    )  # or a missing column would be passed over
-    columns = list(dict.fromkeys((ITEM, *placeholders(template))))
-    items = buckets.read_parquet(layout.items, columns)
+    there = pq.read_schema(path, filesystem=fs)
+    of_edges = [name for name in edge_texts.wanted(prompt.item) if name not in there.names]
+    checked = there
+    for name in of_edges:
+        checked = checked.append(pa.field(name, pa.string()))
+    fill(prompt.item, checked.empty_table(), "item")  # or a missing column would be passed over
+    columns = [name for name in dict.fromkeys((ITEM, *placeholders(prompt.item))) if name not in of_edges]
+    items = told_edges(buckets.read_parquet(layout.items, columns), prompt, layout)
     return items.take(pa.compute.sort_indices(items, sort_keys=[(ITEM, "ascending")])).combine_chunks()
 
 

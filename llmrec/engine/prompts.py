@@ -15,8 +15,10 @@ from llmrec import assets, storage
 from llmrec.config import Items, Prompt
 from llmrec.errors import UserError
 from llmrec.layout import Layout
+from llmrec.ranker import edge_texts
 from llmrec.ranker.card import RANKER_FILE, read_card
 from llmrec.ranker.contexts import Contexts
+from llmrec.ranker.edge_texts import EDGES, with_edges
 from llmrec.ranker.item_encoder import ItemEncoder
 from llmrec.ranker.item_features import ItemFeatures, check_columns, columns_of, read_features
 from llmrec.ranker.model import Ranker
@@ -72,8 +74,34 @@ class Prompts:
 
 def tokenise_items(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, layout: Layout) -> Prompts:
     """The catalogue in a ranker's own templates, as text; see `bind`."""
-    catalogue = tokenise_catalogue(buckets.read_parquet(layout.items), ITEM, prompt, tokenizer)
+    items = told_edges(buckets.read_parquet(layout.items), prompt, layout)
+    catalogue = tokenise_catalogue(items, ITEM, prompt, tokenizer)
     return Prompts(catalogue, trunk_opening(prompt, tokenizer), prompt.max_history)
+
+
+def told_edges(items: pa.Table, prompt: Prompt, layout: Layout) -> pa.Table:
+    """The items with the columns of text that placeholders for edges in prompt.item name, if there are any.
+
+    Raises:
+        UserError: there is no graph, or the items have a column of that name beside one.
+    """
+    names = edge_texts.wanted(prompt.item)
+    if not names:
+        return items
+    own, graph = EDGES in items.column_names, storage.exists(layout.edges)
+    if own and graph:
+        raise UserError(
+            f"prompt.item uses '{{{names[0]}}}': the items have a column '{EDGES}', and there is a graph of edges too; "
+            "rename the column"
+        )
+    if own and names == [EDGES]:
+        return items
+    if not graph:
+        raise UserError(
+            f"prompt.item uses '{{{names[0]}}}', and {layout.edges} is not there; set data.edges and run "
+            "jobs/prepare.py"
+        )
+    return with_edges(items, prompt.item, buckets.read_parquet(layout.edges), prompt.max_edges)
 
 
 def bind(prompts: Prompts, ranker: Ranker, layout: Layout, trained: np.ndarray | None = None) -> Prompts:

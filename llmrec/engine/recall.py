@@ -8,24 +8,30 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from llmrec import config, schema
+from llmrec import config, schema, storage
 from llmrec.engine import recall_models
 from llmrec.engine.recall_bucket import MERGED, recall_bucket
 from llmrec.engine.retrieve import retrieve
 from llmrec.engine.units import each, reporting
 from llmrec.layout import Layout
-from llmrec.schema import BUCKET, ITEM
+from llmrec.schema import ITEM
 from llmrec.tables import buckets
+
+LOOKING = "looking for candidates"
 
 
 @dataclass(frozen=True)
 class Recalled:
-    """What recall did: users, candidates per user of each source and of the merge, users who got fewer than asked."""
+    """What recall did. per_user: candidates of each source and of the merge; short_lists: users who got fewer than
+    asked for; no_candidates: who got none, and are in quarantine; empty_sources: which found nothing for anybody."""
 
     users: int
     per_user: dict[str, float]
     short_lists: int
+    no_candidates: int
+    empty_sources: list[str]
     table: str
+    quarantine: str
 
 
 def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], attention: str = "auto") -> Recalled:
@@ -38,24 +44,35 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], 
     """
     import ray
 
-    files = buckets.bucket_files(layout.histories)
-    say(f"learning from the users of {len(files)} buckets: {', '.join(settings.merge)}")
+    units = recall_models.units(settings, layout)
+    say(f"learning from the users of {len(units)} buckets: {', '.join(settings.merge)}")
     models = recall_models.fit(settings, layout)
     popularity = pa.table({ITEM: models.ids, schema.USERS: models.popularity.astype(np.int64)})
     buckets.write_parquet(popularity, layout.popularity)
+    storage.delete(layout.quarantine("recall"))
     if settings.retrieve.top:
         retrieve(settings, layout, attention, say)
-    units = [{BUCKET: bucket, "uri": uri} for bucket, uri in files.items()]
+    say(f"{LOOKING} in {len(units)} buckets")
     arguments = {"models": ray.put(models), "settings": settings, "layout": layout}
     rows = reporting(each(units, recall_bucket, arguments), len(units), say, "recall")
     users = sum(row["users"] for row in rows)
-    names = [*settings.merge, MERGED]
+    names: list[str] = [*settings.merge, MERGED]
+    kept = buckets.bucket_files(layout.histories)
     for name in names:
-        buckets.delete_others(layout.candidates(name), files)
-    totals = np.sum([row["counts"] for row in rows], axis=0) / max(users, 1)
+        buckets.delete_others(layout.candidates(name), kept)
+    totals = np.sum([row["counts"] for row in rows], axis=0)
+    empty = [name for name, n in zip(names, totals, strict=True) if n == 0 and name != MERGED]
+    none = sum(row["none"] for row in rows)
+    if empty:
+        say(f"found nothing for anybody: {', '.join(empty)}")
+    if none:
+        say(f"{none:,} of {users:,} users have no candidates: {layout.quarantine('recall')}")
     return Recalled(
         users=users,
-        per_user={name: round(float(n), 1) for name, n in zip(names, totals, strict=True)},
+        per_user={name: round(float(n), 1) for name, n in zip(names, totals / max(users, 1), strict=True)},
         short_lists=sum(row["short"] for row in rows),
+        no_candidates=none,
+        empty_sources=empty,
         table=layout.candidates(MERGED),
+        quarantine=layout.quarantine("recall"),
     )

@@ -6,6 +6,7 @@ Apart from the sources that need a model, whose code the tasks' processes need n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,92 +14,147 @@ import pyarrow as pa
 
 from llmrec import config
 from llmrec.engine.counts import known_histories
-from llmrec.engine.recall_models import Models
+from llmrec.engine.recall_models import Models, keys_of
 from llmrec.engine.text_vectors import text_vectors
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
 from llmrec.recall import als, content, context, ease, item_item
 from llmrec.recall.candidates import Candidates, merge
-from llmrec.recall.scores import Dense, Listed, Same, Scores, Sparse
-from llmrec.schema import BUCKET, USER
+from llmrec.recall.scores import Dense, Listed, Same, Scores, Sparse, Vectors
+from llmrec.schema import BUCKET, DETAIL, KEY, ORIGIN, QUARANTINE, REASON, USER, USERS
 from llmrec.tables import buckets, contexts, recalled
 
-DENSE = ("ease", "als", "text", "context")  # which score every item of every user
 CELLS_AT_ONCE = 1 << 24
-MERGED, RETRIEVE, CONTEXT = "merged", "retrieve", "context"
+MERGED, RETRIEVE, CLOSENESS, CONTEXT = "merged", "retrieve", "closeness", "context"
+NO_CANDIDATES = "no_candidates"
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """What the sources know, some of it of the users of one bucket alone: keys of their groups, what was retrieved for
+    them, and asked, int64[n, any], in which contexts they are asked."""
+
+    models: Models
+    vectors: np.ndarray | None
+    keys: pa.Array | None
+    retrieved: Candidates | None
+    asked: np.ndarray
+
+    def scores(self, name: str, users: np.ndarray, histories: Ragged, settings: config.Recall) -> Scores:
+        """What a source says of some users: int64[m], and the histories of these."""
+        models, n_items = self.models, len(self.models.ids)
+        if name == "popularity":
+            return Same(models.popularity, len(histories))
+        if name == "recent":
+            assert models.recent is not None
+            return Same(models.recent, len(histories))
+        if name == "segment":
+            assert models.groups is not None and self.keys is not None
+            return models.groups.scores(self.keys.take(pa.array(users)), settings.segment.prior)
+        if name == "item_item":
+            assert models.similar is not None
+            return Sparse(item_item.score(histories, models.similar, settings.item_item.decay))
+        if name == "graph":
+            assert models.linked is not None
+            return Sparse(item_item.score(histories, models.linked, settings.graph.decay))
+        if name == "ease":
+            assert models.linear is not None
+            rows, weights = models.linear
+            return Dense(ease.score(item_item.interaction_matrix(histories, n_items), rows, weights), rows, n_items)
+        if name == "als":
+            assert models.factors is not None
+            events = item_item.interaction_matrix(histories, n_items)
+            return Vectors(als.user_factors(models.factors, events, settings.als), models.factors)
+        if name == RETRIEVE:
+            assert self.retrieved is not None
+            return Listed(self.retrieved.take(users), n_items)
+        if name == CONTEXT:
+            return context.InContext(list(models.contexts.values()), self.asked[users], models.popularity)
+        assert self.vectors is not None
+        weighted = content.weighted(histories, self.vectors, settings.text.decay)
+        return Vectors(weighted, self.vectors, settings.text.least)
 
 
 def recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout: Layout) -> pa.Table:
-    """Write the candidates of one bucket, of each source and merged; how many they are. models: a reference."""
+    """`recall_unit` of one bucket as Ray Data calls it. models: a reference."""
     import ray
 
-    known: Models = ray.get(models)
     (unit,) = batch.to_pylist()
+    return recall_unit(unit, ray.get(models), settings, layout)
+
+
+def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, layout: Layout) -> pa.Table:
+    """Write the candidates of one bucket, of each source and merged, and who has none.
+
+    unit: of `recall_models.units`. Returns one row: users, counts of each source's candidates and of the merged, users
+    with fewer of these than asked for, and with none.
+    """
     table = buckets.read_parquet(unit["uri"])
     histories = known_histories(table, known.ids, settings.history == "training")
     names: list[str] = list(settings.merge)
     quotas = [settings.quotas.get(name, 0) for name in settings.merge]
     found: dict[str, list[Candidates]] = {name: [] for name in [*names, MERGED]}
-    asked = context.rows_of(contexts.now(table, list(known.contexts), settings.history == "training"), known.contexts)
-    says = [*names, CONTEXT] if known.contexts and CONTEXT not in names else names
-    scored: dict[str, list[np.ndarray]] = {name: [] for name in says}
-    retrieved = (
+    parts = [*names, *([CLOSENESS] if known.entities is not None else [])]
+    parts += [CONTEXT] if known.contexts and CONTEXT not in names else []
+    scored: dict[str, list[np.ndarray]] = {name: [] for name in parts}
+    here = _Bucket(
+        known,
+        text_vectors(layout, known.ids, "recall.text") if "text" in names else None,
+        keys_of(table[USER].combine_chunks(), unit[USERS], settings.segment.columns) if "segment" in names else None,
         recalled.read(buckets.bucket_file(layout.candidates(RETRIEVE), unit[BUCKET]), known.ids)
-        if RETRIEVE in names else None
+        if RETRIEVE in names else None,
+        context.rows_of(contexts.now(table, list(known.contexts), settings.history == "training"), known.contexts),
     )  # fmt: skip
-    vectors = content.unit(text_vectors(layout, known.ids, "recall.text")) if "text" in names else None
     for users in _blocks(histories, known, settings):
         part = histories.take(users)
         seen = part if settings.exclude_seen else None
-        scores = {
-            name: Listed(retrieved.take(users), len(known.ids)) if name == RETRIEVE and retrieved is not None
-            else context.InContext(list(known.contexts.values()), asked[users], known.popularity) if name == CONTEXT
-            else _scores(name, part, known, vectors, settings)
-            for name in says
-        }  # fmt: skip
+        scores = {name: here.scores(name, users, part, settings) for name in parts if name != CLOSENESS}
         lists = {name: scores[name].top(seen, getattr(settings, name).top) for name in names}
         merged = merge(list(lists.values()), settings.candidates, len(known.ids), quotas)
         for name, candidates in (lists | {MERGED: merged}).items():
             found[name].append(candidates)
         for name, of in scores.items():
             scored[name].append(of.at(merged.items))
-    counts, short = [], 0
-    for name, parts in found.items():
-        lengths = np.concatenate([p.items.lengths for p in parts]) if parts else np.empty(0, np.int64)
+        if known.entities is not None:
+            near = settings.closeness
+            scored[CLOSENESS].append(known.entities.closeness(part, merged.items, near.decay, near.weight))
+    counts, lengths = [], np.empty(0, np.int64)
+    for name, parts_of in found.items():
+        lengths = np.concatenate([np.empty(0, np.int64), *(p.items.lengths for p in parts_of)])
         if name != RETRIEVE:  # which is there already
             labels = names if name == MERGED else [name]
-            written = recalled.table(table[USER], parts, labels, known.ids, scored if name == MERGED else None)
+            written = recalled.table(table[USER], parts_of, labels, known.ids, scored if name == MERGED else None)
             buckets.write_parquet(written, buckets.bucket_file(layout.candidates(name), unit[BUCKET]))
         counts.append(int(lengths.sum()))
-        short = int((lengths < settings.candidates).sum())  # of the merge, which comes last
-    return pa.table({"users": [table.num_rows], "counts": [counts], "short": [short]})
+    short = int((lengths < settings.candidates).sum())  # of the merge, which comes last
+    none = table[USER].filter(pa.array(lengths == 0))
+    if len(none):
+        where = buckets.bucket_file(layout.quarantine("recall"), unit[BUCKET])
+        buckets.write_parquet(_without_candidates(none, histories.lengths[lengths == 0], names, unit["uri"]), where)
+    return pa.table({"users": [table.num_rows], "counts": [counts], "short": [short], "none": [len(none)]})
+
+
+def _without_candidates(users: pa.ChunkedArray, events: np.ndarray, names: list[str], uri: str) -> pa.Table:
+    """Rows of quarantine for users whom no source found anything for."""
+    detail = [f"events={n} sources={','.join(names)}" for n in events.tolist()]
+    n = len(users)
+    columns = {KEY: users.cast(pa.string()), REASON: [NO_CANDIDATES] * n, DETAIL: detail, ORIGIN: [uri] * n}
+    return pa.table(columns).cast(QUARANTINE)
 
 
 def _blocks(histories: Ragged, models: Models, settings: config.Recall) -> Iterator[np.ndarray]:
-    """Users one after another, int64[m] at a time, who score about CELLS_AT_ONCE items together."""
-    n_items = len(models.ids)
-    scored = np.minimum(histories.lengths * settings.item_item.neighbours, n_items)
-    dense = n_items * any(name in DENSE for name in settings.merge)
-    block = np.cumsum(scored + histories.lengths + settings.candidates + dense) // CELLS_AT_ONCE
+    """Users one after another, int64[m] at a time, whose scores of all sources take about CELLS_AT_ONCE cells."""
+    each = np.full(len(histories), settings.candidates + sum(getattr(settings, n).top for n in settings.merge))
+    longest = int(histories.lengths.max(initial=0))
+    for name in {"popularity", "recent", "segment"} & set(settings.merge):
+        each += getattr(settings, name).top + longest  # of which the seen ones are left out
+    for matrix in (models.similar, models.linked):
+        if matrix is not None:
+            cells = np.append(0, np.cumsum(np.diff(matrix.indptr)[histories.values], dtype=np.int64))
+            each += np.minimum(np.diff(cells[histories.offsets]), len(models.ids))
+    if models.linear is not None:
+        each += len(models.linear[0])
+    if CONTEXT in settings.merge:
+        each += len(models.ids)
+    block = np.cumsum(each + histories.lengths) // CELLS_AT_ONCE
     yield from np.split(np.arange(len(histories)), np.flatnonzero(np.diff(block)) + 1)
-
-
-def _scores(
-    name: str, histories: Ragged, models: Models, vectors: np.ndarray | None, settings: config.Recall
-) -> Scores:
-    n_items = len(models.ids)
-    if name == "popularity":
-        return Same(models.popularity, len(histories))
-    if name == "item_item":
-        return Sparse(item_item.score(histories, models.similar, settings.item_item.decay))
-    if name == "ease":
-        assert models.linear is not None
-        rows, weights = models.linear
-        return Dense(ease.score(item_item.interaction_matrix(histories, n_items), rows, weights))
-    if name == "als":
-        assert models.factors is not None
-        events = item_item.interaction_matrix(histories, n_items)
-        return Dense(content.products(als.user_factors(models.factors, events, settings.als), models.factors))
-    assert vectors is not None
-    weighted = item_item.interaction_matrix(histories, n_items, settings.text.decay)
-    return Dense(content.products(content.unit(weighted @ vectors), vectors), settings.text.least)

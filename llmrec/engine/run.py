@@ -13,6 +13,7 @@ from llmrec.errors import UserError
 from llmrec.fusion.ablations import Fitted
 from llmrec.fusion.model import Fusion
 from llmrec.layout import Layout
+from llmrec.ranker import edge_texts
 from llmrec.ranker.card import RANKER_FILE, model_version, read_card
 from llmrec.ranker.templates import placeholders
 from llmrec.schema import BUCKET
@@ -107,11 +108,12 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         if (Path(saved) / RANKER_FILE).exists():  # a scorer of one's own needs none
             card = read_card(saved)
             prompt, with_vectors = card.prompt, card.items == "token"
-    with_vectors = with_vectors or settings.rerank.by_text
     contexts.check(buckets.schema_of(next(iter(histories.values()))), placeholders(prompt.context), layout.histories)
+    of_text = [layout.edges] * (not with_vectors and bool(edge_texts.wanted(prompt.item)))
+    of_vectors = [layout.embeddings] * (with_vectors or settings.rerank.by_text)
     inputs = [
         storage.manifest(uri)
-        for uri in (candidates, layout.histories, layout.items, layout.users, *[layout.embeddings] * with_vectors)
+        for uri in (candidates, layout.histories, layout.items, layout.users, *of_vectors, *of_text)
         if storage.exists(uri)
     ]
     untrained = [settings.model.model_dump(), settings.prompt.model_dump()] if wanted.model == "base" else None

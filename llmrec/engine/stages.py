@@ -14,6 +14,7 @@ from llmrec.config import Config
 from llmrec.engine import bucket, embed, evaluate, fuse, prepare, publish, recall, score, train
 from llmrec.errors import UserError
 from llmrec.layout import Layout
+from llmrec.ranker import edge_texts
 from llmrec.tables import embeddings
 
 Say = Callable[[str], None]
@@ -153,19 +154,32 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         sections, inputs = ["model", "prompt", "items"], (layout.items, layout.edges)
         dump["items"]["wanted"] = embed.wanted(config)
     elif name == "train":
-        inputs = (*prepared, layout.users, embedded)
+        edges = (layout.edges,) if config.model.items == "text" and edge_texts.wanted(config.prompt.item) else ()
+        inputs = (*prepared, layout.users, embedded, *edges)
         sections = ["model", "prompt", "items", "train"]
         dump["train"]["negatives_from"] = dump["recall"]["item_item"]
     elif name == "recall":
-        sections, inputs = ["recall"], prepared
-        if config.recall.retrieve.top:
-            inputs = (*prepared, layout.users, embedded, config.recall.retrieve.model or layout.ranker)
-        elif "text" in config.recall.merge:
-            inputs = (*prepared, embedded)
+        sections, inputs = ["recall"], (*prepared, *_read_by_recall(config, layout))
     elif name == "fuse":
         sections = ["recall", "score", "fusion"]
         inputs = (*prepared, layout.users, embedded, config.score.model or layout.ranker)
+        inputs = (*inputs, *(uri for uri in (*_read_by_recall(config, layout), layout.edges) if uri not in inputs))
     else:
         return None
     content = [storage.manifest(uri) for uri in inputs if uri and storage.exists(uri)]
     return hashlib.sha256(json.dumps([[dump[s] for s in sections], content]).encode()).hexdigest()[:16]
+
+
+def _read_by_recall(config: Config, layout: Layout) -> tuple[str, ...]:
+    """What recall reads beside items and histories."""
+    recall = config.recall
+    found: list[str] = []
+    if recall.retrieve.top or "segment" in recall.merge:
+        found.append(layout.users)
+    if recall.retrieve.top or "text" in recall.merge:
+        found.append(storage.join(layout.embeddings, embeddings.DESCRIPTION))
+    if recall.retrieve.top:
+        found.append(recall.retrieve.model or layout.ranker)
+    if "graph" in recall.merge or recall.closeness.weight:
+        found.append(layout.edges)
+    return tuple(found)

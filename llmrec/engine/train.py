@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from llmrec import assets, storage
 from llmrec.config import Config
-from llmrec.engine import training_histories
-from llmrec.engine.counts import cooccurrence, in_context
+from llmrec.engine import counts, training_histories
+from llmrec.engine.counts import in_context
 from llmrec.engine.prompts import load_prompts
 from llmrec.engine.training_worker import AVERAGE, METRIC, MODEL, STATE_FILE, Task, run_worker
 from llmrec.errors import UserError
@@ -78,10 +79,15 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         raise UserError(f"{layout.histories}: {users} users with {enough} or more training events; too few to train on")
     if config.train.teacher:
         _check_teacher(storage.absolute(config.train.teacher), layout)
-    counts = cooccurrence(layout.histories, buckets.catalogue_ids(layout.items), training_only)
-    settings = config.recall.item_item
-    similar = item_item.neighbours(counts, settings.neighbours, settings.shrinkage)
-    trained = counts.diagonal() > 0
+    n_items, settings = len(ids := buckets.catalogue_ids(layout.items)), config.recall.item_item
+    events = counts.events(layout.histories, ids, training_only)
+    had = np.bincount(events.values, minlength=n_items)
+    trained = had > 0
+    # The retrieve head learns and validates against the whole catalogue: it asks for no neighbours.
+    similar = (
+        sparse.csr_matrix((n_items, n_items), dtype=np.float32) if config.model.head == "retrieve"
+        else counts.similar_by_users(events, n_items, settings)
+    )  # fmt: skip
     steps_per_epoch = math.ceil(users // config.train.workers / config.train.users_per_step)
     steps = steps_per_epoch * config.train.epochs
     if config.train.max_steps is not None:
@@ -89,7 +95,7 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     values = _context_values(config, layout, training_only)
     task = Task(
         config.model, config.items, config.prompt, config.train, layout, steps, ray.put(similar), settings.decay,
-        ray.put(trained), _start(config, layout, counts.diagonal()),
+        ray.put(trained), _start(config, layout, had),
         ray.put(training_histories.validation(layout.histories, config.train.validation_users, held_out)),
         values,
     )  # fmt: skip
@@ -141,7 +147,7 @@ def _start(config: Config, layout: Layout, users: np.ndarray) -> Any:
     if config.model.items == "text" or not items.id or not items.id_start:
         return None
     ids, training_only = buckets.catalogue_ids(layout.items), config.train.events == "training"
-    shared = cooccurrence(layout.histories, ids, training_only, shared=True)
+    shared = counts.cooccurrence(layout.histories, ids, training_only, shared=True)
     return ray.put(item_item.factors(shared, users, items.id_start))
 
 

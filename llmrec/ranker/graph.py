@@ -22,7 +22,7 @@ def spectral_embedding(edges: pa.Table, ids: pa.Array, dimensions: int) -> np.nd
     edges: head (an item id), relation, tail, weight (above 0; the same edge again adds up); ids: arrow[n].
     """
     found = np.zeros((len(ids), 0), np.float32)
-    matrix = _incidence(edges, ids)
+    matrix = incidence(edges, ids)
     # What one item alone has goes; that may leave items without an edge, but no tail with fewer items.
     matrix = matrix[:, np.diff(matrix.tocsc().indptr) > 1]
     linked = np.flatnonzero(np.diff(matrix.indptr))
@@ -43,7 +43,7 @@ def spectral_embedding(edges: pa.Table, ids: pa.Array, dimensions: int) -> np.nd
     return found
 
 
-def _incidence(edges: pa.Table, ids: pa.Array) -> sparse.csr_matrix:
+def incidence(edges: pa.Table, ids: pa.Array) -> sparse.csr_matrix:
     """float64[n, distinct (relation, tail)]: weights; edges whose head is none of the ids do not count."""
     rows = pa.compute.index_in(edges[HEAD], ids)
     known = rows.is_valid()

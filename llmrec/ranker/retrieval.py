@@ -62,13 +62,34 @@ def nearest(users: torch.Tensor, items: ItemVectors, seen: Ragged | None, top: i
                 found = torch.addmm(items.bias[block], some, items.direction(block).T)
                 if without is not None:
                     _hide(found, without, start)
-                score, place = _best(found, min(t, len(block)))
+                floor = scores[:, t - 1 :] if scores.shape[1] == t else None
+                score, place = _best_above(found, floor, min(t, len(block)))
                 scores, rows = torch.cat([scores, score], 1), torch.cat([rows, place + start], 1)
                 scores, order = scores.sort(dim=1, descending=True, stable=True)
                 scores, rows = scores[:, :t], rows.gather(1, order[:, :t])
             here = slice(first, first + len(some))
             all_rows[here], all_scores[here] = rows.cpu().numpy(), scores.cpu().numpy()
     return all_rows, all_scores
+
+
+def _best_above(scores: torch.Tensor, floor: torch.Tensor | None, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of scores [m, b] at least those above floor [m, 1] that are among the t best of a row, and their columns, ties by
+    column: few once the floor is high, so that most blocks need no choice of t. None: no floor yet.
+
+    Who scores what the floor is has a larger row than those who made it, and stays behind them.
+    """
+    if floor is None or bool(floor.isneginf().any()):
+        return _best(scores, t)
+    user, column = (scores > floor).nonzero(as_tuple=True)
+    counts = torch.bincount(user, minlength=len(scores))
+    widest = int(counts.max()) if len(user) else 0
+    if widest > t:
+        return _best(scores, t)
+    place = torch.arange(len(user), device=user.device) - (counts.cumsum(0) - counts)[user]
+    found = scores.new_full((len(scores), widest), float("-inf"))
+    columns = torch.zeros(found.shape, dtype=torch.int64, device=user.device)
+    found[user, place], columns[user, place] = scores[user, column], column
+    return found, columns
 
 
 def _best(scores: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,19 +12,29 @@ from llmrec.errors import UserError
 
 
 def placeholders(template: str) -> list[str]:
-    """The column names that a template uses.
+    """The column names that a template uses; of a graph's edges of one relation, `edges:<relation>`.
 
     Raises:
         UserError: the template is malformed, or has a placeholder that is not a plain column name.
     """
+    return [name for _, name in _parsed(template) if name is not None]
+
+
+def _parsed(template: str) -> list[tuple[str, str | None]]:
+    """Plain text and the column that follows it, if one does."""
     try:
-        fields = [(name, form) for _, name, form, _ in string.Formatter().parse(template) if name is not None]
+        parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise UserError(f"prompt template {template!r}: {error}") from None
-    for name, form in fields:
-        if not name.isidentifier() or form:
-            raise UserError(f"prompt template {template!r}: placeholder '{{{name}}}' must be a column name and no more")
-    return [name for name, _ in fields]
+    found = []
+    for text, name, form, conversion in parts:
+        if name is not None and (not name.isidentifier() or conversion or (form and name != "edges")):
+            shown = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            raise UserError(
+                f"prompt template {template!r}: placeholder '{{{shown}}}' must be a column name and no more"
+            )
+        found.append((text, f"{name}:{form}" if form else name))
+    return found
 
 
 def fill(template: str, table: pa.Table, kind: str) -> list[str]:
@@ -33,16 +43,19 @@ def fill(template: str, table: pa.Table, kind: str) -> list[str]:
     Raises:
         UserError: the template names a column that the table lacks.
     """
-    names = placeholders(template)
+    parts = _parsed(template)
+    names = [name for _, name in parts if name is not None]
     for name in names:
         if name not in table.column_names:
             raise UserError(
                 f"prompt.{kind} uses '{{{name}}}', but the {kind}s table has: {', '.join(table.column_names)}"
             )
-    columns = [[_text(v) for v in table.column(name).to_pylist()] for name in names]
     if not names:
-        return [template.format()] * table.num_rows
-    return [template.format(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+        return ["".join(text for text, _ in parts)] * table.num_rows
+    columns = {name: [_text(v) for v in table.column(name).to_pylist()] for name in names}
+    none = [""] * table.num_rows
+    told = [(text, none if name is None else columns[name]) for text, name in parts]
+    return ["".join(text + values[row] for text, values in told) for row in range(table.num_rows)]
 
 
 def _text(value: Any) -> str:

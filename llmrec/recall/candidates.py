@@ -9,6 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from llmrec.ranker.ragged import Ragged, offsets_of, within
+from llmrec.recall.neighbours import best_of_rows
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,23 @@ def top(scores: sparse.csr_matrix, seen: Ragged | None, count: int) -> Candidate
 
     scores: float32[users, n_items]; seen: users' item rows.
     """
-    users, n_items = scores.shape
-    user = np.repeat(np.arange(users), np.diff(scores.indptr))
     open_ = scores.data > 0
+    if not open_.all():
+        ends = np.append(0, np.cumsum(open_))[scores.indptr]
+        scores = sparse.csr_matrix((scores.data[open_], scores.indices[open_], ends), shape=scores.shape)
+    longest = int(seen.lengths.max(initial=0)) if seen is not None else 0
+    few = best_of_rows(scores, count + longest)  # so many are left of what was not seen
+    found = Ragged(few.indices, few.indptr.astype(np.int64))
+    return best_unseen(found, few.data, seen, count, scores.shape[1])
+
+
+def best_unseen(items: Ragged, scores: np.ndarray, seen: Ragged | None, count: int, n_items: int) -> Candidates:
+    """Of each user's items, in any order, the `count` best-scored that he has not seen; ties go to the smaller row."""
+    user = np.repeat(np.arange(len(items)), items.lengths)
+    open_ = np.ones(len(user), bool)
     if seen is not None:
-        open_ &= ~np.isin(user * n_items + scores.indices, pair_keys(seen, n_items))
-    return _best(user[open_], scores.indices[open_], scores.data[open_], users, count)
+        open_ &= ~np.isin(pair_keys(items, n_items), pair_keys(seen, n_items))
+    return _best(user[open_], items.values[open_], scores[open_], len(items), count)
 
 
 def top_dense(scores: np.ndarray, seen: Ragged | None, count: int, least: float = -np.inf) -> Candidates:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import sparse
+
+from llmrec.ranker.ragged import Ragged
+from llmrec.recall.item_item import interaction_matrix
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -11,9 +15,13 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.maximum(length, np.finfo(np.float32).tiny), np.float32)
 
 
-def products(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """float32[m, n_items] of float32[m, d] and float32[n_items, d]; -inf where either is 0, and so unknown."""
-    found: np.ndarray = users @ items.T
-    found[~users.any(axis=1)] = -np.inf
-    found[:, ~items.any(axis=1)] = -np.inf
-    return found
+def weighted(histories: Ragged, vectors: np.ndarray, decay: float) -> np.ndarray:
+    """float32[users, d] of length 1, or 0: the sum of what each user had, an item weighing decay ** age.
+
+    histories: item rows per user, oldest first; vectors: float32[n_items, d] of length 1 or 0, of which no other rows
+    than those of the histories are read.
+    """
+    weights = interaction_matrix(histories, len(vectors), decay)
+    rows, column = np.unique(weights.indices, return_inverse=True)
+    known = sparse.csr_matrix((weights.data, column, weights.indptr), shape=(len(histories), len(rows)))
+    return unit(known @ vectors[rows])

@@ -29,14 +29,20 @@ def weights(counts: np.ndarray, l2: float) -> np.ndarray:
     return found
 
 
+def counts(events: sparse.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    """float32[m, m], in Fortran's order: how many users had both of these items. events: float32[users, n_items], 1
+    where a user had an item; rows: int64[m]."""
+    known = events[:, rows]
+    found: np.ndarray = (known.T @ known).toarray(order="F")
+    return found
+
+
 def score(events: sparse.csr_matrix, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """float32[users, n_items], -inf for an item that the model does not know, and for all of a user who had none it
-    knows.
+    """float32[users, m] of the items that the model knows, -inf for all of a user who had none of them.
 
     events: float32[users, n_items]; rows: int64[m], the items of the weights, float32[m, m].
     """
     known = events[:, rows]
-    found = np.full(events.shape, -np.inf, np.float32)
-    there = np.flatnonzero(np.diff(known.indptr))
-    found[np.ix_(there, rows)] = known[there] @ weights
+    found: np.ndarray = known @ weights
+    found[np.diff(known.indptr) == 0] = -np.inf
     return found

@@ -6,7 +6,26 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
 
-from llmrec.ranker.ragged import Ragged, within
+from llmrec.ranker.ragged import Ragged, offsets_of, within
+from llmrec.recall.neighbours import best_of_rows as best
+from llmrec.recall.neighbours import by_column, similarities
+
+
+def distinct(histories: Ragged, newest: int | None = None) -> tuple[Ragged, np.ndarray]:
+    """Each user's different items, an item where its newest event is, oldest first; and where in the values they were.
+
+    histories: item rows per user, oldest first; newest: so many of a user at most.
+    """
+    lengths = histories.lengths
+    users = np.repeat(np.arange(len(histories)), lengths)
+    width = int(histories.values.max(initial=0)) + 1
+    # Later entries come first in the reversed keys, and of equal ones the first is found.
+    _, first = np.unique((users * width + histories.values)[::-1], return_index=True)
+    at = np.sort(len(users) - 1 - first)
+    if newest is not None:
+        many = np.bincount(users[at], minlength=len(histories))
+        at = at[within(many) >= np.repeat(many - newest, many)]
+    return Ragged(histories.values[at], offsets_of(np.bincount(users[at], minlength=len(histories)))), at
 
 
 def interaction_matrix(histories: Ragged, n_items: int, decay: float = 1.0) -> sparse.csr_matrix:
@@ -15,15 +34,12 @@ def interaction_matrix(histories: Ragged, n_items: int, decay: float = 1.0) -> s
     histories: item rows per user, oldest first.
     """
     lengths = histories.lengths
-    age = np.repeat(lengths - 1, lengths) - within(lengths)
-    users = np.repeat(np.arange(len(histories)), lengths)
-    # Later entries win on assignment, and the newest event of an item comes last in a history.
-    keys = users * n_items + histories.values
-    reversed_keys = keys[::-1]
-    _, first = np.unique(reversed_keys, return_index=True)
-    keep = len(keys) - 1 - first
-    weights = np.power(np.float32(decay), age[keep].astype(np.float32))
-    return sparse.csr_matrix((weights, (users[keep], histories.values[keep])), shape=(len(histories), n_items))
+    items, at = distinct(histories)
+    age = (np.repeat(lengths - 1, lengths) - within(lengths))[at]
+    weights = np.power(np.float32(decay), age.astype(np.float32))
+    found = sparse.csr_matrix((weights, items.values, items.offsets), shape=(len(histories), n_items))
+    found.sort_indices()
+    return found
 
 
 def cooccurrence(histories: Ragged, n_items: int, shared: bool = False) -> sparse.csr_matrix:
@@ -71,16 +87,8 @@ def neighbours(cooccurrence: sparse.csr_matrix, count: int, shrinkage: float) ->
     A candidate keeps its own nearest items, not the nearest of what the user had: the other way round, popular
     candidates crowd out the rest. Ties go to the smaller item row.
     """
-    co = cooccurrence.copy()
-    popularity = np.sqrt(co.diagonal())
-    co.setdiag(0)
-    co.eliminate_zeros()
-    co.sort_indices()
-    target = np.repeat(np.arange(co.shape[0]), np.diff(co.indptr))
-    similarity = (co.data / (popularity[target] * popularity[co.indices] + shrinkage)).astype(np.float32)
-    order = np.lexsort((co.indices, -similarity, target))
-    kept = order[within(np.diff(co.indptr)) < count]
-    return sparse.csr_matrix((similarity[kept], (co.indices[kept], target[kept])), shape=co.shape)
+    found = similarities(cooccurrence, cooccurrence.diagonal(), 0, shrinkage)
+    return by_column([best(found, count)], cooccurrence.shape[0])
 
 
 def score(histories: Ragged, similar: sparse.csr_matrix, decay: float) -> sparse.csr_matrix:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from llmrec import config, storage
-from llmrec.engine import stages
+from llmrec import config, schema, storage
+from llmrec.engine import recall, stages
 from llmrec.engine.session import user_error_in
 from llmrec.layout import Layout
 from llmrec.tables import buckets, rankings
@@ -286,3 +287,45 @@ def test_no_secret_is_in_any_log_summary_or_table(done: dict[str, Any], store: A
     for uri, size in storage.list_files(ROOT):
         if size < 5e6:
             assert secret.encode() not in storage.read_bytes(uri), uri
+
+
+def test_sources_beside_events_see_training_alone(done: dict[str, Any], movielens: dict[str, Any]) -> None:
+    """Recent and segment popularity, the graph and closeness to it, as fuse asks for them: from training events."""
+    layout = Layout(ROOT, before_validation=True)
+    genres = pl.DataFrame(pl.from_arrow(movielens["items"])).select("item_id", pl.col("genres").str.split("|"))
+    genres = genres.explode("genres").drop_nulls()
+    heads, tails = genres["item_id"], genres["genres"]
+    edges = {"head": heads, "relation": ["genre"] * len(genres), "tail": tails, "weight": [1.0] * len(genres)}
+    buckets.write_parquet(pl.DataFrame(edges).to_arrow().cast(schema.edges(pa.int64())), layout.edges)
+    try:
+        merge = ["segment", "recent", "graph", "als", "ease", "popularity"]
+        wanted = config.build(SETTINGS | {"recall": {
+            "merge": merge, "history": "training", "recent": {"top": 30, "half_life_days": 7},
+            "segment": {"top": 30, "columns": ["gender", "occupation"], "prior": 50}, "graph": {"top": 30},
+            "als": {"top": 30, "factors": 8, "iterations": 2}, "ease": {"top": 30}, "closeness": {"weight": 1.0},
+        }})  # fmt: skip
+        found = recall.recall(wanted.recall, layout, quietly)
+    finally:
+        storage.delete(layout.edges)
+    assert (found.users, found.no_candidates, found.empty_sources) == (943, 0, [])
+    log = pl.DataFrame(pl.from_arrow(movielens["interactions"])).with_row_index().sort("user_id", "timestamp", "index")
+    place = pl.int_range(pl.len()).over("user_id")
+    log = log.filter(place < pl.len().over("user_id") - 2)  # the last is the target, the one before validates
+    last = log["timestamp"].max()
+    log = log.with_columns(weight=pl.lit(0.5).pow((last - pl.col("timestamp")) / (7 * 86_400)))
+    recent = dict(log.group_by("item_id").agg(pl.col("weight").sum()).iter_rows())
+    people = pl.DataFrame(pl.from_arrow(movielens["users"])).select("user_id", "gender", "occupation")
+    by_group = log.join(people, on="user_id").group_by("gender", "occupation", "item_id").len()
+    counts = {(g, o, i): n for g, o, i, n in by_group.iter_rows()}
+    sizes = {(g, o): n for g, o, n in people.group_by("gender", "occupation").len().iter_rows()}
+    overall = dict(log.group_by("item_id").len().iter_rows())
+    group = {user: (gender, occupation) for user, gender, occupation in people.iter_rows()}
+    merged = buckets.read_parquet(layout.candidates())
+    for row in merged.slice(0, 40).to_pylist():
+        mine = group[row["user_id"]]
+        for place, item in enumerate(row["item_ids"]):
+            share = (counts.get((*mine, item), 0) + 50 * overall.get(item, 0) / 943) / (sizes[mine] + 50)
+            assert row["recall_score_segment"][place] == pytest.approx(share, rel=1e-5)
+            assert row["recall_score_recent"][place] == pytest.approx(recent.get(item, 0.0), rel=1e-5, abs=1e-30)
+    near = merged["recall_score_closeness"].combine_chunks().flatten()
+    assert near.null_count < 0.01 * len(near) and pc.max(near).as_py() < 0

@@ -1,0 +1,1 @@
+"""How recall scales with the catalogue. Run `python -m benchmarks.recall`."""

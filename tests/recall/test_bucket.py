@@ -1,0 +1,160 @@
+"""A bucket's candidates from every source, with models as they come out of shared memory; no cluster."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llmrec import config, schema
+from llmrec.engine import counts, recall_bucket, recall_models
+from llmrec.engine.recall_bucket import recall_unit
+from llmrec.engine.recall_models import Models
+from llmrec.layout import Layout
+from llmrec.ranker.graph import incidence
+from llmrec.ranker.ragged import Ragged
+from llmrec.recall import als, ease, item_item, popularity
+from llmrec.recall.graph import Entities, entity_vectors
+from llmrec.recall.neighbours import by_column, by_users, by_vectors
+from llmrec.tables import buckets
+from llmrec.tables.embeddings import as_column
+
+N, USERS, TOP = 40, 25, 6
+SOURCES = ("segment", "recent", "item_item", "graph", "als", "ease", "text", "popularity")
+RNG = np.random.default_rng(3)
+# Item 38 is new: nobody had it. Items 39 and 37 are not in the graph. The last two users have no history.
+PAST = [RNG.permutation(N - 2)[: RNG.integers(1, 9)].tolist() for _ in range(USERS - 2)] + [[], []]
+IDS = pa.array([f"i{i:02}" for i in range(N)])
+VECTORS = RNG.standard_normal((N, 4)).astype(np.float32)
+VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
+VECTORS[5] = 0
+
+
+def settings(merge: tuple[str, ...] = SOURCES, **more: Any) -> config.Recall:
+    tops = {name: {"top": TOP} for name in SOURCES}
+    tops["segment"] |= {"columns": ["job"], "prior": 2}
+    tops["als"] |= {"factors": 4, "iterations": 2}
+    return config.Recall(**tops | {"merge": merge, "candidates": 15, "closeness": {"weight": 0.5}} | more)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    found = Layout(str(tmp_path))
+    table = pa.table(
+        [
+            [f"u{u:02}" for u in range(USERS)],
+            [[f"i{i:02}" for i in past] for past in PAST],
+            [[86_400 * (u + k) for k in range(len(past))] for u, past in enumerate(PAST)],
+            [len(past) for past in PAST],
+        ],
+        schema=schema.histories(pa.string(), pa.string()),
+    )
+    buckets.write_parquet(table, buckets.bucket_file(found.histories, 0))
+    people = pa.table({"user_id": [f"u{u:02}" for u in range(0, USERS, 2)], "job": ["x", "y", None, "z"] * 3 + ["x"]})
+    buckets.write_parquet(people, buckets.bucket_file(found.users, 0))
+    return found
+
+
+def models(layout: Layout) -> Models:
+    histories = Ragged.of(PAST)
+    x = item_item.interaction_matrix(histories, N)
+    xt = x.T.tocsr()
+    had = np.asarray(x.sum(axis=0)).ravel()
+    rows = [(f"i{i:02}", "of", f"t{t}", 1.0) for i in range(N - 1) if i != 37 for t in {i % 5, i % 7}]
+    edges = pa.table([list(column) for column in zip(*rows, strict=True)], schema=schema.edges(pa.string()))
+    graph = incidence(edges, IDS)
+    vectors = entity_vectors(graph, 100)
+    times = np.concatenate([86_400 * (u + np.arange(len(past))) for u, past in enumerate(PAST)])
+    users = pa.array([f"u{u:02}" for u in range(USERS)])
+    keys = recall_models.keys_of(users, buckets.bucket_file(layout.users, 0), ("job",))
+    known = np.flatnonzero(had > 1)
+    return Models(
+        IDS, had,
+        recent=popularity.recent(histories, times, int(times.max()), 5.0, None, N).astype(np.float32),
+        groups=popularity.grouped([popularity.group_counts(keys, histories, N)], had, USERS - 2),
+        similar=by_column([by_users(xt, x, slice(0, N), 10, 1.0)], 20),
+        linked=by_column([by_vectors(vectors, vectors.T.tocsr(), slice(0, N), 10)], 20),
+        linear=(known, ease.weights(ease.counts(x, known), 5.0)),
+        factors=als.item_factors(x, settings().als),
+        entities=Entities.of(graph, 1.0),
+    )  # fmt: skip
+
+
+def out_of_shared_memory(found: Models) -> Models:
+    """With arrays that cannot be written."""
+    parts: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(found, protocol=5, buffer_callback=parts.append)
+    copy: Models = pickle.loads(data, buffers=[bytes(part.raw()) for part in parts])  # noqa: S301 - our own bytes
+    assert not copy.popularity.flags.writeable and not copy.similar.data.flags.writeable  # type: ignore[union-attr]
+    return copy
+
+
+def unit(layout: Layout) -> dict[str, Any]:
+    return {
+        "bucket": 0, "uri": buckets.bucket_file(layout.histories, 0), "users": buckets.bucket_file(layout.users, 0)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cells", [1, 1 << 24])
+def test_every_source_lists_the_best_of_what_it_says(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, cells: int
+) -> None:
+    """However users are cut into blocks; seen items are left out, and lists and columns tell the same."""
+    monkeypatch.setattr(recall_bucket, "CELLS_AT_ONCE", cells)
+    monkeypatch.setattr(recall_bucket, "text_vectors", lambda layout, ids: VECTORS)
+    found = out_of_shared_memory(models(layout))
+    told = recall_unit(unit(layout), found, settings(), layout).to_pylist()[0]
+    assert (told["users"], told["none"]) == (USERS, 0)
+    merged = buckets.read_parquet(buckets.bucket_file(layout.candidates(), 0)).to_pylist()
+    for place, name in enumerate(SOURCES):
+        rows = buckets.read_parquet(buckets.bucket_file(layout.candidates(name), 0)).to_pylist()
+        assert told["counts"][place] == sum(len(row["item_ids"]) for row in rows) > 0
+        for past, row, all_ in zip(PAST, rows, merged, strict=True):
+            assert not {f"i{i:02}" for i in past} & set(row["item_ids"])
+            best = list(zip(row["recall_scores"], row["item_ids"], strict=True))
+            assert best == sorted(best, key=lambda pair: (-pair[0], pair[1]))
+            column = dict(zip(all_["item_ids"], all_[f"recall_score_{name}"], strict=True))
+            mine = dict(zip(row["item_ids"], row["recall_scores"], strict=True))
+            for item in column.keys() & mine.keys():
+                assert column[item] == pytest.approx(mine[item], rel=1e-4, abs=1e-6)
+            # What the source does not list, though there is room or it is among the merged, it scores no higher.
+            least = row["recall_scores"][-1] if len(mine) == TOP else -np.inf if name in ("als", "text", "ease") else 0
+            others = [s for item, s in column.items() if item not in mine and s is not None]
+            assert all(score <= least + 1e-4 for score in others)
+    # Without a history a user still gets what all had, lately, and in his group.
+    assert {s for row in merged[-2:] for s in row["sources"]} <= {"segment", "recent", "popularity"}
+    assert all(len(row["item_ids"]) >= 6 for row in merged[-2:])
+    assert all(row["recall_score_closeness"] == [None] * len(row["item_ids"]) for row in merged[-2:])
+    near = [score for row in merged[:-2] for score in row["recall_score_closeness"]]
+    assert min(s for s in near if s is not None) < -0.4 and max(s for s in near if s is not None) < 0
+    # The new item is brought by its edges, and by its text, alone.
+    brought = {
+        name for name in SOURCES
+        if any("i38" in one for one in buckets.read_parquet(layout.candidates(name))["item_ids"].to_pylist())
+    }  # fmt: skip
+    assert brought <= {"graph", "text", "als"} and "graph" in brought
+
+
+def test_users_without_candidates_are_set_aside_and_counted(layout: Layout) -> None:
+    told = recall_unit(unit(layout), models(layout), settings(("item_item",), closeness={}), layout).to_pylist()[0]
+    assert (told["none"], told["counts"][0]) == (2, told["counts"][1])
+    aside = buckets.read_parquet(buckets.bucket_file(layout.quarantine("recall"), 0)).to_pylist()
+    assert [(row["key"], row["reason_code"], row["detail"]) for row in aside] == [
+        (f"u{u}", "no_candidates", "events=0 sources=item_item") for u in (23, 24)
+    ]
+
+
+def test_events_in_shared_memory_are_not_sorted_there() -> None:
+    values = np.asarray([2, 0, 1], np.int32)
+    values.setflags(write=False)
+    found = counts.matrix(Ragged(values, np.asarray([0, 2, 3])), 3)
+    assert found.toarray().tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+def test_vectors_come_back_of_length_one_or_null() -> None:
+    """What embed writes is what text recall takes as it is."""
+    assert as_column(VECTORS).is_null().to_pylist() == [i == 5 for i in range(N)]
