@@ -105,7 +105,7 @@ def test_every_source_lists_the_best_of_what_it_says(
 ) -> None:
     """However users are cut into blocks; seen items are left out, and lists and columns tell the same."""
     monkeypatch.setattr(recall_bucket, "CELLS_AT_ONCE", cells)
-    monkeypatch.setattr(recall_bucket, "text_vectors", lambda layout, ids: VECTORS)
+    monkeypatch.setattr(recall_bucket, "text_vectors", lambda layout, ids, setting: VECTORS)
     found = out_of_shared_memory(models(layout))
     told = recall_unit(unit(layout), found, settings(), layout).to_pylist()[0]
     assert (told["users"], told["none"]) == (USERS, 0)
