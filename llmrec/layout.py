@@ -90,6 +90,11 @@ class Layout:
         return self._at("models", "training")
 
     @property
+    def curves(self) -> str:
+        """Loss and validation metric by step of the last training."""
+        return self._at("models", "training", "curves.json")
+
+    @property
     def rankings(self) -> str:
         return self._at("rankings")
 
@@ -114,6 +119,11 @@ class Layout:
     @property
     def evaluation(self) -> str:
         return self._at("evaluation", "evaluation.json")
+
+    @property
+    def report(self) -> str:
+        """The page that shows a run and its metrics."""
+        return self._at("evaluation", "report.html")
 
     def summary(self, stage: str) -> str:
         return self._at("summaries", f"{stage}.json")

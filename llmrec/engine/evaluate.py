@@ -60,12 +60,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """all_users: every ranking over all users with truth; same_users: over those that each further table ranks.
+    """all_users: every ranking over all users with truth; same_users: over those that each further table ranks; run_id:
+    of our ranking.
 
     segments: of the rankings of all_users. fairness: of ours, and so calibration, which is None where no probability is
     published. labelled: None if no labelled pairs are given.
     """
 
+    run_id: str
     all_users: list[Row]
     same_users: dict[str, list[Row]]
     segments: list[Segments]
@@ -113,6 +115,7 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     compared = [i for i in range(len(found.names)) if i not in others.values()]
     of_users = _groupings(found, wanted)
     return Evaluated(
+        run_id=run_id,
         all_users=[row for i, row in enumerate(_rows(found, wanted, 0)) if i in compared],
         same_users={
             name: _rows(found, wanted, 1 + i)

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmrec import storage
 from llmrec.config import Config
-from llmrec.engine import bucket, embed, evaluate, fuse, prepare, publish, recall, score, train
+from llmrec.engine import bucket, embed, evaluate, fuse, prepare, publish, recall, report, score, train
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker import edge_texts
@@ -99,7 +99,8 @@ def _published(layout: Layout, run_id: str) -> dict[str, Any]:
 def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     done = asdict(evaluate.evaluate(config, layout, say))
     storage.write_json(layout.evaluation, done)
-    return done
+    report.write(report.gather(config, layout), layout.report)
+    return {**done, "report": layout.report}
 
 
 _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {

@@ -9,7 +9,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +44,7 @@ METRIC = "validation_ndcg@10"
 STATE_FILE = "state.pt"
 MODEL, AVERAGE = "model", "average"  # weights in it; the average, where there is one, is what validates and is saved
 NEWS_SECONDS = 5.0
+CURVE_POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,18 @@ class Task:
 
 @dataclass
 class Progress:
-    """What a checkpoint restores beside weights and optimizer."""
+    """What a checkpoint restores beside weights and optimizer.
+
+    losses: (step, mean loss of the steps since the point before); validations: (step, metric).
+    """
 
     step: int = 0
     tokens: int = 0
     decisions: int = 0
     best: float = -1.0
     without_gain: int = 0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    validations: list[tuple[int, float]] = field(default_factory=list)
 
 
 def run_worker(settings: dict[str, Any]) -> None:
@@ -130,6 +136,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     tokens_before = progress.tokens
 
     losses: list[float] = []
+    since = 0  # losses before it are in the curve
+    every = -(-task.steps // CURVE_POINTS)
     negatives_from = None if task.model.head == "retrieve" else recaller
     causal = ranker.causal
     draw: Any = sample if causal else sample_last
@@ -157,6 +165,10 @@ def run_worker(settings: dict[str, Any]) -> None:
         progress.decisions += int(decisions)
         progress.tokens += int(_sum(float(sum(r.tokens for r in requests)), device, world))
         losses.append(_sum(loss, device, world))
+        validates = progress.step % train.validate_every == 0 or progress.step == task.steps
+        if validates or progress.step % every == 0:
+            progress.losses.append((progress.step, float(np.mean(losses[since:]))))
+            since = len(losses)
         if curves is not None:
             curves.add_scalar("train/loss", losses[-1], progress.step)
             curves.add_scalar("train/learning_rate", schedule.get_last_lr()[0], progress.step)
@@ -165,16 +177,22 @@ def run_worker(settings: dict[str, Any]) -> None:
             rate = (progress.tokens - tokens_before) / (last_news - started)
             recent = np.mean(losses[-10:])
             news.put_nowait(f"step {progress.step}/{task.steps}  loss {recent:.3f}  {rate:,.0f} tokens/s")
-        if progress.step % train.validate_every == 0 or progress.step == task.steps:
+        if validates:
             with average.applied() if average is not None else contextlib.nullcontext(), _whole(model):
                 metric = _validate(ranker, prompts, held, train, dtype, device, world)
             improved = metric is None or metric > progress.best
             progress.best = max(progress.best, metric or 0.0)
             progress.without_gain = 0 if improved else progress.without_gain + 1
+            if metric is not None:
+                progress.validations.append((progress.step, metric))
             if curves is not None:
                 curves.add_scalar(f"validation/{METRIC}", metric or 0.0, progress.step)
                 curves.flush()
                 storage.upload_directory(Path(curves_directory.name), storage.join(task.layout.training, "tensorboard"))
+                storage.write_json(
+                    task.layout.curves,
+                    {"metric": METRIC, "loss": progress.losses, "validation": progress.validations},
+                )
                 shown = "no validation users" if metric is None else f"{METRIC} {metric:.4f}"
                 news.put_nowait(f"step {progress.step}/{task.steps}  {shown}")
             # Without validation the newest weights are the best known.

@@ -110,7 +110,7 @@ def _report(main: config.Config, summaries: dict[str, Any]) -> None:
         [
             ["items", layout.items], ["histories", layout.histories], ["candidates", layout.candidates()],
             ["rankings (Delta Lake)", summaries["publish"]["table"]], ["ranker", layout.ranker],
-            ["metrics", layout.evaluation], ["quarantine", layout.quarantine("")],
+            ["metrics", layout.evaluation], ["report", layout.report], ["quarantine", layout.quarantine("")],
         ],
     )  # fmt: skip
 

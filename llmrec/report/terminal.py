@@ -83,6 +83,8 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
         ],
     )
     console().print(f"recall of the candidates: {summary['recall_of_candidates']:.4f}; all figures: {summary['table']}")
+    if "report" in summary:
+        console().print(f"the same as a page, with the run, its training and some users: {summary['report']}")
 
 
 def _print_segments(summary: Mapping[str, Any], key: str) -> None:

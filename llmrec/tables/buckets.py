@@ -11,6 +11,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -149,6 +150,21 @@ def largest(uri: str, column: str) -> int | None:
             return at
         found.append(told.max)
     return max(found, default=None)
+
+
+def bounds(uri: str, column: str) -> tuple[Any, Any] | None:
+    """The least and the largest value of a column, or in the lists of one, by the footer; None if it tells of none.
+
+    Raises:
+        UserError: no readable Parquet file.
+    """
+    footer, found = _footer(uri), []
+    for group in range(footer.num_row_groups):
+        for leaf in map(footer.row_group(group).column, range(footer.num_columns)):
+            told = leaf.statistics
+            if leaf.path_in_schema.split(".")[0] == column and told is not None and told.has_min_max:
+                found += [told.min, told.max]
+    return (min(found), max(found)) if found else None
 
 
 def schema_of(uri: str) -> pa.Schema:

@@ -56,7 +56,7 @@ def test_a_run_cut_off_goes_on_as_if_it_had_not_been(
     through, again = Worker(averaged, 0), Worker(averaged, 1)
     for step in range(1, 4):
         through.step(step)
-    progress = Progress(3, 30, 20, 0.5, 1)
+    progress = Progress(3, 30, 20, 0.5, 1, [(2, 1.5), (3, 0.5)], [(3, 0.5)])
     _report(through.model, through.optimizer, through.schedule, through.average, progress, 0.5, 0)
     again.model[0].bias.data.copy_(through.model[0].bias)  # it does not learn: no checkpoint holds it
     assert _resume(again.model, again.optimizer, again.schedule, again.average) == progress

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+import yaml
 from scipy.stats import rankdata, zscore
+from typer.testing import CliRunner
 
 from llmrec import assets, config, storage
+from llmrec.cli import app
 from llmrec.engine import diversity, stages
 from llmrec.engine.fuse import fit, fuse
 from llmrec.engine.prompts import load_prompts
@@ -156,6 +161,7 @@ def test_weights_are_fitted_to_validation_events_as_if_they_had_not_happened(mad
 def test_what_each_part_adds_is_evaluated(made: dict[str, Any]) -> None:
     wanted = made["settings"]
     told = stages.run("evaluate", wanted, quietly)
+    page = storage.read_bytes(told["report"]).decode()
     rows = {row["name"]: row["values"]["ndcg@5"] for row in told["all_users"]}
     assert {"the ranker alone", *(f"fused without {name}" for name in PARTS)} <= set(rows)
     alone = settings(
@@ -172,6 +178,53 @@ def test_what_each_part_adds_is_evaluated(made: dict[str, Any]) -> None:
     assert len(both) > 100
     np.testing.assert_allclose(both["score"], both["ranker_score_right"], rtol=1e-6)
     assert len({round(value, 6) for value in rows.values()}) > 2, "no fusion differs from another"
+    assert f"Run {told['run_id']}" in page and "The fusion with less" in page and "Some users" in page
+    assert len(page) < 300_000
+
+
+def judge(settings: config.Config, tmp_path: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
+    """`llmrec evaluate`: its exit code, figures and lines."""
+    file, figures = tmp_path / "config.yaml", tmp_path / "gate.json"
+    figures.unlink(missing_ok=True)
+    file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
+    ran = CliRunner().invoke(app, ["evaluate", "--config", str(file), "--json", str(figures), *arguments])
+    return ran.exit_code, json.loads(figures.read_text()) if figures.exists() else {}, ran.output
+
+
+def test_a_staged_run_is_shown_only_if_it_meets_its_conditions(made: dict[str, Any], tmp_path: Path) -> None:
+    better = settings(made["settings"].model.base, score={"output": f"{ROOT}-gated", "publish": False})
+    wanted = ("--promote-if", "ndcg@5 not worse", "--promote-if", "ndcg@5 >= published - 0.001",
+              "--promote-if", "coverage@5 >= published")  # fmt: skip
+    first = stages.run("score", better, quietly)["run_id"]
+    code, found, said = judge(better, tmp_path, *wanted, "--promote-if", "coverage@5 > 1")
+    assert (code, found["holds"], found["published_run"]) == (3, False, None)
+    assert [d["state"] for d in found["decisions"]] == ["nothing published"] * 3 + ["compared"]
+    code, found, said = judge(better, tmp_path, *wanted, "--publish")
+    assert (code, found["holds"], found["users"]) == (0, True, USERS), said
+    assert rankings.snapshot(f"{ROOT}-gated").run_id == first
+
+    code, found, said = judge(better, tmp_path, *wanted)
+    assert (code, found["run_id"], found["published_run"]) == (0, first, first)
+    for decision in found["decisions"]:
+        assert decision["difference"] == 0 and decision["candidate"] == decision["published"] > 0
+        assert (decision["low"], decision["high"]) == ((None, None) if "coverage" in decision["metric"] else (0, 0))
+    truth = pl.DataFrame(pl.from_arrow(buckets.read_parquet(Layout.of(better).targets)))
+    held_out = dict(zip(truth["user_id"], truth["item_ids"].to_list(), strict=True))
+    rows = published(f"{ROOT}-gated")
+    gains = [1 / np.log2(r["rank"] + 1) for r in rows.to_dicts() if r["item_id"] in held_out[r["user_id"]]]
+    assert found["decisions"][0]["candidate"] == pytest.approx(sum(gains) / USERS)
+    assert found["decisions"][2]["candidate"] == pytest.approx(rows["item_id"].n_unique() / ITEMS)
+
+    worse = settings(made["settings"].model.base, score={**better.score.model_dump(exclude_unset=True),
+                                                         "max_candidates": 1})  # fmt: skip
+    second = stages.run("score", worse, quietly)["run_id"]
+    code, found, said = judge(worse, tmp_path, *wanted, "--publish")
+    assert (code, found["run_id"], found["published_run"], found["holds"]) == (3, second, first, False)
+    assert [d["holds"] for d in found["decisions"]][:2] == [False, False] and found["decisions"][0]["high"] < 0
+    assert said.count("FAILS") >= 2 and "FAILS  ndcg@5 not worse: ndcg@5 0." in said
+    assert rankings.snapshot(f"{ROOT}-gated").run_id == first, "a run that failed was published"
+    assert judge(worse, tmp_path, *wanted, "--run", first)[:2][0] == 0
+    assert judge(worse, tmp_path)[0] != 0, "no condition"
 
 
 def test_items_weigh_as_their_columns_say(made: dict[str, Any]) -> None:

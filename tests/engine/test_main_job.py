@@ -213,6 +213,10 @@ def test_ranker_directory_is_complete_and_has_curves(done: dict[str, Any], layou
     assert wanted <= names
     assert storage.list_files(storage.join(layout.training, "tensorboard"))
     assert done["train"]["steps"] == 6
+    curves = storage.read_json(layout.curves)
+    assert [step for step, _ in curves["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in curves["validation"]] == [3, 6]
+    assert max(value for _, value in curves["validation"]) == pytest.approx(done["train"]["best"])
     card = json.loads(storage.read_bytes(storage.join(layout.ranker, "ranker.json")))
     assert card["trained"] is True and card["layers"] == 1
 

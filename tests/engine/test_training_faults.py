@@ -61,3 +61,6 @@ def test_training_goes_on_from_its_checkpoint_after_a_worker_is_killed(
     steps = [int(line.split()[1].split("/")[0]) for line in said if "validation" in line]
     again = [b for a, b in itertools.pairwise(steps) if b <= a]
     assert all(step > 10 for step in again), f"it began anew: {steps}"
+    curves = storage.read_json(Layout.of(wanted).curves)
+    assert [step for step, _ in curves["loss"]] == list(range(1, 61)), "a step is there twice or not at all"
+    assert [step for step, _ in curves["validation"]] == list(range(10, 61, 10))

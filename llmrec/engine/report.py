@@ -1,0 +1,144 @@
+"""report: what a page on the evaluated run shows, gathered from what the stages left. Needs no cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from llmrec import config, storage
+from llmrec.engine import score_parts
+from llmrec.engine.ranking_lists import OURS, RANKER_ALONE
+from llmrec.engine.score import PLAN
+from llmrec.errors import UserError
+from llmrec.evaluation import sources, verdict
+from llmrec.fusion.ablations import Fitted
+from llmrec.layout import Layout
+from llmrec.report.page import render
+from llmrec.report.users import sample
+from llmrec.schema import TIMESTAMPS
+from llmrec.tables import buckets, rankings
+
+STAGES = ("prepare", "embed", "train", "recall", "bucket", "fuse", "score", "evaluate")
+WITHOUT = "fused without "
+SAMPLE_USERS, RECENT_EVENTS, SHOWN_PLACES = 4, 10, 10
+
+
+def write(shown: Mapping[str, Any], uri: str) -> None:
+    """One HTML file that needs nothing beside it."""
+    storage.write_bytes(uri, render(shown).encode())
+
+
+def gather(settings: config.Config, layout: Layout) -> dict[str, Any]:
+    """Everything that the page shows, as one mapping that JSON can hold. Parts that no stage left are None or empty.
+
+    Raises:
+        UserError: nothing has been evaluated under this root.
+    """
+    if not storage.exists(layout.evaluation):
+        raise UserError(f"{layout.evaluation}: nothing has been evaluated there; run jobs/evaluate.py first")
+    evaluated = storage.read_json(layout.evaluation)
+    if "run_id" not in evaluated:
+        raise UserError(f"{layout.evaluation}: does not tell of which run it is; run jobs/evaluate.py again")
+    table = storage.absolute(settings.score.output or layout.rankings)
+    run_id = evaluated["run_id"]
+    metric = verdict.main_metric(list(evaluated["all_users"][0]["values"]))
+    summaries = {
+        stage: storage.read_json(layout.summary(stage))["summary"]
+        for stage in STAGES if storage.exists(layout.summary(stage))
+    }  # fmt: skip
+    kept = layout.run_summary(run_id)
+    run = _snapshot(table, run_id)
+    baselines = [s["name"] for s in evaluated["sources"] if s["name"] not in (sources.UNION, score_parts.RETRIEVE)]
+    without = WITHOUT + score_parts.RANKER
+    compared = _comparisons(evaluated["all_users"], metric)
+    return {
+        "verdict": asdict(verdict.verdict(evaluated["all_users"], OURS, baselines, without, metric)),
+        "comparisons": compared,
+        "ablations": [name for name in compared if name == RANKER_ALONE or name.startswith(WITHOUT)],
+        "same_users": {
+            name: {"rows": rows, "comparisons": _comparisons(rows, metric)}
+            for name, rows in evaluated["same_users"].items()
+        },
+        "ours": OURS,
+        "baselines": baselines,
+        "metric": metric,
+        "run": {
+            "run_id": run_id, "table": table,
+            "published": None if run is None else {"version": run.version, "time": f"{run.time:%Y-%m-%d %H:%M} UTC"},
+        },
+        "settings": _changed(_as_run(settings, layout, run_id)),
+        "period": _period(layout),
+        "summaries": summaries,
+        "score": storage.read_json(kept) if storage.exists(kept) else None,
+        "price_per_hour": settings.score.price_per_hour,
+        "evaluation": evaluated,
+        "importance": _importance(settings, layout),
+        "curves": storage.read_json(layout.curves) if storage.exists(layout.curves) else None,
+        "users": [] if run is None else sample(layout, run, SAMPLE_USERS, RECENT_EVENTS, SHOWN_PLACES),
+    }  # fmt: skip
+
+
+def _snapshot(table: str, run_id: str) -> rankings.Snapshot | None:
+    """None if its rows are gone by now."""
+    try:
+        return rankings.snapshot(table, run_id)
+    except UserError:
+        return None
+
+
+def _comparisons(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """By the name of each other ranking: ours against it."""
+    ours = next(row for row in rows if row["name"] == OURS)
+    return {row["name"]: asdict(verdict.compare(ours, row, metric)) for row in rows if row is not ours}
+
+
+def _as_run(settings: config.Config, layout: Layout, run_id: str) -> dict[str, Any]:
+    """The settings, those of score as the run had them."""
+    plan = storage.join(layout.run(run_id), PLAN)
+    found = settings.model_dump(mode="json")
+    return found | ({"score": storage.read_json(plan)["score"]} if storage.exists(plan) else {})
+
+
+def _changed(found: Mapping[str, Any], of: type[BaseModel] = config.Config, prefix: str = "") -> list[dict[str, str]]:
+    """Settings that differ from their defaults."""
+    rows = []
+    for name, field in of.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            rows += _changed(found[name], kind, f"{prefix}{name}.")
+            continue
+        default = field.default
+        default = list(default) if isinstance(default, tuple) else default
+        if found[name] != default:
+            rows.append({
+                "key": prefix + name, "value": storage.redact(_text(found[name])), "default": _text(default),
+            })  # fmt: skip
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {_text(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "none"
+    return "none" if value in ("", None) else str(value)
+
+
+def _period(layout: Layout) -> list[str] | None:
+    """The first and the last day of the events in histories."""
+    files = buckets.bucket_files(layout.histories).values()
+    told = [b for b in storage.each(lambda uri: buckets.bounds(uri, TIMESTAMPS), files) if b is not None]
+    ends = (min(b[0] for b in told), max(b[1] for b in told)) if told else ()
+    return [datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%d") for end in ends] or None
+
+
+def _importance(settings: config.Config, layout: Layout) -> dict[str, float] | None:
+    """What each part of the fusion counts."""
+    uri = storage.absolute(settings.fusion.model) if settings.fusion.model else layout.fusion
+    if settings.fusion.method == "none" or not storage.exists(uri):
+        return None
+    return Fitted.from_json(storage.read_bytes(uri), uri).full.importance()
