@@ -277,6 +277,10 @@ class ItemItem(Section):
     neighbours: Count = 200
     shrinkage: Annotated[float, Field(ge=0)] = 10.0
     decay: Annotated[float, Field(gt=0, le=1)] = Field(0.85, description="weight of a user's event per event of age")
+    decays: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (), description="further ones, by each of which it says of all merged candidates something for the fusion: 0.3 "
+        "by the last few events, 1 by all alike"
+    )  # fmt: skip
     max_history: Count = Field(
         1000, description="newest items of a user that are counted with each other; the work goes by the square"
     )
@@ -396,6 +400,8 @@ class Recall(Section):
             raise ValueError("merge must name at least one source")
         if "segment" in self.merge and not self.segment.columns:
             raise ValueError("merge names 'segment': recall.segment.columns must name columns of the users table")
+        if self.item_item.decays and "item_item" not in self.merge:
+            raise ValueError("item_item.decays are for a merge that names item_item")
         for source in self.quotas:
             if source not in self.merge:
                 raise ValueError(f"quotas names '{source}', which merge does not")

@@ -95,8 +95,9 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
     quotas = [settings.quotas.get(name, 0) for name in settings.merge]
     found: dict[str, list[Candidates]] = {name: [] for name in [*names, MERGED]}
     parts = [*names, *([CLOSENESS] if known.entities is not None else [])]
+    decays = {f"item_item_{decay:g}": decay for decay in settings.item_item.decays}
     parts += [CONTEXT] if known.contexts and CONTEXT not in names else []
-    scored: dict[str, list[np.ndarray]] = {name: [] for name in parts}
+    scored: dict[str, list[np.ndarray]] = {name: [] for name in (*parts, *decays)}
     here = _Bucket(
         known,
         text_vectors(layout, known.ids, "recall.text") if "text" in names else None,
@@ -115,6 +116,9 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
             found[name].append(candidates)
         for name, of in scores.items():
             scored[name].append(of.at(merged.items))
+        for name, decay in decays.items():
+            assert known.similar is not None
+            scored[name].append(Sparse(item_item.score(part, known.similar, decay)).at(merged.items))
         if known.entities is not None:
             near = settings.closeness
             scored[CLOSENESS].append(known.entities.closeness(part, merged.items, near.decay, near.weight))

@@ -13,7 +13,7 @@ from llmrec.tables import buckets
 from llmrec.tables.histories import as_lists, flatten
 from llmrec.tables.requests import Work
 
-RANKER, RECALL, RETRIEVE = "ranker", "recall", "retrieve"
+RANKER, RECALL, RETRIEVE, ITEM_ITEM = "ranker", "recall", "retrieve", "item_item"
 PART = f"{SCORE}_"
 
 
@@ -27,9 +27,14 @@ def of_work(work: Work, ranker: np.ndarray) -> Parts:
 
 
 def groups(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """What is left out together to see what it adds: each source by itself, all that the ranker says."""
-    ours = (RANKER, RETRIEVE)
-    return {RANKER: ours} | {name: (name,) for name in names if name not in ours}
+    """What is left out together to see what it adds: each source by itself, all that the ranker says, and all that
+    item-item says by several decays."""
+    found: dict[str, tuple[str, ...]] = {RANKER: (RANKER, RETRIEVE)}
+    for name in names:
+        if name not in found[RANKER]:
+            group = ITEM_ITEM if name.startswith(f"{ITEM_ITEM}_") else name
+            found[group] = (*found.get(group, ()), name)
+    return found
 
 
 def table(work: Work, parts: Parts, scores: np.ndarray, ids: pa.Array) -> pa.Table:

@@ -139,6 +139,25 @@ def test_every_source_lists_the_best_of_what_it_says(
     assert brought <= {"graph", "text", "als"} and "graph" in brought
 
 
+def test_item_item_says_by_further_decays_what_it_would_say_by_each_alone(layout: Layout) -> None:
+    def columns(**item_item: Any) -> dict[str, Any]:
+        asked = settings(("item_item", "popularity"), item_item={"top": TOP, **item_item}, closeness={})
+        recall_unit(unit(layout), models(layout), asked, layout)
+        return buckets.read_parquet(buckets.bucket_file(layout.candidates(), 0)).to_pydict()
+
+    several = columns(decays=(0.3, 1.0))
+    for decay in (0.3, 1.0):
+        alone = columns(decay=decay)
+        for user in range(USERS - 2):  # the last two have no history
+            mine = dict(zip(several["item_ids"][user], several[f"recall_score_item_item_{decay:g}"][user], strict=True))
+            own = dict(zip(alone["item_ids"][user], alone["recall_score_item_item"][user], strict=True))
+            assert mine.keys() & own.keys()
+            assert all(mine[i] == pytest.approx(own[i], rel=1e-5) for i in mine.keys() & own.keys())
+    assert several["recall_score_item_item_0.3"] != several["recall_score_item_item_1"]
+    with pytest.raises(ValueError, match=r"item_item\.decays are for a merge that names item_item"):
+        config.Recall(merge=("popularity",), item_item=config.ItemItem(decays=(0.5,)))
+
+
 def test_users_without_candidates_are_set_aside_and_counted(layout: Layout) -> None:
     told = recall_unit(unit(layout), models(layout), settings(("item_item",), closeness={}), layout).to_pylist()[0]
     assert (told["none"], told["counts"][0]) == (2, told["counts"][1])
