@@ -10,7 +10,7 @@ import torch
 from tiny_models import KINDS, Plain, assert_scores, make_ranker
 
 from llmrec.ranker.model import score_requests
-from llmrec.ranker.packing import Request, pack, plan, split
+from llmrec.ranker.packing import WHOLE, Request, pack, plan, split
 from llmrec.ranker.ragged import Ragged
 
 Tiny = Callable[[str], str]
@@ -25,8 +25,10 @@ def test_the_last_layer_computes_only_what_is_read(tiny: Tiny, kind: str) -> Non
         layer.mlp.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[1]))
     batch = pack([Request.to_score(TRUNK, Ragged.of([[65, 66], [67], [68, 69, 70]]))])
     with torch.inference_mode():
+        assert ranker.score(batch).shape == (3,)
+        assert rows == [11, 3]
         assert ranker(batch).items.shape == (3,)
-    assert rows == [11, 3]
+    assert rows[2:] == [11, WHOLE], "training computes whole multiples"
 
 
 def test_a_layer_of_another_form_is_computed_whole_and_gives_the_same(tiny: Tiny) -> None:
