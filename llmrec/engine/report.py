@@ -107,6 +107,8 @@ def _changed(found: Mapping[str, Any], of: type[BaseModel] = config.Config, pref
     """Settings that differ from their defaults."""
     rows = []
     for name, field in of.model_fields.items():
+        if name not in found:  # a dump leaves out what is at its default, where the field says so
+            continue
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             rows += _changed(found[name], kind, f"{prefix}{name}.")
