@@ -118,9 +118,10 @@ def pack(requests: Sequence[Request], causal: bool = True, multiple: int = 1) ->
         start += r.tokens
     if missing := -start % multiple:
         token.append(np.full(missing, requests[0].trunk[0]))
-        position.append(np.arange(missing))
-        branch.append(np.zeros(missing, np.int64))
-        attach.append(np.full(missing, missing - 1))
+        nothing = np.zeros(missing, np.int64)
+        position.append(nothing)  # all at the first one, since an encoder has few
+        branch.append(nothing)
+        attach.append(nothing)
         bounds.append((start, start + missing))
     sizes = [end - begin for begin, end in bounds]
     return Batch(

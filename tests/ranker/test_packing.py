@@ -145,6 +145,7 @@ def test_a_batch_filled_to_a_multiple_says_the_same(tiny: Callable[[str], str]) 
     plain, filled = pack(made), pack(made, multiple=64)
     assert len(filled.token) == 64 and len(filled.bounds) == 3
     assert torch.equal(filled.read, plain.read)
+    assert filled.position.max() == plain.position.max()
     assert not visible(filled)[: len(plain.token), len(plain.token) :].any()
     ranker = make_ranker(tiny("llama"), "text", "linear").eval()
     torch.testing.assert_close(ranker.states(filled), ranker.states(plain))
