@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,16 +87,21 @@ def config_in_the_store(with_cluster: dict[str, str], movielens: dict[str, Any])
 
 @pytest.mark.timeout(400)
 def test_jobs_are_submitted_with_a_token_and_a_config_in_the_store(
-    with_cluster: dict[str, str], config_in_the_store: str
+    with_cluster: dict[str, str], config_in_the_store: str, tmp_path: Path
 ) -> None:
-    # One submission: Ray deletes a working directory's package when its job ends, which the next submission of the same
-    # directory may not notice in time.
-    jobs = " && ".join(
-        f"{BIN / 'python'} jobs/{job}.py --config {config_in_the_store} --recall.candidates 50"
-        for job in ("prepare", "recall")
-    )
-    ended = run("ray", "job", "submit", "--working-dir", str(HERE), "--", "sh", "-c", jobs, environment=with_cluster)
-    assert "prepare: done" in ended.stdout and "recall: done" in ended.stdout
+    for job in ("prepare", "recall"):
+        # Directories that differ: Ray deletes a package when its job ends, which the next submission of an equal one
+        # may not notice in time.
+        directory = tmp_path / job
+        for part in ("jobs", "llmrec"):
+            shutil.copytree(HERE / part, directory / part)
+        (directory / "which").write_text(job)
+        submit = ["ray", "job", "submit", "--working-dir", str(directory)]
+        ended = run(
+            *submit, "--", str(BIN / "python"), f"jobs/{job}.py", "--config", config_in_the_store,
+            "--recall.candidates", "50", environment=with_cluster,
+        )  # fmt: skip
+        assert f"{job}: done" in ended.stdout
     assert with_cluster["AWS_SECRET_ACCESS_KEY"] not in ended.stdout + ended.stderr
 
 
