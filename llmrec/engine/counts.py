@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,19 @@ from llmrec.tables.histories import flatten, item_rows, keep
 WORK_AT_ONCE = 1 << 24
 
 
-def events(histories: str, catalogue_ids: pa.Array, training_only: bool) -> Ragged:
-    """Every user's different items as catalogue rows, an item where its newest event is, oldest first: 4 bytes each."""
+def _of_buckets(task: Callable[..., Any], histories: str, catalogue_ids: pa.Array, *arguments: Any) -> Iterator[Any]:
+    """What a task says of each bucket, in the order of buckets, so that sums of fractions are the same each time."""
     import ray
 
-    ids = ray.put(catalogue_ids)
-    read = ray.remote(_events)
-    waiting = [read.remote(uri, ids, training_only) for uri in buckets.bucket_files(histories).values()]
-    return joined([ray.get(reference) for reference in waiting])
+    ids, remote = ray.put(catalogue_ids), ray.remote(task)
+    waiting = [remote.remote(uri, ids, *arguments) for uri in buckets.bucket_files(histories).values()]
+    while waiting:
+        yield ray.get(waiting.pop(0))
+
+
+def events(histories: str, catalogue_ids: pa.Array, training_only: bool) -> Ragged:
+    """Every user's different items as catalogue rows, an item where its newest event is, oldest first: 4 bytes each."""
+    return joined(list(_of_buckets(_events, histories, catalogue_ids, training_only)))
 
 
 def _events(uri: str, catalogue_ids: pa.Array, training_only: bool) -> Ragged:
@@ -93,14 +99,9 @@ def cooccurrence(
     histories: str, catalogue_ids: pa.Array, training_only: bool, shared: bool = False
 ) -> sparse.csr_matrix:
     """float32[n_items, n_items]: `item_item.cooccurrence` of a histories table, with or without validation events."""
-    import ray
-
-    ids = ray.put(catalogue_ids)
-    count = ray.remote(_of_bucket)
-    waiting = [count.remote(uri, ids, training_only, shared) for uri in buckets.bucket_files(histories).values()]
     total = sparse.csr_matrix((len(catalogue_ids), len(catalogue_ids)), dtype="float32")
-    while waiting:  # in the order of buckets, so that sums of fractions are the same each time
-        total = total + ray.get(waiting.pop(0))
+    for part in _of_buckets(_of_bucket, histories, catalogue_ids, training_only, shared):
+        total = total + part
     return total.tocsr()
 
 
@@ -112,14 +113,8 @@ def _of_bucket(uri: str, catalogue_ids: pa.Array, training_only: bool, shared: b
 
 def training_events(histories: str, catalogue_ids: pa.Array) -> tuple[np.ndarray, int]:
     """int64[n_items]: training events of each item, and how many users have any event, one that validates included."""
-    import ray
-
-    ids = ray.put(catalogue_ids)
-    count = ray.remote(_events_of_bucket)
-    waiting = [count.remote(uri, ids) for uri in buckets.bucket_files(histories).values()]
     total, users = np.zeros(len(catalogue_ids), np.int64), 0
-    while waiting:
-        rows, events, here = ray.get(waiting.pop(0))
+    for rows, events, here in _of_buckets(_events_of_bucket, histories, catalogue_ids):
         total[rows] += events
         users += here
     return total, users
@@ -133,12 +128,7 @@ def _events_of_bucket(uri: str, catalogue_ids: pa.Array) -> tuple[np.ndarray, np
 
 def in_context(histories: str, catalogue_ids: pa.Array, training_only: bool) -> pl.DataFrame:
     """`context.counted` of a histories table, with or without validation events."""
-    import ray
-
-    ids = ray.put(catalogue_ids)
-    count = ray.remote(_in_context_of_bucket)
-    waiting = [count.remote(uri, ids, training_only) for uri in buckets.bucket_files(histories).values()]
-    return context.added([ray.get(each) for each in waiting])
+    return context.added(list(_of_buckets(_in_context_of_bucket, histories, catalogue_ids, training_only)))
 
 
 def _in_context_of_bucket(uri: str, catalogue_ids: pa.Array, training_only: bool) -> pl.DataFrame:

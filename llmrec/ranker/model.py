@@ -102,9 +102,10 @@ class Ranker(nn.Module):
         head, items, reads = self.head, self.vectors(), len(batch.read)
         if isinstance(head, RankHead):
             query, which = self._compared(batch)
-            states = self.dropout(self.states(batch, items, torch.cat([whole(batch.read), whole(query)])))
+            read = whole(batch.read)
+            states = self.dropout(self.states(batch, items, torch.cat([read, whole(query)])))
             assert items is not None
-            found = head.retrieve(states[-len(whole(query)) :], items).first(len(query))
+            found = head.retrieve(states[len(read) :], items).first(len(query))
             corrected = found.pairs(which, self._rows(batch)) + head.branch(states[:reads])
             return Scores(corrected, found)
         states = self.dropout(self.states(batch, items, whole(batch.read)))
