@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from llmrec import config, storage
 from llmrec.engine import rerank
+from llmrec.engine.ranking_lists import lists_of
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import bootstrap, metrics
@@ -71,7 +72,7 @@ def curve(
     k, window = settings.score.top_k, settings.rerank.window
     if window < k:
         raise UserError(f"rerank.window = {window} is less than score.top_k = {k}: lists are chosen out of the window")
-    run_id = _shown(settings.score.output or layout.rankings)
+    run_id = rankings.shown(rankings.published(settings.score.output or layout.rankings))["run_id"]
     if not storage.exists(layout.score_parts(run_id)):
         raise UserError(f"run {run_id} kept no score parts to choose from; score with score.keep_parts = true")
     # The kept scores hold what freshness adds. That relevance alone is measured by the same likenesses, items are
@@ -109,13 +110,6 @@ def curve(
             for i, (method, trade) in enumerate(points)
         ],
     )  # fmt: skip
-
-
-def _shown(output: str) -> str:
-    found = rankings.opened(storage.absolute(output))
-    if found is None:
-        raise UserError(f"{output}: no rankings are published there; run jobs/score.py first")
-    return rankings.shown(found)["run_id"]
 
 
 def _catalogue(asked: config.Rerank, layout: Layout) -> tuple[pa.Array, Rerank | None]:
@@ -170,6 +164,5 @@ def _truth(uri: str, users: set[str]) -> dict[str, list[str]]:
     """The held-out items of those among some users who have any."""
     if not uri:
         return {}
-    table = buckets.read_parquet(uri, [USER, ITEMS])
-    found = zip(map(str, table[USER].to_pylist()), table[ITEMS].to_pylist(), strict=True)
-    return {user: [str(item) for item in items] for user, items in found if user in users}
+    found = lists_of(buckets.read_parquet(uri, [USER, ITEMS]))
+    return {user: items for user, items in found.items() if user in users}

@@ -89,7 +89,7 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
 
     wanted = settings.evaluate
     tables = {OURS: settings.score.output or layout.rankings, **wanted.rankings}
-    opened = {name: _opened(uri) for name, uri in tables.items()}
+    opened = {name: rankings.published(uri) for name, uri in tables.items()}
     if max(wanted.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
     units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
@@ -137,13 +137,6 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
 def _unpacked(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
         yield {BUCKET: row[BUCKET], "measured": from_bytes(row["arrays"], row["attributes"])}
-
-
-def _opened(uri: str) -> Any:
-    found = rankings.opened(uri)
-    if found is None:
-        raise UserError(f"{uri}: no rankings are published there; run jobs/score.py first")
-    return found
 
 
 def _fitted(wanted: config.Fusion, layout: Layout) -> ablations.Fitted | None:

@@ -13,6 +13,7 @@ import pyarrow.compute
 
 from llmrec import config, storage
 from llmrec.engine.publish import complete
+from llmrec.engine.ranking_lists import lists_of, lists_of_rows
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import bootstrap, conditions, metrics
@@ -111,8 +112,7 @@ def _measure(
         return [uri for bucket, uri in sorted(files.items()) if bucket % parts == unit[PART]]
 
     held_out = pa.concat_tables([buckets.read_parquet(uri, [USER, ITEMS]) for uri in here(truth)])
-    pairs = zip(held_out[USER].to_pylist(), held_out[ITEMS].to_pylist(), strict=True)
-    wanted = {str(user): [str(item) for item in items] for user, items in pairs}
+    wanted = lists_of(held_out)
     columns = [USER, RANK, ITEM]
     both = {STAGED: [buckets.read_parquet(uri, columns) for uri in here(staged)], PUBLISHED: []}
     if shown is not None:
@@ -120,12 +120,8 @@ def _measure(
         both[PUBLISHED].append(rankings.rows(rankings.snapshot(table, shown), which, columns))
     found: dict[str, Any] = {PART: [unit[PART]], "users": [len(wanted)]}
     for name, tables in both.items():
-        lists: dict[str, list[str]] = {}
         rows = pa.concat_tables(tables).sort_by([(USER, "ascending"), (RANK, "ascending")]) if tables else None
-        if rows is not None:
-            for user, item in zip(rows[USER].to_pylist(), rows[ITEM].to_pylist(), strict=True):
-                lists.setdefault(str(user), []).append(str(item))
-        best = {user: items[: max(cutoffs)] for user, items in lists.items()}
+        best = {} if rows is None else lists_of_rows(rows, max(cutoffs))
         for metric, values in metrics.per_user(wanted, best, cutoffs, conditions.PER_USER).items():
             found[f"{name} {metric}"] = [values.tolist()]
         for k in cutoffs:

@@ -43,10 +43,10 @@ def of_bucket(
 ) -> dict[str, Lists]:
     """Every ranking's first items of each of its users."""
     layout = asked.layout
-    found = {OURS: _published(ours, depth)}
+    found = {OURS: lists_of_rows(ours, depth)}
     for name, uri in asked.tables.items():
         if name != OURS:
-            found[name] = _published(rankings.read_bucket(uri, bucket), depth)
+            found[name] = lists_of_rows(rankings.read_bucket(uri, bucket), depth)
     reranked = asked.settings.rerank.chooses
     if asked.kept and (asked.fused is not None or reranked):
         found |= _with_less(asked.fused, reranked, buckets.bucket_file(asked.kept, bucket), depth)
@@ -86,7 +86,8 @@ def _by_popularity(candidates: Lists, layout: Layout, limit: int, depth: int) ->
     return {u: sorted(items[:limit], key=lambda i: -users.get(i, 0))[:depth] for u, items in candidates.items()}
 
 
-def _published(table: pa.Table, depth: int) -> Lists:
+def lists_of_rows(table: pa.Table, depth: int) -> Lists:
+    """The first items of each user of a rankings table, whose rows are in order; ids as text."""
     lists: Lists = {}
     for user, item in zip(table[USER].to_pylist(), table[ITEM].to_pylist(), strict=True):
         lists.setdefault(str(user), []).append(str(item))

@@ -148,6 +148,18 @@ def opened(table: str, version: int | None = None) -> DeltaTable | None:
         raise UserError(f"{table}: {storage.redact(str(error).splitlines()[0])[:200]}") from None
 
 
+def published(table: str) -> DeltaTable:
+    """The Delta table.
+
+    Raises:
+        UserError: nothing is published there yet.
+    """
+    found = opened(storage.absolute(table))
+    if found is None:
+        raise UserError(f"{table}: no rankings are published there; run jobs/score.py first")
+    return found
+
+
 def shown(table: DeltaTable) -> dict[str, str]:
     """`run_id` and `buckets` of the run whose rows the table shows.
 
@@ -244,7 +256,7 @@ def read(table: str, user_id: int | str | None = None, run_id: str | None = None
         UserError: nothing is published there, the run never was or was pruned, or the user's id is of another type.
     """
     if user_id is None and run_id is None:
-        return _dataset(_published(table), table).to_table().sort_by(_ORDER)
+        return _dataset(published(table), table).to_table().sort_by(_ORDER)
     run = snapshot(table, run_id)
     if user_id is None:
         return rows(run)
@@ -263,7 +275,7 @@ def read_bucket(table: str, bucket: int) -> pa.Table:
     Raises:
         UserError: nothing is published there.
     """
-    return _dataset(_published(table), table).to_table(filter=field(BUCKET) == bucket).sort_by(_ORDER)
+    return _dataset(published(table), table).to_table(filter=field(BUCKET) == bucket).sort_by(_ORDER)
 
 
 _ORDER = [(USER, "ascending"), (RANK, "ascending")]
@@ -300,10 +312,10 @@ def _log(table: str, limit: int | None = None) -> tuple[DeltaTable, list[Commit]
 
     limit: how many commits to read; all of them if those change no rows.
     """
-    handle = _published(table)
+    handle = published(table)
     while True:
         history = handle.history(limit)
-        again = _published(table)
+        again = published(table)
         # Delta reads the newest commits there are but numbers them from the handle's version: right if none came since.
         if again.version() == handle.version():
             break
@@ -335,13 +347,6 @@ def _files(table: str, commit: Commit) -> set[str]:
 def _at(table: str, version: int) -> DeltaTable:
     found = opened(storage.absolute(table), version)
     assert found is not None
-    return found
-
-
-def _published(table: str) -> DeltaTable:
-    found = opened(storage.absolute(table))
-    if found is None:
-        raise UserError(f"{table}: no rankings are published there; run jobs/score.py first")
     return found
 
 
