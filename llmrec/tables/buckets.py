@@ -138,18 +138,15 @@ def largest(uri: str, column: str) -> int | None:
     Raises:
         UserError: no readable Parquet file, or no such column.
     """
-    footer, found = _footer(uri), list[int]()
+    footer = _footer(uri)
     schema.require(footer.schema.to_arrow_schema(), {column: "anything"}, uri)
-    for group in range(footer.num_row_groups):
-        chunks = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
-        told = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column).statistics
-        if told is None or not told.has_min_max:
-            flat = read_parquet(uri, [column])[column].combine_chunks()
-            flat = flat.flatten() if pa.types.is_nested(flat.type) else flat
-            at: int | None = pa.compute.max(flat).as_py()
-            return at
-        found.append(told.max)
-    return max(found, default=None)
+    told = _ends(footer, column)
+    if None in told:
+        flat = read_parquet(uri, [column])[column].combine_chunks()
+        flat = flat.flatten() if pa.types.is_nested(flat.type) else flat
+        at: int | None = pa.compute.max(flat).as_py()
+        return at
+    return max((ends[1] for ends in told if ends is not None), default=None)
 
 
 def bounds(uri: str, column: str) -> tuple[Any, Any] | None:
@@ -158,13 +155,20 @@ def bounds(uri: str, column: str) -> tuple[Any, Any] | None:
     Raises:
         UserError: no readable Parquet file.
     """
-    footer, found = _footer(uri), []
+    told = [ends for ends in _ends(_footer(uri), column) if ends is not None]
+    return (min(ends[0] for ends in told), max(ends[1] for ends in told)) if told else None
+
+
+def _ends(footer: pq.FileMetaData, column: str) -> list[tuple[Any, Any] | None]:
+    """The least and the largest value of a column, or in the lists of one, in each row group; None where the footer
+    does not tell."""
+    found = list[tuple[Any, Any] | None]()
     for group in range(footer.num_row_groups):
         for leaf in map(footer.row_group(group).column, range(footer.num_columns)):
-            told = leaf.statistics
-            if leaf.path_in_schema.split(".")[0] == column and told is not None and told.has_min_max:
-                found += [told.min, told.max]
-    return (min(found), max(found)) if found else None
+            if leaf.path_in_schema.split(".")[0] == column:
+                told = leaf.statistics
+                found.append((told.min, told.max) if told is not None and told.has_min_max else None)
+    return found
 
 
 def schema_of(uri: str) -> pa.Schema:
