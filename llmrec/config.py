@@ -70,6 +70,10 @@ class Data(Section):
         "", exclude_if=_none, description="split=none: Parquet file or directory with a user's id and the context that "
         "he is to be ranked in, one row a user; empty for none"
     )  # fmt: skip
+    new_users: bool = Field(
+        True,
+        description="who is in users or requests and has no clean events in the log is ranked too, without a history",
+    )
     min_user_events: Count = Field(3, description="users with fewer clean events are set aside")
     min_timestamp: int = Field(1, description="unix seconds; earlier events are impossible")
     max_timestamp: int = Field(4_102_444_800, description="unix seconds (2100-01-01); later events are impossible")
@@ -114,8 +118,15 @@ class Prompt(Section):
     after_candidate: str = Field("", description="head=yes_no: the question; else empty")
     context: str = Field(
         "", exclude_if=_none, description="what a user is asked about in, after the history; placeholders name what "
-        "data.context does. Read as text; with model.items = token as the sum of a vector learned of each value"
+        "data.context does"
     )  # fmt: skip
+    context_as: Literal["auto", "text", "vectors"] = Field(
+        "auto", exclude_if=lambda value: value == "auto", description="vectors: the sum of one learned for each value, "
+        "for model.items = token; text: its tokens, which what a user typed has to be; auto: vectors where items are"
+    )  # fmt: skip
+    max_context_tokens: Count = Field(
+        64, exclude_if=lambda value: value == 64, description="of that text; a longer one is cut"
+    )
     max_history: Count = Field(60, description="newest events kept in the trunk")
     max_edges: Count = Field(20, description="heaviest edges that {edges} and {edges:RELATION} tell of an item")
     max_item_tokens: Count = Field(32, description="longer item texts are cut, and counted")
@@ -340,6 +351,17 @@ class Text(Section):
     least: Annotated[float, Field(ge=-1, le=1)] = Field(-1, description="no candidate's cosine is below")
 
 
+class Query(Section):
+    """Items whose text is nearest to what the user typed, by the encoder of embed."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="candidates per user; 0 turns the source off")
+    context: str = Field("query", description="what data.context calls it")
+    least: Annotated[float, Field(ge=-1, le=1)] = Field(-1, description="no candidate's cosine is below")
+    actors: Count = Field(1, description="copies of the encoder at work")
+    cpus_per_actor: Annotated[float, Field(ge=0)] = 1
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+
+
 class Retrieve(Section):
     """A trained ranker's own retrieve head, against all items (model.items = token)."""
 
@@ -352,6 +374,20 @@ class Retrieve(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
 
 
+class Search(Section):
+    """How text, als and retrieve look for the nearest of all items."""
+
+    method: Literal["exact", "clusters"] = Field(
+        "exact", description="clusters: of a user's nearest clusters alone, by faiss (llmrec[faiss]) and on CPUs: for "
+        "catalogues past a million items"
+    )  # fmt: skip
+    clusters: Annotated[int, Field(ge=0)] = Field(0, description="0: four times the root of the number of items")
+    probes: Count = Field(32, description="clusters that a user is looked for in; more find more, and take longer")
+    checked: Annotated[int, Field(ge=0)] = Field(
+        8, description="users of each bucket for whom exact search is made too, to tell how many of its best were found"
+    )
+
+
 class Context(Section):
     """What goes with the context that a user is asked about in (data.context): a part of the fusion wherever there is
     one, and a source if it brings candidates."""
@@ -362,7 +398,9 @@ class Context(Section):
     )
 
 
-Source = Literal["item_item", "ease", "als", "text", "graph", "popularity", "recent", "segment", "retrieve", "context"]
+Source = Literal[
+    "item_item", "ease", "als", "text", "query", "graph", "popularity", "recent", "segment", "retrieve", "context"
+]
 
 
 class Recall(Section):
@@ -375,8 +413,10 @@ class Recall(Section):
     ease: Ease = Ease()
     als: Als = Als()
     text: Text = Text()
+    query: Query = Field(Query(), exclude_if=lambda value: value == Query())
     graph: Graph = Graph()
     retrieve: Retrieve = Retrieve()
+    search: Search = Field(Search(), exclude_if=lambda value: value == Search())
     context: Context = Field(Context(), exclude_if=lambda value: value == Context())
     closeness: Closeness = Closeness()
     merge: tuple[Source, ...] = Field(
@@ -402,6 +442,8 @@ class Recall(Section):
             raise ValueError("merge names 'segment': recall.segment.columns must name columns of the users table")
         if self.item_item.decays and "item_item" not in self.merge:
             raise ValueError("item_item.decays are for a merge that names item_item")
+        if self.search.method == "clusters" and not {"text", "als", "retrieve"} & set(self.merge):
+            raise ValueError("search.method = clusters is for a merge that names text, als or retrieve")
         for source in self.quotas:
             if source not in self.merge:
                 raise ValueError(f"quotas names '{source}', which merge does not")
@@ -443,6 +485,10 @@ class Score(Section):
     )
     exclude_seen: bool = True
     blocked_items: str = Field("", description="Parquet file with an item id column, never recommended; empty for none")
+    requires: str = Field(
+        "", exclude_if=_none, description="relation of the knowledge graph (data.edges) from an item to those that it "
+        "requires: who has not had all of these is not shown the item; empty for none"
+    )  # fmt: skip
     batch_tokens: Annotated[int, Field(ge=64)] = Field(
         2048, description="tokens in one forward pass; some thousand keep a CPU's caches warm, a GPU wants far more"
     )

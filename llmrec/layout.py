@@ -61,6 +61,11 @@ class Layout:
     def popularity(self) -> str:
         return self._recalled("popularity", "popularity.parquet")
 
+    @property
+    def queries(self) -> str:
+        """What users typed, as vectors."""
+        return self._recalled("queries")
+
     def candidates(self, source: str = "merged") -> str:
         return self._recalled("candidates", source)
 

@@ -25,8 +25,8 @@ SEARCH: list[Column] = [
     ("CPU ms", lambda r: f"{r['cpu_milliseconds_per_user']:.2f}"),
     ("of faiss", lambda r: or_dash(r["over_peer"], "{:.2f}x")),
     ("of CPUs", lambda r: or_dash(r["cpu_over_peer"], "{:.2f}x")),
-    ("same places", lambda r: or_dash(r["same_rows"], "{:.4%}")),
-    ("equal", lambda r: "yes" if r["equal"] else "NO"),
+    ("same items", lambda r: or_dash(r["same_rows"], "{:.4%}")),
+    ("equal", lambda r: {True: "yes", False: "NO", None: "not asked"}[r["equal"]]),
     ("peak MB", lambda r: f"{r['peak_mb']:.0f}"),
     ("others", lambda r: f"{r['cpus_of_others']:.1f}"),
 ]

@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -45,6 +47,26 @@ def recall_sources(items: np.ndarray, threads: int) -> Search:
     return search
 
 
+def in_clusters(items: np.ndarray, threads: int) -> Search:
+    """As these do with `recall.search.method = clusters`, by its other defaults; on one thread, as a task has."""
+    from llmrec.config import Search
+    from llmrec.recall import clusters
+
+    wanted = Search(method="clusters")
+    with tempfile.TemporaryDirectory() as folder:
+        clusters.build(items, wanted, Path(folder) / "index")
+        made = clusters.opened(Path(folder) / "index", len(items), wanted)  # stays open when its name is gone
+
+    def search(users: np.ndarray, top: int) -> Found:
+        found = made.nearest(users, None, top)
+        rows, scores = np.full((len(users), top), -1, np.int64), np.full((len(users), top), -np.inf, np.float32)
+        there = np.arange(top) < found.items.lengths[:, None]
+        rows[there], scores[there] = found.items.values, found.scores
+        return rows, scores
+
+    return search
+
+
 def faiss_flat(items: np.ndarray, threads: int) -> Search:
     """faiss's exact search."""
     import faiss
@@ -61,8 +83,10 @@ def faiss_flat(items: np.ndarray, threads: int) -> Search:
 
 
 ENGINES: dict[str, Callable[[np.ndarray, int], Search]] = {
-    "llmrec, retrieve": retrieve_head, "llmrec, als and text": recall_sources, "faiss IndexFlatIP": faiss_flat,
+    "llmrec, retrieve": retrieve_head, "llmrec, als and text": recall_sources, "llmrec, clusters": in_clusters,
+    "faiss IndexFlatIP": faiss_flat,
 }  # fmt: skip
+APPROXIMATE = "llmrec, clusters"
 PEER = "faiss IndexFlatIP"
 PACKAGES = {PEER: "faiss-cpu"}
 
@@ -79,6 +103,12 @@ def agreement(one: Found, other: Found, tolerance: float = 1e-5) -> dict[str, fl
     tied[:, :-1] |= gap
     tied[:, -1] = True
     return {"equal": bool((close & (same | tied)).all()), "same_rows": float(same.mean())}
+
+
+def found_of(exact: Found, approximate: Found) -> dict[str, float | None]:
+    """equal: not asked; same_rows: share of the exact best that were found, wherever they stand."""
+    hits = [len(np.intersect1d(one, other)) for one, other in zip(exact[0], approximate[0], strict=True)]
+    return {"equal": None, "same_rows": float(np.sum(hits) / exact[0].size)}
 
 
 def main() -> None:

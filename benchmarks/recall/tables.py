@@ -17,7 +17,7 @@ from llmrec.schema import ITEM, TITLE
 from llmrec.tables import buckets
 from llmrec.tables.histories import as_lists
 
-FIRST_ITEM, ITEM_STEP = 7, 3
+FIRST_ITEM, ITEM_STEP, TOPICS = 7, 3, 1000
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def write(root: Path, shape: Shape) -> Layout:
 
 
 def vectors(folder: Path, items: int, users: int, dimensions: int) -> tuple[Path, Path]:
-    """Files of float32[items, d] of length 1 and of float32[users, d], random, made if they are not there."""
+    """Files of float32[items, d] and of float32[users, d] of length 1, made if they are not there: each about one of
+    TOPICS directions, as far from it as that is long."""
+    topics = _unit(np.random.default_rng(dimensions).standard_normal((TOPICS, dimensions), np.float32))
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for name, rows in (("items", items), ("users", users)):
@@ -73,8 +75,12 @@ def vectors(folder: Path, items: int, users: int, dimensions: int) -> tuple[Path
             rng = np.random.default_rng([rows, dimensions])
             made = np.lib.format.open_memmap(file, "w+", np.float32, (rows, dimensions))
             for start in range(0, rows, 1 << 16):
-                block = rng.standard_normal((min(1 << 16, rows - start), dimensions), np.float32)
-                made[start : start + len(block)] = block / np.linalg.norm(block, axis=1, keepdims=True)
+                here = topics[rng.integers(TOPICS, size=min(1 << 16, rows - start))]
+                made[start : start + len(here)] = _unit(here + _unit(rng.standard_normal(here.shape, np.float32)))
             made.flush()
         found.append(file)
     return found[0], found[1]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute
 
 from llmrec import schema
 from llmrec.config import Data, context_name
@@ -28,6 +30,24 @@ class Split:
     histories: pa.Table
     targets: pa.Table
     set_aside: pl.DataFrame
+
+
+def with_new_users(histories: pa.Table, users: pa.Array) -> pa.Table:
+    """Histories by ascending user id, with an empty one for each of these users (none twice) who has none yet."""
+    had = histories[USER].combine_chunks()
+    new = users.filter(pa.compute.invert(pa.compute.is_in(users, had)))
+    if not len(new):
+        return histories
+    wanted = histories.schema
+    empty = {USER: new, TRAIN_LENGTH: pa.array(np.zeros(len(new), np.int32))}
+    none = pa.array(np.zeros(len(new) + 1, np.int32))
+    lists = {
+        f.name: pa.ListArray.from_arrays(none, pa.array([], f.type.value_type))
+        for f in wanted
+        if pa.types.is_list(f.type)
+    }
+    rows = {f.name: (empty | lists).get(f.name, pa.nulls(len(new), f.type)) for f in wanted}
+    return pa.concat_tables([histories, pa.table(rows).cast(wanted)]).sort_by(USER).combine_chunks()
 
 
 def split_events(

@@ -126,15 +126,16 @@ def _events_of_bucket(uri: str, catalogue_ids: pa.Array) -> tuple[np.ndarray, np
     return rows, events, int((item_rows(table[ITEMS], catalogue_ids).lengths > 0).sum())
 
 
-def in_context(histories: str, catalogue_ids: pa.Array, training_only: bool) -> pl.DataFrame:
-    """`context.counted` of a histories table, with or without validation events."""
-    return context.added(list(_of_buckets(_in_context_of_bucket, histories, catalogue_ids, training_only)))
+def in_context(histories: str, catalogue_ids: pa.Array, training_only: bool, without: str = "") -> pl.DataFrame:
+    """`context.counted` of a histories table, with or without validation events. without: a context left out."""
+    return context.added(list(_of_buckets(_in_context_of_bucket, histories, catalogue_ids, training_only, without)))
 
 
-def _in_context_of_bucket(uri: str, catalogue_ids: pa.Array, training_only: bool) -> pl.DataFrame:
+def _in_context_of_bucket(uri: str, catalogue_ids: pa.Array, training_only: bool, without: str) -> pl.DataFrame:
     table = buckets.read_parquet(uri)
     known = known_histories(table, catalogue_ids, training_only)
-    return context.counted(known, known_contexts(table, catalogue_ids, training_only))
+    told = known_contexts(table, catalogue_ids, training_only)
+    return context.counted(known, {name: values for name, values in told.items() if name != without})
 
 
 def known_histories(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> Ragged:

@@ -84,7 +84,7 @@ class _Unit:
 def wanted(settings: config.Config) -> bool:
     """Whether there is a part to compute."""
     of_items = settings.model.items == "token" and bool(settings.items.encoder or settings.data.edges)
-    compared = "text" in settings.recall.merge or settings.rerank.by_text
+    compared = bool({"text", "query"} & set(settings.recall.merge)) or settings.rerank.by_text
     return of_items or (compared and bool(settings.items.encoder))
 
 

@@ -18,16 +18,17 @@ from llmrec.tables import embeddings
 VECTORS, BIAS = "vectors.npy", "bias.npy"
 
 
-def freeze(ranker: Ranker, model_version: str, layout: Layout) -> None:
+def freeze(ranker: Ranker, model_version: str, layout: Layout) -> str:
     """Let a bound ranker read its items' vectors from a file of this machine, made by whoever comes first.
 
-    model_version: of the files that the ranker was loaded from. Does nothing for items as text.
+    model_version: of the files that the ranker was loaded from. Returns the vectors' version; does nothing for items as
+    text, which have none.
 
     Raises:
         UserError: the cache cannot be written.
     """
     if ranker.items is None:
-        return
+        return ""
     read = [layout.items, storage.join(layout.embeddings, embeddings.DESCRIPTION)]
     what = [model_version, [storage.manifest(uri) for uri in read if storage.exists(uri)]]
     version = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
@@ -48,3 +49,4 @@ def freeze(ranker: Ranker, model_version: str, layout: Layout) -> None:
     device = next(ranker.parameters()).device
     vectors, bias = (torch.from_numpy(np.load(folder / name, mmap_mode="c")).to(device) for name in (VECTORS, BIAS))
     ranker.frozen = ItemVectors(vectors, bias)
+    return version

@@ -16,7 +16,7 @@ from llmrec.tables import buckets
 
 TABLE = "ledger.parquet"
 # Where a candidate can end. pairs_in is their sum, for every bucket and for the run.
-ENDS = ("ranked", "below_top_k", "over_limit", "seen", "blocked", "quarantined")
+ENDS = ("ranked", "below_top_k", "over_limit", "seen", "blocked", "locked", "quarantined")
 
 
 @dataclass(frozen=True)

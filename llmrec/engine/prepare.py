@@ -21,7 +21,7 @@ from llmrec import schema, storage
 from llmrec.config import Columns, Data, context_name
 from llmrec.data import context
 from llmrec.data.clean import ROW, clean_edges, clean_items, interactions_quarantine, judge_interactions
-from llmrec.data.split import Boundaries, split_events
+from llmrec.data.split import Boundaries, split_events, with_new_users
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET, CONTEXT, ITEM, REASON, TIMESTAMP, USER
@@ -33,11 +33,12 @@ TIME_QUANTILES = 1000
 
 @dataclass(frozen=True)
 class Prepared:
-    """What prepare did. rows_in = events_kept + the counts in `set_aside`; edges: kept ones; requests: users with one
-    of the rows of data.requests."""
+    """What prepare did. rows_in = events_kept + the counts in `set_aside`; new_users: those of the users who have no
+    events; edges: kept ones; requests: users with one of the rows of data.requests."""
 
     items: int
     users: int
+    new_users: int
     rows_in: int
     events_kept: int
     set_aside: dict[str, int]
@@ -50,14 +51,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every task of the second pass needs. requests: object reference to the table of `context.requests`."""
+    """What every task of the second pass needs. requests: object reference to the table of `context.requests`; known:
+    to the users to rank whatever the log says, by bucket, and int64[buckets + 1], where each bucket's begin."""
 
     data: Data
     layout: Layout
     user_type: pa.DataType
     item_type: pa.DataType
     boundaries: Boundaries | None
-    requests: Any = None
+    requests: Any
+    known: Any
 
 
 def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
@@ -75,13 +78,13 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     if items.num_rows == 0:
         raise UserError(f"{data.items}: the items table is empty")
     items, bad_items = clean_items(items, data.columns, data.items)
-    users = _read_users(data)
     edges, bad_edges = _read_edges(data, items[ITEM].combine_chunks())
     units, user_type, item_type = _input_units(data)
+    users = _read_users(data, user_type)
     asked = None
     if data.requests:
         rows = buckets.read_parquet(data.requests)
-        asked = ray.put(context.requests(rows, data.context, data.columns, user_type, data.requests))
+        asked = context.requests(rows, data.context, data.columns, user_type, data.requests)
 
     known = ray.put(items[ITEM].combine_chunks())
     source = ray.data.from_items(units, override_num_blocks=min(len(units), 1000))
@@ -118,7 +121,11 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
             buckets.write_parquet(here, buckets.bucket_file(layout.users, int(bucket)))
 
     say(f"sorting {reasons['good']:,} events into {data.buckets} buckets")
-    job = _Job(data, layout, user_type, item_type, boundaries, asked)
+    anyway = [table[USER].combine_chunks() for table in (users, asked) if table is not None and data.new_users]
+    job = _Job(
+        data, layout, user_type, item_type, boundaries, None if asked is None else ray.put(asked),
+        ray.put(_by_bucket(pa.concat_arrays([pa.array([], user_type), *anyway]), data.buckets)),
+    )  # fmt: skip
     running = ray.data.DataContext.get_current()
     block_size = running.target_max_block_size
     running.target_max_block_size = None  # a bucket must reach its task whole
@@ -133,7 +140,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
         running.target_max_block_size = block_size
     done = {row[BUCKET] for row in written}
     for empty in set(range(data.buckets)) - done:  # no user hashes there
-        _write_bucket(empty, _no_events(job), job)
+        written.append(_write_bucket(empty, _no_events(job), job))
     for table in (layout.histories, layout.targets):
         buckets.delete_others(table, range(data.buckets))
     set_aside: Counter[str] = Counter()
@@ -142,6 +149,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     return Prepared(
         items=items.num_rows,
         users=sum(row["users"] for row in written),
+        new_users=sum(row["new"] for row in written),
         rows_in=total,
         events_kept=sum(row["kept"] for row in written),
         set_aside=dict(sorted(set_aside.items())),
@@ -153,11 +161,24 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     )
 
 
-def _read_users(data: Data) -> pa.Table | None:
+def _by_bucket(users: pa.Array, count: int) -> tuple[pa.Array, np.ndarray]:
+    """These users, none twice, bucket by bucket, and int64[count + 1], where each bucket's begin."""
+    users = pa.compute.unique(users)
+    which = buckets.bucket_of(users, count)
+    order = np.argsort(which, kind="stable")
+    return users.take(pa.array(order)), np.searchsorted(which[order], np.arange(count + 1))
+
+
+def _read_users(data: Data, user_type: pa.DataType) -> pa.Table | None:
     if not data.users:
         return None
     users = buckets.read_parquet(data.users)
     kind = schema.id_type(users.schema, data.columns.user, data.users)
+    if kind != user_type:
+        raise UserError(
+            f"{data.users}: column '{data.columns.user}' holds {kind} ids, but the log holds {user_type}; give both "
+            "the same type"
+        )
     users = users.rename_columns({data.columns.user: USER})
     users = users.set_column(users.column_names.index(USER), USER, users[USER].cast(kind))
     return users.filter(pa.compute.is_valid(users[USER]))
@@ -284,20 +305,22 @@ def _write_bucket(bucket: int, rows: pa.Table, job: _Job) -> dict[str, Any]:
     if len(bad):
         parts = [interactions_quarantine(part, str(name[0])) for name, part in bad.group_by(FILE, maintain_order=True)]
         buckets.write_parquet(pa.concat_tables(parts), buckets.bucket_file(job.layout.quarantine("prepare"), bucket))
-    histories, requests = split.histories, 0
+    users, starts = _fetched(job.known)
+    histories = with_new_users(split.histories, users[int(starts[bucket]) : int(starts[bucket + 1])])
+    n, requests = histories.num_rows, 0
     if job.requests is not None:
         histories, requests = context.asked(histories, _fetched(job.requests))
     buckets.write_parquet(histories, buckets.bucket_file(job.layout.histories, bucket))
     buckets.write_parquet(split.targets, buckets.bucket_file(job.layout.targets, bucket))
     tally = bad.group_by(REASON).len().sort(REASON)
     return {
-        BUCKET: bucket, "users": split.histories.num_rows, "kept": len(good) - len(split.set_aside),
+        BUCKET: bucket, "users": n, "new": n - split.histories.num_rows, "kept": len(good) - len(split.set_aside),
         "requests": requests, "reasons": tally[REASON].to_list(), "counts": tally["len"].to_list(),
     }  # fmt: skip
 
 
 _WRITTEN = pa.schema([
-    (BUCKET, pa.int32()), ("users", pa.int64()), ("kept", pa.int64()), ("requests", pa.int64()),
+    (BUCKET, pa.int32()), ("users", pa.int64()), ("new", pa.int64()), ("kept", pa.int64()), ("requests", pa.int64()),
     ("reasons", pa.list_(pa.string())), ("counts", pa.list_(pa.int64())),
 ])  # fmt: skip
 

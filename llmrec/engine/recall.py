@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from llmrec import config, schema, storage
-from llmrec.engine import recall_models
-from llmrec.engine.recall_bucket import MERGED, recall_bucket
+from llmrec.engine import queries, recall_models
+from llmrec.engine.recall_bucket import MERGED, QUERY, RETRIEVE, SEARCHED, recall_bucket
 from llmrec.engine.retrieve import retrieve
 from llmrec.engine.units import each, reporting
 from llmrec.layout import Layout
+from llmrec.recall import clusters
 from llmrec.schema import ITEM
 from llmrec.tables import buckets
 
@@ -23,13 +25,18 @@ LOOKING = "looking for candidates"
 @dataclass(frozen=True)
 class Recalled:
     """What recall did. per_user: candidates of each source and of the merge; short_lists: users who got fewer than
-    asked for; no_candidates: who got none, and are in quarantine; empty_sources: which found nothing for anybody."""
+    asked for; no_candidates: who got none, and are in quarantine; queries: users who typed something, where that is a
+    source; empty_sources: which found nothing for anybody;
+    found_of_exact: of the sources that look in some clusters alone, the share of exact search's best that they found,
+    of the users who were checked."""
 
     users: int
     per_user: dict[str, float]
     short_lists: int
     no_candidates: int
+    queries: int
     empty_sources: list[str]
+    found_of_exact: dict[str, float]
     table: str
     quarantine: str
 
@@ -44,14 +51,16 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], 
     """
     import ray
 
+    if settings.search.method == "clusters":
+        clusters.faiss()  # or a task would be the first to tell that it is missing
     units = recall_models.units(settings, layout)
     say(f"learning from the users of {len(units)} buckets: {', '.join(settings.merge)}")
     models = recall_models.fit(settings, layout)
     popularity = pa.table({ITEM: models.ids, schema.USERS: models.popularity.astype(np.int64)})
     buckets.write_parquet(popularity, layout.popularity)
     storage.delete(layout.quarantine("recall"))
-    if settings.retrieve.top:
-        retrieve(settings, layout, attention, say)
+    retrieved = retrieve(settings, layout, attention, say) if settings.retrieve.top else []
+    typed = queries.encode(settings, layout, say) if QUERY in settings.merge else 0
     say(f"{LOOKING} in {len(units)} buckets")
     arguments = {"models": ray.put(models), "settings": settings, "layout": layout}
     rows = reporting(each(units, recall_bucket, arguments), len(units), say, "recall")
@@ -72,7 +81,19 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], 
         per_user={name: round(float(n), 1) for name, n in zip(names, totals / max(users, 1), strict=True)},
         short_lists=sum(row["short"] for row in rows),
         no_candidates=none,
+        queries=typed,
         empty_sources=empty,
+        found_of_exact=_found_of_exact([*retrieved, *rows]),
         table=layout.candidates(MERGED),
         quarantine=layout.quarantine("recall"),
     )
+
+
+def _found_of_exact(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of rows with `recall_bucket.tallies`."""
+    found = {}
+    for name in (*SEARCHED, RETRIEVE):
+        best = sum(row.get(f"best_{name}", 0) for row in rows)
+        if best:
+            found[name] = round(sum(row[f"hit_{name}"] for row in rows if f"hit_{name}" in row) / best, 4)
+    return found

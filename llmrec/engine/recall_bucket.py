@@ -5,40 +5,48 @@ Apart from the sources that need a model, whose code the tasks' processes need n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from llmrec import config
+from llmrec.engine import queries
+from llmrec.engine.clustered import clustered
 from llmrec.engine.counts import known_histories
 from llmrec.engine.recall_models import Models, keys_of
-from llmrec.engine.text_vectors import text_vectors
+from llmrec.engine.text_vectors import text_vectors, text_version
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
 from llmrec.recall import als, content, context, ease, item_item
 from llmrec.recall.candidates import Candidates, merge
+from llmrec.recall.clusters import Clusters
 from llmrec.recall.scores import Dense, Listed, Same, Scores, Sparse, Vectors
 from llmrec.schema import BUCKET, DETAIL, KEY, ORIGIN, QUARANTINE, REASON, USER, USERS
 from llmrec.tables import buckets, contexts, recalled
 
 CELLS_AT_ONCE = 1 << 24
-MERGED, RETRIEVE, CLOSENESS, CONTEXT = "merged", "retrieve", "closeness", "context"
+MERGED, RETRIEVE, CLOSENESS, CONTEXT, QUERY = "merged", "retrieve", "closeness", "context", "query"
+SEARCHED = ("als", "text", QUERY)
 NO_CANDIDATES = "no_candidates"
 
 
 @dataclass(frozen=True)
 class _Bucket:
-    """What the sources know, some of it of the users of one bucket alone: keys of their groups, what was retrieved for
-    them, and asked, int64[n, any], in which contexts they are asked."""
+    """What the sources know, some of it of the users of one bucket alone: what they typed, keys of their groups, what
+    was retrieved for them, and asked, int64[n, any], in which contexts they are asked. clusters: of the sources that
+    look in some of them alone."""
 
     models: Models
     vectors: np.ndarray | None
+    queries: np.ndarray | None
     keys: pa.Array | None
     retrieved: Candidates | None
     asked: np.ndarray
+    clusters: dict[str, Clusters]
 
     def scores(self, name: str, users: np.ndarray, histories: Ragged, settings: config.Recall) -> Scores:
         """What a source says of some users: int64[m], and the histories of these."""
@@ -64,15 +72,19 @@ class _Bucket:
         if name == "als":
             assert models.factors is not None
             events = item_item.interaction_matrix(histories, n_items)
-            return Vectors(als.user_factors(models.factors, events, settings.als), models.factors)
+            found = als.user_factors(models.factors, events, settings.als)
+            return Vectors(found, models.factors, clusters=self.clusters.get(name))
         if name == RETRIEVE:
             assert self.retrieved is not None
             return Listed(self.retrieved.take(users), n_items)
         if name == CONTEXT:
             return context.InContext(list(models.contexts.values()), self.asked[users], models.popularity)
         assert self.vectors is not None
+        if name == QUERY:
+            assert self.queries is not None
+            return Vectors(self.queries[users], self.vectors, settings.query.least, self.clusters.get(name))
         weighted = content.weighted(histories, self.vectors, settings.text.decay)
-        return Vectors(weighted, self.vectors, settings.text.least)
+        return Vectors(weighted, self.vectors, settings.text.least, self.clusters.get(name))
 
 
 def recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout: Layout) -> pa.Table:
@@ -98,18 +110,28 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
     decays = {f"item_item_{decay:g}": decay for decay in settings.item_item.decays}
     parts += [CONTEXT] if known.contexts and CONTEXT not in names else []
     scored: dict[str, list[np.ndarray]] = {name: [] for name in (*parts, *decays)}
+    by_text = [name for name in ("text", QUERY) if name in names]
+    vectors = text_vectors(layout, known.ids, f"recall.{by_text[0]}") if by_text else None
+    checked = {name: (0, 0) for name in names if name in SEARCHED and settings.search.method == "clusters"}
     here = _Bucket(
         known,
-        text_vectors(layout, known.ids, "recall.text") if "text" in names else None,
+        vectors,
+        queries.read(layout, unit[BUCKET]) if QUERY in names else None,
         keys_of(table[USER].combine_chunks(), unit[USERS], settings.segment.columns) if "segment" in names else None,
         recalled.read(buckets.bucket_file(layout.candidates(RETRIEVE), unit[BUCKET]), known.ids)
         if RETRIEVE in names else None,
         context.rows_of(contexts.now(table, list(known.contexts), settings.history == "training"), known.contexts),
+        _clusters(checked, known, vectors, settings, layout),
     )  # fmt: skip
     for users in _blocks(histories, known, settings):
         part = histories.take(users)
         seen = part if settings.exclude_seen else None
         scores = {name: here.scores(name, users, part, settings) for name in parts if name != CLOSENESS}
+        for name in checked:
+            if users[0] == 0:  # the bucket's first ones stand for it
+                source = scores[name]
+                assert isinstance(source, Vectors)
+                checked[name] = source.checked(seen, getattr(settings, name).top, settings.search.checked)
         lists = {name: scores[name].top(seen, getattr(settings, name).top) for name in names}
         merged = merge(list(lists.values()), settings.candidates, len(known.ids), quotas)
         for name, candidates in (lists | {MERGED: merged}).items():
@@ -135,7 +157,33 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
     if len(none):
         where = buckets.bucket_file(layout.quarantine("recall"), unit[BUCKET])
         buckets.write_parquet(_without_candidates(none, histories.lengths[lengths == 0], names, unit["uri"]), where)
-    return pa.table({"users": [table.num_rows], "counts": [counts], "short": [short], "none": [len(none)]})
+    return pa.table(
+        {"users": [table.num_rows], "counts": [counts], "short": [short], "none": [len(none)], **tallies(checked)}
+    )
+
+
+def tallies(checked: dict[str, tuple[int, int]]) -> dict[str, list[int]]:
+    """Columns of one row for what `Vectors.checked` says of some sources."""
+    return {
+        f"{what}_{name}": [n] for name, both in checked.items() for what, n in zip(("best", "hit"), both, strict=True)
+    }
+
+
+def _same(vectors: np.ndarray) -> np.ndarray:
+    return vectors
+
+
+def _clusters(
+    names: Iterable[str], known: Models, vectors: np.ndarray | None, settings: config.Recall, layout: Layout
+) -> dict[str, Clusters]:
+    found = {}
+    for name in names:
+        of = known.factors if name == "als" else vectors
+        assert of is not None
+        version = known.factors_version if name == "als" else text_version(layout)
+        kind = "als" if name == "als" else "text"
+        found[name] = clustered(kind, len(known.ids), partial(_same, of), version, settings.search, layout)
+    return found
 
 
 def _without_candidates(users: pa.ChunkedArray, events: np.ndarray, names: list[str], uri: str) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +31,8 @@ class Models:
     """ids: ascending item ids; popularity: float32[n_items], users who had each; recent: float32[n_items], of
     `popularity.recent`; groups: users by group and item; similar, linked: each item's neighbours by who had them and by
     what the graph says; linear: item rows and the float32[m, m] weights of `ease.weights` among them; factors:
-    float32[n_items, any] of `als.item_factors`; entities: what closeness is had from. None for what nobody asks for.
+    float32[n_items, any] of `als.item_factors`, with a hash of them; entities: what closeness is had from. None for
+    what nobody asks for.
     contexts: of `context.learn`, by what histories tell of.
     """
 
@@ -42,6 +44,7 @@ class Models:
     linked: sparse.csr_matrix | None = None
     linear: tuple[np.ndarray, np.ndarray] | None = None
     factors: np.ndarray | None = None
+    factors_version: str = ""
     entities: Entities | None = None
     contexts: dict[str, context.Association] = field(default_factory=dict)
 
@@ -99,6 +102,7 @@ def fit(settings: config.Recall, layout: Layout) -> Models:
         recent=_recent(where, ids, training_only, settings.recent) if "recent" in settings.merge else None,
         groups=_groups(where, ids, settings, had, users) if "segment" in settings.merge else None,
         similar=similar, linked=linked, linear=linear, factors=factors,
+        factors_version="" if factors is None else hashlib.sha256(factors.tobytes()).hexdigest(),
         entities=Entities.of(graph, settings.closeness.smoothing) if settings.closeness.weight else None,
         contexts=_contexts(settings, layout, ids, training_only),
     )  # fmt: skip
@@ -108,8 +112,11 @@ def _contexts(
     settings: config.Recall, layout: Layout, ids: pa.Array, training_only: bool
 ) -> dict[str, context.Association]:
     first = next(iter(buckets.bucket_files(layout.histories).values()))
-    if contexts.names_of(buckets.schema_of(first)):
-        return context.learn(in_context(layout.histories, ids, training_only), len(ids), settings.context.prior)
+    names = contexts.names_of(buckets.schema_of(first))
+    typed = settings.query.context if "query" in settings.merge else ""  # hardly anybody types the same
+    if [name for name in names if name != typed]:
+        seen = in_context(layout.histories, ids, training_only, typed)
+        return context.learn(seen, len(ids), settings.context.prior)
     if "context" in settings.merge:
         raise UserError(
             f"recall.merge names 'context', and {layout.histories} tells of none; set data.context and run "

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from llmrec import assets, config, storage
+from llmrec.engine.clustered import clustered
 from llmrec.engine.counts import known_histories
 from llmrec.engine.item_vectors import freeze
 from llmrec.engine.prompts import bind, check_items, opening_tokens, tokenise_items
-from llmrec.engine.recall_bucket import RETRIEVE
+from llmrec.engine.recall_bucket import RETRIEVE, tallies
 from llmrec.engine.units import reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
 from llmrec.ranker.card import model_version, read_card
+from llmrec.ranker.item_encoder import ItemVectors
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.ragged import Ragged, offsets_of
-from llmrec.ranker.retrieval import nearest, retrieve_head, user_vectors
+from llmrec.ranker.retrieval import asking, nearest, retrieve_head, user_vectors, with_bias
 from llmrec.ranker.templates import placeholders
 from llmrec.recall.candidates import Candidates
+from llmrec.recall.clusters import Clusters, shared
 from llmrec.schema import BUCKET, USER
 from llmrec.tables import buckets, contexts, recalled
 from llmrec.tables.users import openings
@@ -31,8 +36,8 @@ from llmrec.tables.users import openings
 NO_ROWS = np.empty(0, np.int64)
 
 
-def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable[[str], None]) -> None:
-    """Write candidates/retrieve, a file a bucket of histories.
+def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Write candidates/retrieve, a file a bucket of histories; a row of counts of each.
 
     Raises:
         UserError: there is no trained ranker, or it has no retrieve head.
@@ -66,8 +71,9 @@ def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable
         num_cpus=wanted.cpus_per_actor,
         num_gpus=wanted.gpus_per_actor,
     )
-    reporting(done.iter_rows(), len(units), say, "retrieve")
+    rows = reporting(done.iter_rows(), len(units), say, "retrieve")
     buckets.delete_others(layout.candidates(RETRIEVE), histories)
+    return rows
 
 
 class _Retriever:
@@ -83,9 +89,14 @@ class _Retriever:
         self.ranker.attend_by(attention.choose(attend, device))
         prompt = self.ranker.card.prompt
         self.prompts = bind(tokenise_items(self.ranker.tokenizer, prompt, layout), self.ranker, layout)
-        freeze(self.ranker, model_version(directory), layout)
+        made = freeze(self.ranker, model_version(directory), layout)
         assert retrieve_head(self.ranker) is not None
         self.ranker.only_score(precision.choose(wanted.precision, device))
+        self.clusters: Clusters | None = None
+        if settings.search.method == "clusters":
+            assert self.ranker.frozen is not None
+            vectors = partial(with_bias, self.ranker.frozen)
+            self.clusters = clustered(RETRIEVE, len(self.prompts.catalogue.ids), vectors, made, settings.search, layout)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (unit,) = batch.to_pylist()
@@ -106,13 +117,24 @@ class _Retriever:
         items = self.ranker.frozen
         assert items is not None
         seen = histories if self.settings.exclude_seen else None
-        rows, scores = nearest(vectors, items, seen, self.settings.retrieve.top)
-        kept = np.isfinite(scores)
-        lists = Ragged(rows[kept].astype(np.int32), offsets_of(kept.sum(axis=1)))
-        found = Candidates(lists, scores[kept], np.zeros(int(kept.sum()), np.int8))
+        top, checked = self.settings.retrieve.top, {}
+        if self.clusters is None:
+            found = _exact(vectors, items, seen, top)
+        else:
+            found = self.clusters.nearest(asking(vectors), seen, top)
+            few = np.arange(min(self.settings.search.checked, len(users)))
+            exact = _exact(vectors[few], items, None if seen is None else seen.take(few), top)
+            checked = {RETRIEVE: (len(exact.scores), shared(exact, found.take(few), len(ids)))}
         written = recalled.table(table[USER], [found], [RETRIEVE], ids)
         buckets.write_parquet(written, buckets.bucket_file(self.layout.candidates(RETRIEVE), unit[BUCKET]))
-        return pa.table({"users": [len(users)]})
+        return pa.table({"users": [len(users)], **tallies(checked)})
+
+
+def _exact(users: torch.Tensor, items: ItemVectors, seen: Ragged | None, top: int) -> Candidates:
+    rows, scores = nearest(users, items, seen, top)
+    kept = np.isfinite(scores)
+    lists = Ragged(rows[kept].astype(np.int32), offsets_of(kept.sum(axis=1)))
+    return Candidates(lists, scores[kept], np.zeros(int(kept.sum()), np.int8))
 
 
 def _directory(model: str) -> Path:

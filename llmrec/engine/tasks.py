@@ -18,9 +18,11 @@ from llmrec.engine.run import Job
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.fusion.listwise import log_softmax
+from llmrec.ranker.graph import required
 from llmrec.ranker.health import Probe
+from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.templates import placeholders
-from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, TRAIN_LENGTH, USER
+from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RELATION, RUN_ID, TRAIN_LENGTH, USER
 from llmrec.tables import buckets, contexts, fingerprints, rankings, requests
 from llmrec.tables.histories import training_part
 from llmrec.tables.users import openings
@@ -38,8 +40,9 @@ def rules(job: Job) -> requests.Rules:
     bonus = sum(given[1:], given[0]) if given else None
     marks = fingerprints.of_rules(len(ids), bonus, chosen.columns, chosen.vectors)
     return requests.Rules(
-        ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates, bonus, chosen.rerank, marks
-    )
+        ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates, bonus, chosen.rerank, marks,
+        _required(job, ids),
+    )  # fmt: skip
 
 
 def make_shared(job: Job, scorer: type[Scorer], pulse: Any) -> tuple[requests.Rules, Any, None]:
@@ -197,3 +200,27 @@ def _blocked(job: Job, ids: pa.Array) -> np.ndarray:
     if schema.id_type(blocked.schema, ITEM, job.score.blocked_items) != ids.type:
         raise UserError(f"{job.score.blocked_items}: column '{ITEM}' must hold {ids.type} ids, as the items table does")
     return pa.compute.is_in(ids, blocked[ITEM].combine_chunks()).to_numpy(zero_copy_only=False)
+
+
+def _required(job: Job, ids: pa.Array) -> Ragged | None:
+    """Rows of the items that each item requires, None where score.requires is not set.
+
+    Raises:
+        UserError: there is no graph, or it has no such relation between items.
+    """
+    relation, uri = job.score.requires, job.layout.edges
+    if not relation:
+        return None
+    if not storage.exists(uri):
+        raise UserError(f"score.requires: {uri} is not there; set data.edges and run jobs/prepare.py")
+    edges = buckets.read_parquet(uri)
+    there = sorted(pa.compute.unique(edges[RELATION]).to_pylist())
+    if relation not in there:
+        raise UserError(f"score.requires = {relation}: no such relation in {uri} (it has: {', '.join(there)})")
+    found = required(edges, relation, ids)
+    if not len(found.values):
+        raise UserError(
+            f"score.requires = {relation}: no tail of these edges in {uri} is the id of another item; they must be, "
+            "as head is"
+        )
+    return found

@@ -27,3 +27,10 @@ def text_vectors(layout: Layout, ids: pa.Array, setting: str) -> np.ndarray:
             "and run jobs/embed.py"
         )
     return made.parts[TEXT]
+
+
+def text_version(layout: Layout) -> str:
+    """The same for the same texts of the same items by the same encoder."""
+    described = embeddings.describe(layout.embeddings)
+    assert described is not None
+    return described.version

@@ -152,7 +152,7 @@ def _start(config: Config, layout: Layout, users: np.ndarray) -> Any:
 
 
 def _context_values(config: Config, layout: Layout, training_only: bool) -> dict[str, list[str]] | None:
-    """The values of each context of which a ranker of vectors learns one, ascending; None if it reads none.
+    """The values of each context of which a ranker of vectors learns one, ascending; None if it reads none, or as text.
 
     Raises:
         UserError: prompt.context names none, or one that the histories lack.
@@ -160,7 +160,8 @@ def _context_values(config: Config, layout: Layout, training_only: bool) -> dict
     names = placeholders(config.prompt.context)
     first = next(iter(buckets.bucket_files(layout.histories).values()))
     contexts.check(buckets.schema_of(first), names, layout.histories)
-    if config.model.items == "text" or not config.prompt.context:
+    as_text = config.model.items == "text" or config.prompt.context_as == "text"
+    if as_text or not config.prompt.context:
         return None
     if not names:
         raise UserError(

@@ -1,10 +1,10 @@
 """What a decision is made in (place, hour, device ...), as the ranker reads it: at the end of its trunk.
 
-A ranker of texts reads a text after the history. One of vectors has a vector added to the last token of what it reads:
-the sum of one learned for each value. They start at zero, so that training starts from the ranker without contexts, and
-a value that training has not seen adds nothing. In training, where one trunk serves many decisions, the end of each is
-a branch of its own, so that no decision sees another's context; its mask and positions are those of a trunk that ends
-there.
+A ranker of texts reads a text after the history, and one of vectors may. Else it has a vector added to the last token
+of what it reads: the sum of one learned for each value. They start at zero, so that training starts from the ranker
+without contexts, and a value that training has not seen adds nothing. In training, where one trunk serves many
+decisions, the end of each is a branch of its own, so that no decision sees another's context; its mask and positions
+are those of a trunk that ends there.
 """
 
 from __future__ import annotations
@@ -72,6 +72,9 @@ def read(
     """Contexts as a ranker reads them: by its encoder, or as the text that `prompt.context` makes of each.
 
     asked: a column string[d] of each context.
+
+    Raises:
+        UserError: one gives a text without a token.
     """
     if encoder is not None:
         codes = encoder.codes(asked)
@@ -79,7 +82,13 @@ def read(
     texts = pa.array(fill(prompt.context, asked, "context"), pa.string()).dictionary_encode()
     different = texts.dictionary.to_pylist()
     tokens = tokenizer(different, add_special_tokens=False)["input_ids"] if different else []
-    found = Ragged.of(tokens)
+    for text, of in zip(different, tokens, strict=True):
+        if not of:
+            raise UserError(
+                f"prompt.context {prompt.context!r} gives the text {text!r}, which has no token; begin it with a word, "
+                "so that there is one where nothing is known"
+            )
+    found = Ragged.of([of[: prompt.max_context_tokens] for of in tokens])
     found = Ragged(found.values.astype(np.int64), found.offsets)
     return Contexts(found.take(texts.indices.to_numpy().astype(np.int64)), added=False)
 

@@ -8,6 +8,7 @@ import pyarrow.compute
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
+from llmrec.ranker.ragged import Ragged, offsets_of
 from llmrec.schema import HEAD, RELATION, TAIL, WEIGHT
 
 
@@ -41,6 +42,21 @@ def spectral_embedding(edges: pa.Table, ids: pa.Array, dimensions: int) -> np.nd
     found = np.zeros((len(ids), d), np.float32)
     found[linked] = np.divide(left, norm, out=np.zeros_like(left), where=norm > 0)
     return found
+
+
+def required(edges: pa.Table, relation: str, ids: pa.Array) -> Ragged:
+    """int32: of each item (ids: arrow[n], ascending) the rows of those that it requires, none twice and not itself.
+
+    edges: head (an item id), relation, tail, of which those that are no item's id, as text, do not count.
+    """
+    edges = edges.filter(pa.compute.equal(edges[RELATION], relation))
+    head = pa.compute.index_in(edges[HEAD], ids).combine_chunks()
+    tail = pa.compute.index_in(edges[TAIL].cast(pa.string()), ids.cast(pa.string())).combine_chunks()
+    known = pa.compute.and_(head.is_valid(), tail.is_valid())
+    item, needed = (side.filter(known).to_numpy().astype(np.int64) for side in (head, tail))
+    pairs = np.unique((item * len(ids) + needed)[item != needed])
+    item, needed = np.divmod(pairs, max(len(ids), 1))
+    return Ragged(needed.astype(np.int32), offsets_of(np.bincount(item, minlength=len(ids))))
 
 
 def incidence(edges: pa.Table, ids: pa.Array) -> sparse.csr_matrix:

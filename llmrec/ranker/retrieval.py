@@ -42,6 +42,22 @@ def user_vectors(
     return found
 
 
+def with_bias(items: ItemVectors) -> np.ndarray:
+    """float32[n, hidden + 1]: whose product with a user's vector of `asking` is the score of the retrieve head."""
+    n = len(items.bias)
+    found = np.empty((n, items.vectors.shape[-1] + 1), np.float32)
+    for first in range(0, n, ITEMS_AT_ONCE):
+        block = torch.arange(first, min(first + ITEMS_AT_ONCE, n), device=items.bias.device)
+        found[first : first + len(block), :-1] = items.direction(block).cpu().numpy()
+    found[:, -1] = items.bias.cpu().numpy()
+    return found
+
+
+def asking(users: torch.Tensor) -> np.ndarray:
+    """float32[m, hidden + 1] of what `user_vectors` found."""
+    return np.concatenate([users.numpy(), np.ones((len(users), 1), np.float32)], axis=1)
+
+
 def nearest(users: torch.Tensor, items: ItemVectors, seen: Ragged | None, top: int) -> tuple[np.ndarray, np.ndarray]:
     """Each user's best items by exact search, a blocked matrix product.
 

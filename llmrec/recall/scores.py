@@ -10,8 +10,9 @@ import numpy as np
 from scipy import sparse
 
 from llmrec.ranker.ragged import Ragged, offsets_of
-from llmrec.recall import search
+from llmrec.recall import clusters, search
 from llmrec.recall.candidates import Candidates, best_unseen, most_popular, pair_keys, top, top_dense
+from llmrec.recall.clusters import Clusters
 
 
 class Scores(Protocol):
@@ -73,17 +74,29 @@ class Dense:
 
 @dataclass(frozen=True)
 class Vectors:
-    """The product of a user's vector and an item's, by exact search; nothing is known where either is 0.
+    """The product of a user's vector and an item's; nothing is known where either is 0.
 
-    users: float32[n, d]; items: float32[n_items, d]; least: what does not score above it is not recalled.
+    users: float32[n, d]; items: float32[n_items, d]; least: what does not score above it is not recalled; clusters: of
+    these items, to look among some alone; None: exact search.
     """
 
     users: np.ndarray
     items: np.ndarray
     least: float = -np.inf
+    clusters: Clusters | None = None
 
     def top(self, seen: Ragged | None, count: int) -> Candidates:
-        return search.nearest(self.users, self.items, seen, count, self.least)
+        if self.clusters is None:
+            return search.nearest(self.users, self.items, seen, count, self.least)
+        return self.clusters.nearest(self.users, seen, count, self.least)
+
+    def checked(self, seen: Ragged | None, count: int, users: int) -> tuple[int, int]:
+        """Of exact search's best for the first so many users: how many there are, and how many `top` finds."""
+        some = np.arange(min(users, len(self.users)))
+        past = None if seen is None else seen.take(some)
+        few = Vectors(self.users[some], self.items, self.least, self.clusters)
+        exact, found = search.nearest(few.users, self.items, past, count, self.least), few.top(past, count)
+        return len(exact.scores), clusters.shared(exact, found, len(self.items))
 
     def at(self, items: Ragged) -> np.ndarray:
         return search.products(self.users, self.items, items)

@@ -49,7 +49,8 @@ class Rules:
     """ids: the catalogue's item ids, ascending; blocked: bool[n_items]; limit: candidates kept per user.
 
     bonus: float32[n_items], added to scores, None for none; rerank: how lists are chosen of the best, None for the best
-    themselves; marks: uint64[n_items], of all that these two know of an item, None for nothing.
+    themselves; marks: uint64[n_items], of all that these two know of an item, None for nothing; requires: rows of the
+    items that each item requires, None where nothing is required.
     """
 
     ids: pa.Array
@@ -59,6 +60,7 @@ class Rules:
     bonus: np.ndarray | None = None
     rerank: Rerank | None = None
     marks: np.ndarray | None = None
+    requires: Ragged | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Work:
     users: arrow[n]; histories, candidates: catalogue rows per user; recall_scores: float32[total], NaN where missing;
     sources: arrow[total], strings or a dictionary of them, empty where the candidates name none; parts: float32[total]
     of each column `recall_score_<source>` that was read, by the source, NaN where it says nothing.
-    counts: pairs in = to score + seen + blocked + over_limit + quarantined; users in.
+    counts: pairs in = to score + seen + blocked + locked + over_limit + quarantined; users in.
     quarantine: the rows set aside. openings: string[n], what a user's trunk says of himself, null where nothing is
     known of him; None if nobody's does. contexts: a column string[n] of each context that users are asked about in and
     the ranker reads; None if it reads none.
@@ -144,8 +146,8 @@ def build(histories: pa.Table, candidates: pa.Table, rules: Rules, source: str) 
     """Join one bucket's candidates (from `candidates_in_list_form`) to its histories and judge every pair.
 
     Set aside: `null_id`, `unknown_item` (not in the catalogue), `duplicate_candidate` (the first stays). Filtered: seen
-    and blocked items. A user without a history row is scored on the prompt alone. The order of a user's candidates
-    is theirs in the input.
+    and blocked items, and locked ones, which require what the user has not had. A user without a history row is scored
+    on the prompt alone. The order of a user's candidates is theirs in the input.
 
     Raises:
         UserError: ids have another type than the histories' or the catalogue's.
@@ -168,6 +170,8 @@ def build(histories: pa.Table, candidates: pa.Table, rules: Rules, source: str) 
         left[wrong] = False
     blocked = np.flatnonzero(left & rules.blocked[rows]) if rules.blocked.any() else np.empty(0, np.int64)
     left[blocked] = False
+    locked = _locked(Ragged(rows, offsets), left, trunk, rules.requires)
+    left[locked] = False
     kept = np.flatnonzero(left)
     lengths = np.diff(np.searchsorted(kept, offsets))
     if over_limit := int(np.maximum(lengths - rules.limit, 0).sum()):
@@ -182,10 +186,11 @@ def build(histories: pa.Table, candidates: pa.Table, rules: Rules, source: str) 
     quarantine = pa.concat_tables(_set_aside(candidates, order, at, why, source) for why, at in places.items())
     counts = {
         "pairs_in": len(items), "to_score": len(kept), "seen": len(seen), "blocked": len(blocked),
-        "over_limit": over_limit, "quarantined": quarantine.num_rows,
+        "locked": len(locked), "over_limit": over_limit, "quarantined": quarantine.num_rows,
         "users_in": int(np.count_nonzero(np.diff(offsets))),
     }  # fmt: skip
-    assert counts["pairs_in"] == sum(counts[c] for c in ("to_score", "seen", "blocked", "over_limit", "quarantined"))
+    ends = ("to_score", "seen", "blocked", "locked", "over_limit", "quarantined")
+    assert counts["pairs_in"] == sum(counts[end] for end in ends)
     some = np.flatnonzero(lengths)
     return Work(
         users=users.take(pa.array(some)),
@@ -353,6 +358,23 @@ def _repeats(candidates: Ragged, seen: Ragged) -> tuple[np.ndarray, np.ndarray]:
 
 def _at(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return values if len(kept) == len(values) else values[kept]
+
+
+def _locked(candidates: Ragged, open_: np.ndarray, had: Ragged, requires: Ragged | None) -> np.ndarray:
+    """int64: places of candidates, of those that are open (bool[total]), that require what their user has not had."""
+    none = np.empty(0, np.int64)
+    if requires is None:
+        return none
+    pairs = np.flatnonzero(open_)
+    wanted = requires.take(candidates.values[pairs])
+    if not len(wanted.values):
+        return none
+    n = len(requires)
+    user = np.repeat(np.arange(len(candidates)), candidates.lengths)[pairs]
+    asked = np.repeat(user, wanted.lengths) * n + wanted.values
+    known = np.repeat(np.arange(len(had)), had.lengths) * n + had.values
+    missing = ~np.isin(asked, known)
+    return pairs[np.unique(np.repeat(np.arange(len(pairs)), wanted.lengths)[missing])]
 
 
 def _numbers(candidates: pa.Table, column: str, total: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.recall import __main__ as benchmark
 from benchmarks.recall import job, tables
-from benchmarks.recall.search import ENGINES, PEER, agreement
+from benchmarks.recall.search import APPROXIMATE, ENGINES, PEER, agreement, found_of
 from llmrec.layout import Layout
 from llmrec.tables import buckets
 
@@ -41,7 +41,10 @@ def test_searches_agree_in_processes_of_their_own(tmp_path: Path) -> None:
     not_run: dict[str, str] = {}
     rows = benchmark._searches(asked, tmp_path, 16, lambda line: None, not_run)
     assert not not_run and {row["engine"] for row in rows} == set(ENGINES)
-    assert all(row["equal"] and row["same_rows"] > 0.99 for row in rows)
+    exact = [row for row in rows if row["engine"] != APPROXIMATE]
+    assert all(row["equal"] and row["same_rows"] > 0.99 for row in exact)
+    (clusters,) = (row for row in rows if row["engine"] == APPROXIMATE)
+    assert clusters["equal"] is None and 0.2 < clusters["same_rows"] <= 1
     assert {row["over_peer"] for row in rows if row["engine"] == PEER} == {1.0}
 
 
@@ -55,6 +58,12 @@ def test_agreement_sees_what_differs() -> None:
     assert equal([4, 9, 2, 7], [4, 3, 3, 1])  # ties, and the last place with whoever is tied behind it
     assert not equal([2, 4, 9, 1], [4, 3, 3, 1])
     assert not equal([4, 2, 9, 1], [4, 3, 3, 1.1])
+
+
+def test_what_an_approximate_search_found_is_counted_wherever_it_stands() -> None:
+    scores = np.zeros((2, 3))
+    exact, other = np.asarray([[4, 2, 9], [1, 2, 3]]), np.asarray([[9, 4, 7], [3, -1, -1]])
+    assert found_of((exact, scores), (other, scores)) == {"equal": None, "same_rows": 0.5}
 
 
 def test_the_job_tells_what_it_took(cluster: Any, layout: Layout) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmrec import schema
 from llmrec.config import Data
-from llmrec.data.split import Boundaries, Split, split_events
+from llmrec.data.split import Boundaries, Split, split_events, with_new_users
 
 EVENTS = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6)), max_size=25)
 
@@ -117,3 +117,22 @@ def test_every_event_ends_in_one_place(rows: list, kind: str, fewest: int) -> No
         assert length == {"none": len(past), "leave_one_out": max(len(past) - 2, 0)}.get(
             kind, sum(t < 3 for t in times)
         )
+
+
+def test_new_users_have_an_empty_history_in_their_place() -> None:
+    found = split([(2, 10, 9), (2, 11, 7), (2, 12, 8), (5, 10, 1), (5, 11, 2), (5, 12, 3)])
+    every = with_new_users(found.histories, pa.array([9, 2, 1]))
+    assert every["user_id"].to_pylist() == [1, 2, 5, 9]
+    assert histories(Split(every, found.targets, found.set_aside)) == histories(found) | {
+        user: ([], [], 0) for user in (1, 9)
+    }
+    for none in (pa.array([], pa.int64()), pa.array([5, 2])):
+        assert with_new_users(found.histories, none) is found.histories
+
+
+def test_new_users_are_asked_about_nothing_yet() -> None:
+    kept = events([(1, 10, 1), (1, 11, 2), (1, 12, 3)]).with_columns(context_place=pl.Series(["a", "b", "c"]))
+    made = split_events(kept, Data(context=("place",)), None, pa.int64(), pa.int64())
+    every = with_new_users(made.histories, pa.array([4])).to_pylist()
+    assert every[1] == {"user_id": 4, "item_ids": [], "timestamps": [], "train_length": 0, "context_place": [],
+                        "now_place": None}  # fmt: skip

@@ -249,7 +249,7 @@ class TestDistillation:
     def test_a_student_takes_its_teachers_order(self, made: config.Config, tmp_path: Path) -> None:
         """The teacher prefers items of small numbers, whatever the user; no event says so."""
         root = "s3://llmrec-test/student"
-        taught = {"teacher": f"{root}/teacher", "teacher_weight": 50.0, "max_steps": 40, "validate_every": 40}
+        taught = {"teacher": f"{root}/teacher", "teacher_weight": 50.0, "max_steps": 80, "validate_every": 80}
         wanted = copied(made, root, train=taught)
         publish_lessons(f"{root}/teacher", Layout.of(wanted), of=3)
         stages.run("train", wanted, quietly)
@@ -268,16 +268,29 @@ class TestDistillation:
 
 class TestHistoryOfATeacher:
     def test_recall_and_score_may_stop_where_training_does(self, made: config.Config, tmp_path: Path) -> None:
-        """Held-out validation items are candidates again, and no trunk holds them."""
+        """Held-out validation items are candidates again, and no trunk holds them; found in clusters all of which are
+        looked in, too. Who has not had i08 by then is not shown i09, which requires it."""
         stopping = {"history": "training"}
-        changed = copied(made, "s3://llmrec-test/history", recall=stopping, score=stopping)
+        everywhere = {"search": {"method": "clusters", "clusters": 3, "probes": 3}}
+        changed = copied(
+            made, "s3://llmrec-test/history", recall=stopping | everywhere, score=stopping | {"requires": "needs"}
+        )
         layout = Layout.of(changed)
+        edges = buckets.read_parquet(layout.edges)
+        needs = pa.table([["i09"], ["needs"], ["i08"], [1.0]], schema=edges.schema)
+        buckets.write_parquet(pa.concat_tables([edges, needs]), layout.edges)
         for stage in ("recall", "score"):
             stages.run(stage, changed, quietly)
+        assert summary(changed, "recall")["found_of_exact"] == {"als": 1.0, "text": 1.0, "retrieve": 1.0}
         ranker, ids = loaded(changed, tmp_path)
         place = {item: i for i, item in enumerate(ids.to_pylist())}
         users = {row["user_id"]: row for row in buckets.read_parquet(layout.histories).to_pylist()}
         table = rankings.read(layout.rankings).to_pylist()
+        past = {user: row["item_ids"][: row["train_length"]] for user, row in users.items()}
+        assert all("i08" in past[row["user_id"]] for row in table if row["item_id"] == "i09")
+        asked = buckets.read_parquet(layout.candidates()).to_pylist()
+        locked = sum("i09" in row["item_ids"] and "i08" not in past[row["user_id"]] for row in asked)
+        assert summary(changed, "score")["pairs"]["locked"] == locked > 5
         assert any(row["item_id"] == users[row["user_id"]]["item_ids"][-1] for row in table)
         for row in table[:10]:
             user = users[row["user_id"]]

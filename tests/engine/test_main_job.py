@@ -96,7 +96,7 @@ def test_published_table_holds_what_it_must(done: dict[str, Any], layout: Layout
         assert set(items) <= set(proposed)
         assert not set(items) & set(expected[user][:-1])
     assert done["score"]["pairs"]["in"] == sum(done["score"]["pairs"][k] for k in (
-        "ranked", "below_top_k", "seen", "blocked", "over_limit", "quarantined"
+        "ranked", "below_top_k", "seen", "blocked", "locked", "over_limit", "quarantined"
     ))  # fmt: skip
 
 

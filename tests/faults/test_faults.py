@@ -34,7 +34,7 @@ def check(job: Job) -> None:
     # The same sums by SQL over the ledger's table.
     table = pl.from_arrow(buckets.read_parquet(storage.join(job.layout.run(job.run_id), ledger.TABLE)))
     sums = pl.SQLContext(ledger=table).execute(
-        "SELECT SUM(pairs_in), SUM(ranked + below_top_k + over_limit + seen + blocked + quarantined) AS ends, "
+        "SELECT SUM(pairs_in), SUM(ranked + below_top_k + over_limit + seen + blocked + locked + quarantined) AS ends, "
         "COUNT(*) AS buckets FROM ledger", eager=True,
     )  # fmt: skip
     assert sums.row(0) == (USERS * CANDIDATES, USERS * CANDIDATES, BUCKETS)

@@ -17,7 +17,7 @@ from llmrec.ranker.model import Ranker
 from llmrec.ranker.packing import Request
 from llmrec.ranker.prompts import scoring_request
 from llmrec.ranker.ragged import Ragged
-from llmrec.ranker.retrieval import nearest, retrieve_head, user_vectors
+from llmrec.ranker.retrieval import asking, nearest, retrieve_head, user_vectors, with_bias
 
 Tiny = Callable[[str], str]
 SIZES = st.sampled_from([1, 2, 3, 7, 1000])
@@ -136,6 +136,8 @@ def test_retrieval_finds_what_scoring_every_item_would(tiny: Tiny, per_item: int
             all_scores = np.asarray([float(plain.items.retrieve(ranker.head, user, row)) for row in range(9)])
         assert found.tolist() == np.argsort(-all_scores).tolist()
         np.testing.assert_allclose(score, np.sort(all_scores)[::-1], rtol=1e-4, atol=1e-4)
+        products = with_bias(ranker.items.frozen()) @ asking(user_vectors(ranker, [request], 30))[0]
+        np.testing.assert_allclose(products, all_scores, rtol=1e-4, atol=1e-4)
 
 
 def test_which_rankers_retrieve(tiny: Tiny) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,28 @@ def test_every_source_lists_the_best_of_what_it_says(
         if any("i38" in one for one in buckets.read_parquet(layout.candidates(name))["item_ids"].to_pylist())
     }  # fmt: skip
     assert brought <= {"graph", "text", "als"} and "graph" in brought
+
+
+def test_clusters_all_of_which_are_looked_in_find_what_exact_search_does(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And say so; what they read is made once a machine, anew when the vectors change."""
+    monkeypatch.setenv("LLMREC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(recall_bucket, "text_vectors", lambda layout, ids, setting: VECTORS)
+    monkeypatch.setattr(recall_bucket, "text_version", lambda layout: "texts")
+    found, versions = {}, []
+    for method in ("exact", "clusters"):
+        asked = settings(("als", "text"), search={"method": method, "probes": 1000, "checked": 7}, closeness={})
+        for version in ("one", "one", "two"):
+            known = dataclasses.replace(models(layout), factors_version=version)
+            told = recall_unit(unit(layout), known, asked, layout).to_pylist()[0]
+            versions.append({f.parent.name for f in tmp_path.rglob("als/*/index.faiss")})
+        found[method] = buckets.read_parquet(buckets.bucket_file(layout.candidates(), 0)).to_pydict()
+    assert found["exact"]["item_ids"] == found["clusters"]["item_ids"]
+    assert {name: told[f"best_{name}"] for name in ("als", "text")} == {"als": 7 * TOP, "text": 7 * TOP}
+    assert told["hit_als"] == told["best_als"] and told["hit_text"] == told["best_text"]
+    assert versions[:3] == [set()] * 3 and versions[3] == versions[4] != versions[5]
+    assert all(len(of) == 1 for of in versions[3:])
 
 
 def test_item_item_says_by_further_decays_what_it_would_say_by_each_alone(layout: Layout) -> None:

@@ -53,12 +53,19 @@ def long_table(rows: list[tuple[int | None, int | None, float | None, str]], tex
     })  # fmt: skip
 
 
-def rules(text: bool = False, blocked: set[int] = frozenset(), exclude_seen: bool = True, limit: int = 100) -> Rules:
+def rules(text: bool = False, blocked: set[int] = frozenset(), exclude_seen: bool = True, limit: int = 100,
+    requires: dict[int, set[int]] | None = None,
+) -> Rules:  # fmt: skip
     ids = pa.array([as_id(i, text) for i in CATALOGUE], id_type(text))
-    return Rules(ids, np.asarray([i in blocked for i in CATALOGUE]), exclude_seen, limit)
+    wanted = None if requires is None else Ragged.of(
+        [[CATALOGUE.index(other) for other in sorted(requires.get(i, ()))] for i in CATALOGUE]
+    )  # fmt: skip
+    return Rules(ids, np.asarray([i in blocked for i in CATALOGUE]), exclude_seen, limit, requires=wanted)
 
 
-def naive(histories: dict, rows: list, blocked: set[int], exclude_seen: bool, limit: int) -> tuple[dict, Counter, list]:
+def naive(
+    histories: dict, rows: list, blocked: set[int], exclude_seen: bool, limit: int, requires: dict[int, set[int]]
+) -> tuple[dict, Counter, list]:
     """user -> [(item, score, source)], counts, and (user, reason, item) of what is set aside, row by row."""
     kept: dict[int, list] = {}
     counts: Counter[str] = Counter()
@@ -76,6 +83,8 @@ def naive(histories: dict, rows: list, blocked: set[int], exclude_seen: bool, li
                 counts["seen"] += 1
             elif item in blocked:
                 counts["blocked"] += 1
+            elif not requires.get(item, set()) <= set(histories.get(user, [])):
+                counts["locked"] += 1
             elif len(kept.get(user, [])) == limit:
                 counts["over_limit"] += 1
             else:
@@ -102,14 +111,16 @@ def as_dict(work: Work, ids: pa.Array) -> dict:
     st.booleans(),
     st.integers(1, 4),
     st.booleans(),
+    st.none() | st.dictionaries(st.sampled_from(CATALOGUE), st.sets(st.sampled_from(CATALOGUE), max_size=2)),
 )
 def test_every_pair_is_accounted_for_as_a_plain_loop_does(
-    histories: dict, rows: list, blocked: set[int], exclude_seen: bool, limit: int, text: bool
-) -> None:
-    chosen = rules(text, blocked, exclude_seen, limit)
+    histories: dict, rows: list, blocked: set[int], exclude_seen: bool, limit: int, text: bool,
+    requires: dict[int, set[int]] | None,
+) -> None:  # fmt: skip
+    chosen = rules(text, blocked, exclude_seen, limit, requires)
     table = candidates_in_list_form(long_table(rows, text), "candidates.parquet")
     work = build(histories_table(histories, text), table, chosen, "candidates.parquet")
-    kept, counts, aside = naive(histories, rows, blocked, exclude_seen, limit)
+    kept, counts, aside = naive(histories, rows, blocked, exclude_seen, limit, requires or {})
 
     found = as_dict(work, chosen.ids)
     assert list(found) == sorted(found)
@@ -119,6 +130,7 @@ def test_every_pair_is_accounted_for_as_a_plain_loop_does(
         "to_score": sum(map(len, kept.values())),
         "seen": counts["seen"],
         "blocked": counts["blocked"],
+        "locked": counts["locked"],
         "over_limit": counts["over_limit"],
         "quarantined": len(aside),
         "users_in": len({u for u, *_ in rows if u is not None}),
@@ -407,7 +419,7 @@ def by_polars(
     counts = {
         "pairs_in": len(pairs), "to_score": len(kept), "seen": int(good["seen"].sum()),
         "blocked": len(good.filter(pl.col("seen").is_null() & pl.col("blocked"))), "over_limit": len(left) - len(kept),
-        "quarantined": len(aside), "users_in": pairs["user_id"].drop_nulls().n_unique(),
+        "locked": 0, "quarantined": len(aside), "users_in": pairs["user_id"].drop_nulls().n_unique(),
     }  # fmt: skip
     return kept, aside, counts
 

@@ -1,0 +1,96 @@
+"""What users typed, as vectors beside those of the items' texts: a pool of actors, bucket by bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from llmrec import assets, config
+from llmrec.engine.units import reporting
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.ranker.card import model_version
+from llmrec.ranker.sentence import SentenceEncoder
+from llmrec.schema import BUCKET, USER
+from llmrec.tables import buckets, contexts, embeddings
+from llmrec.tables.embeddings import TEXT, Description
+
+BATCH, VECTOR = 64, "vector"
+
+
+def encode(settings: config.Recall, layout: Layout, say: Callable[[str], None]) -> int:
+    """Write queries, a file a bucket of histories; how many users typed something.
+
+    Raises:
+        UserError: no context is called so, or the items' texts have no vectors, or of another encoder's revision.
+    """
+    import ray
+
+    wanted = settings.query
+    histories = buckets.bucket_files(layout.histories)
+    there = contexts.names_of(buckets.schema_of(next(iter(histories.values()))))
+    if wanted.context not in there:
+        raise UserError(
+            f"recall.query.context = {wanted.context}: {layout.histories} has no such context (it has: "
+            f"{', '.join(there) or 'none'}); name the column in data.context and run jobs/prepare.py again"
+        )
+    made = embeddings.describe(layout.embeddings)
+    if made is None or TEXT not in made.dimensions:
+        raise UserError(
+            f"recall.query: {layout.embeddings} has no text vectors of the items of {layout.items}; set items.encoder "
+            "and run jobs/embed.py"
+        )
+    if model_version(assets.resolve_model(made.encoder)) != made.revision:
+        raise UserError(
+            f"recall.query: {layout.embeddings} is of another revision of {made.encoder} than is there now; run "
+            "jobs/embed.py again"
+        )
+    units = [{BUCKET: bucket, "uri": uri} for bucket, uri in histories.items()]
+    say(f"encoding what the users of {len(units)} buckets typed")
+    done = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
+        _Encoder,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_constructor_args=(settings, layout, made),
+        compute=ray.data.ActorPoolStrategy(size=min(wanted.actors, len(units))),
+        num_cpus=wanted.cpus_per_actor,
+        num_gpus=wanted.gpus_per_actor,
+    )
+    rows = reporting(done.iter_rows(), len(units), say, "queries")
+    buckets.delete_others(layout.queries, histories)
+    return sum(row["typed"] for row in rows)
+
+
+def read(layout: Layout, bucket: int) -> np.ndarray:
+    """float32[users, d]: of length 1, or 0 for a user of the bucket who typed nothing."""
+    return embeddings.as_matrix(buckets.read_parquet(buckets.bucket_file(layout.queries, bucket), [VECTOR])[VECTOR])
+
+
+class _Encoder:
+    """A member of the pool: the encoder of the items' texts."""
+
+    def __init__(self, settings: config.Recall, layout: Layout, made: Description) -> None:
+        wanted = settings.query
+        if not wanted.gpus_per_actor:
+            torch.set_num_threads(max(1, round(wanted.cpus_per_actor)))
+        self.settings, self.layout = settings, layout
+        device = "cuda" if wanted.gpus_per_actor else "cpu"
+        self.encoder = SentenceEncoder(assets.resolve_model(made.encoder), made.max_tokens, device)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        (unit,) = batch.to_pylist()
+        name, training_only = self.settings.query.context, self.settings.history == "training"
+        columns = [USER, *contexts.columns_of([name], training_only)]
+        table = buckets.read_parquet(unit["uri"], columns)
+        typed = contexts.now(table, [name], training_only)[name].combine_chunks().dictionary_encode()
+        vectors = np.zeros((len(typed.dictionary) + 1, self.encoder.dimensions), np.float32)  # the last: nothing typed
+        vectors[:-1] = self.encoder.encode(typed.dictionary.to_pylist(), BATCH)
+        found = vectors[typed.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+        written = pa.table({USER: table[USER], VECTOR: embeddings.as_column(found)})
+        buckets.write_parquet(written, buckets.bucket_file(self.layout.queries, unit[BUCKET]))
+        told: dict[str, Any] = {"typed": [int(found.any(axis=1).sum())]}
+        return pa.table(told)

@@ -1,0 +1,82 @@
+"""Users whom the log does not know and items that nobody had, through the same jobs, on a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from llmrec import config
+from llmrec.engine import stages
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.tables import buckets, rankings
+
+ROOT = "s3://llmrec-test/new"
+OLD, NEW, ITEMS = 30, 9, 20  # items 18 and 19 are new
+
+
+def quietly(message: str) -> None:
+    """A `say` for stages."""
+
+
+def write(users: pa.Array) -> dict[str, str]:
+    """Who is even had even items only. The new items are about what items 2 and 3 are about. Of the new users the last
+    has a null for an attribute, and one of the old ones too few events to count."""
+    log = [(u, u % 2 + 2 * ((u // 2 + step) % 9), step + 1) for u in range(OLD) for step in range(6)]
+    log = [row for row in log if row[0] != 7 or row[2] < 3]
+    kinds = ["even" if u % 2 == 0 else "odd" for u in range(OLD + NEW)]
+    columns = [list(column) for column in zip(*log, strict=True)]
+    tables = {
+        "items": pa.table({"item_id": list(range(ITEMS)), "title": [f"w{i}" for i in range(ITEMS)]}),
+        "interactions": pa.table(columns, ["user_id", "item_id", "timestamp"]),
+        "users": pa.table({"user_id": users, "kind": [*kinds[:-1], None]}),
+        "edges": pa.table({"head": list(range(ITEMS)), "relation": ["about"] * ITEMS,
+                           "tail": [f"t{i % 2 if i > 17 else i % 9}" for i in range(ITEMS)]}),
+    }  # fmt: skip
+    for name, table in tables.items():
+        buckets.write_parquet(table, f"{ROOT}/raw/{name}.parquet")
+    return {name: f"{ROOT}/raw/{name}.parquet" for name in tables}
+
+
+def settings(data: dict[str, str], model: Any, **more: Any) -> config.Config:
+    return config.build({
+        "root": ROOT, "data": data | {"buckets": 4, "split": "none"} | more,
+        "prompt": {"before_candidate": "w1", "after_candidate": "w2"},
+        "model": {"base": str(model), "items": "text", "head": "yes_no", "labels": ["w3", "w4"]},
+        "recall": {
+            "segment": {"top": 8, "columns": ["kind"], "prior": 1.0}, "graph": {"top": 3}, "popularity": {"top": 20},
+            "item_item": {"top": 0}, "merge": ["graph", "segment", "popularity"], "candidates": 15,
+        },
+        "score": {"model": "base", "top_k": 10, "precision": "float32", "max_constant_users": 1.0, "max_tied": 1.0},
+    })  # fmt: skip
+
+
+def test_all_are_ranked_and_all_are_recommended(cluster: Any, tiny_model: Any) -> None:
+    data = write(pa.array(range(OLD + NEW)))
+    wanted = settings(data, tiny_model)
+    done = {name: stages.run(name, wanted, quietly) for name in ("prepare", "recall", "score")}
+    assert (done["prepare"]["users"], done["prepare"]["new_users"]) == (OLD + NEW, NEW + 1)
+    assert done["prepare"]["set_aside"] == {"too_few_events": 2}
+    assert (done["recall"]["users"], done["recall"]["no_candidates"]) == (OLD + NEW, 0)
+    layout = Layout.of(wanted)
+    rows = pl.DataFrame(pl.from_arrow(rankings.read(layout.rankings)))
+    assert dict(rows.group_by("user_id").len().iter_rows()) == dict.fromkeys(range(OLD + NEW), 10)
+    candidates = {row["user_id"]: row for row in buckets.read_parquet(layout.candidates()).to_pylist()}
+    for user in range(OLD, OLD + NEW):
+        mine = candidates[user]
+        first = [item for item, source in zip(mine["item_ids"], mine["sources"], strict=True) if source == "segment"]
+        if user < OLD + NEW - 1:  # what those like him had comes first, though all have both sides alike
+            assert len(first) == 8 and {item % 2 for item in first} == {user % 2}
+    # Nobody had the new items: they are found by what they are about alone, for those who had what is about it.
+    found = {item: {u for u, of in candidates.items() if item in of["item_ids"]} for item in (18, 19)}
+    assert found[18] and found[19] and not (found[18] | found[19]) & {7, *range(OLD, OLD + NEW)}
+
+    without = settings(data, tiny_model, new_users=False)
+    assert stages.run("prepare", without, quietly)["users"] == OLD - 1
+
+    write(pa.array([str(user) for user in range(OLD + NEW)]))
+    with pytest.raises(UserError, match=r"users\.parquet: column 'user_id' holds string ids, but the log holds int64"):
+        stages.run("prepare", wanted, quietly)
