@@ -11,10 +11,13 @@ import yaml
 
 from benchmarks.quality.datasets import MOVIELENS
 from benchmarks.quality.fused import FUSIONS
+from benchmarks.quality.linked import METHODS
 from benchmarks.quality.methods import IN_CONTEXT, MODULES, TITLES
 from benchmarks.quality.rankers import VARIANTS
 from benchmarks.quality.splits import SPLITS, TEST
 from benchmarks.speed.processes import ROOT
+
+ALONE = (*IN_CONTEXT, *METHODS, *VARIANTS, *FUSIONS)  # not for fusion by reciprocal rank
 
 
 def _setting(parser: argparse.ArgumentParser, text: str) -> tuple[str, str, Any]:
@@ -38,7 +41,7 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
         "or timestamp) and items.parquet (item_id, title); ':5core' leaves out whatever has fewer than 5 events")
     add("--methods", default=",".join(MODULES), metavar="NAME,...",
         help=f"baselines, of which some joined by '+' are fused by reciprocal rank, others that know the context: "
-        f"{', '.join(IN_CONTEXT)}, rankers: {', '.join(VARIANTS)}, "
+        f"{', '.join(IN_CONTEXT)}, or the graph: {', '.join(METHODS)}, rankers: {', '.join(VARIANTS)}, "
         f"and what llmrec fuses by weights fitted on validation: {', '.join(FUSIONS)}")
     add("--splits", nargs="+", choices=SPLITS, default=[TEST], metavar="SPLIT",
         help="of validation, validation-4 (each of the four events before a user's last, which tells settings apart "
@@ -62,11 +65,10 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
     found = parser.parse_args(arguments)
     found.methods = [name.split("+") for name in found.methods.split(",")]
     for name in chain.from_iterable(found.methods):
-        if name not in (*MODULES, *IN_CONTEXT, *VARIANTS, *FUSIONS):
-            there = ", ".join((*MODULES, *IN_CONTEXT, *VARIANTS, *FUSIONS))
-            parser.error(f"--methods: no method '{name}'; there are {there}")
+        if name not in (there := (*MODULES, *ALONE)):
+            parser.error(f"--methods: no method '{name}'; there are {', '.join(there)}")
     for names in found.methods:
-        if len(names) > 1 and (rankers := set(names) & {*IN_CONTEXT, *VARIANTS, *FUSIONS}):
+        if len(names) > 1 and (rankers := set(names) & set(ALONE)):
             parser.error(f"--methods: {'+'.join(names)}: {', '.join(sorted(rankers))} cannot be fused here")
     found.changed = [_setting(parser, text) for text in found.set]
     if found.threads < 1:

@@ -23,15 +23,18 @@ from llmrec.recall.candidates import merge, pair_keys, top_dense
 
 # By name, what is fused and how: all sources of candidates, with and without the ranker.
 WITHOUT = ("popularity", "item-item", "item-item-last", "item-item-ever", "ease", "ials", TITLES)
-SILENT = ("in-context",)  # members that bring no candidates
+SILENT = ("in-context", "closeness")  # members that bring no candidates
+CONTEXT, GRAPH = ("in-context",), ("graph", "closeness")
 FUSIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "fused": ((*WITHOUT, "lm"), "linear"),
     "fused-trees": ((*WITHOUT, "lm"), "trees"),
     "fused-without-lm": (WITHOUT, "linear"),
     "fused-trees-without-lm": (WITHOUT, "trees"),
-    "fused-in-context": ((*WITHOUT, "lm", *SILENT), "linear"),
+    "fused-in-context": ((*WITHOUT, "lm", *CONTEXT), "linear"),
     "fused-lm-context": ((*WITHOUT, "lm-context"), "linear"),
-    "fused-in-context-without-lm": ((*WITHOUT, *SILENT), "linear"),
+    "fused-in-context-without-lm": ((*WITHOUT, *CONTEXT), "linear"),
+    "fused-graph": ((*WITHOUT, *GRAPH, "lm"), "linear"),
+    "fused-graph-without-lm": ((*WITHOUT, *GRAPH), "linear"),
 }
 VERSION = 1
 CELLS = 1 << 23  # scores of all members held at once

@@ -127,7 +127,7 @@ class LanguageModel:
             "items": str(raw / "items.parquet"), "interactions": str(raw / "interactions.parquet"), "split": "none",
             "min_user_events": 1, "buckets": 4, "context": named,
         }  # fmt: skip
-        if dataset.edges is not None:
+        if dataset.edges is not None and "edges" not in values["data"]:
             buckets.write_parquet(dataset.edges, str(raw / "edges.parquet"))
             values["data"]["edges"] = str(raw / "edges.parquet")
         values["train"] = values.get("train", {}) | {"seed": seed, "events": "all"}

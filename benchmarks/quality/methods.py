@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from benchmarks.quality import fusion, protocol
+from benchmarks.quality import fusion, linked, protocol
 from benchmarks.quality.baselines import ease, ials, item_item, popularity, sasrec, title_similarity
 from benchmarks.quality.contextual import InContext
 from benchmarks.quality.datasets import Dataset
@@ -101,8 +101,10 @@ class Fusion:
 
 def baseline(
     name: str, settings: Mapping[str, Any], titles: tuple[np.ndarray, str] | None = None
-) -> Baseline | InContext:
+) -> Baseline | InContext | linked.Linked:
     """titles: float32[n_items, any] from `titles.vectors` and their digest, which title similarity needs."""
+    if name in linked.METHODS:
+        return linked.Linked(name, settings)
     if name in IN_CONTEXT:
         return InContext(name, settings, IN_CONTEXT[name])
     module = MODULES[name]

@@ -65,6 +65,7 @@ VARIANTS: Mapping[str, Sections] = {
     "lm-4-layers": {"model": {"layers": 4}},
     "lm-8-layers": {"model": {"layers": 8}},
     "lm-all-layers": {"model": {"layers": None}},
+    "lm-without-graph": {"data": {"edges": ""}},
     "lm-context": {"prompt": {"context": IN_CONTEXT}},
     "lm-text": {"model": {"items": "text", "head": "linear"}, "prompt": {"max_history": 50}, "train": TEXT},
 }

@@ -20,6 +20,8 @@ GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "popularity": {},
     "in-context": {"prior": [100.0, 10.0, 30.0, 300.0, 1000.0, 3000.0]},
     "popularity-in-context": {"prior": [100.0, 10.0, 30.0, 300.0, 1000.0, 3000.0]},
+    "graph": {"decay": [0.85, 0.5, 1.0], "neighbours": [200], "max_items": [10_000], "reach": [2000]},
+    "closeness": {"weight": [1.0, 0.3, 3.0], "smoothing": [1.0, 10.0], "decay": [0.85, 0.5, 1.0]},
     "title-similarity": {"decay": [0.5, 0.3, 0.7, 0.85, 1.0]},
     "item-item": {"neighbours": [1000, 200], "shrinkage": [50, 10, 100], "decay": [0.65, 0.5, 0.85, 1.0]},
     "ease": {"l2": [100.0, 30.0, 300.0, 1000.0]},

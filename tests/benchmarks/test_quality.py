@@ -3,6 +3,7 @@ plain numpy, and a cache that measures nothing twice."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.stats import rankdata
@@ -593,3 +595,21 @@ def test_who_knows_the_context_finds_what_it_tells() -> None:
     }
     assert ranks["popularity-in-context"].max() <= 10 and ranks["in-context"].max() <= 10
     assert np.median(ranks["popularity"]) > 10
+
+
+def test_who_knows_the_graph_finds_what_it_links() -> None:
+    """Users go on with an item of the same topic; popularity knows nothing of that."""
+    rng = np.random.default_rng(7)
+    rows = [(f"u{u:02}", f"i{10 + 10 * (u % 4) + i}") for u in range(60) for i in rng.permutation(10)[:5]]
+    events = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
+    ids = [f"i{i}" for i in range(10, 50)]
+    found = datasets.of_tables("topics", pl.DataFrame({"item_id": ids, "title": ["t"] * 40}), events)
+    about = [f"t{i // 10}" for i in range(10, 50)]
+    linked = dataclasses.replace(found, edges=pa.table({"head": ids, "relation": ["about"] * 40, "tail": about}))
+    for name in ("graph", "closeness"):
+        method = methods.baseline(name, settings.of("topics", name))
+        assert method.ranked(linked, splits.TEST, 0)[0].max() <= 6 + 1
+        with pytest.raises(UserError, match="topics: no knowledge graph is known"):
+            method.ranked(found, splits.TEST, 0)
+    popular = methods.baseline("popularity", {}).ranked(found, splits.TEST, 0)[0]
+    assert np.median(popular) > 10

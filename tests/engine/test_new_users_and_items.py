@@ -1,12 +1,14 @@
-"""Users whom the log does not know and items that nobody had, through the same jobs, on a cluster."""
+"""Users whom the log does not know, items that nobody had and what users typed, through the same jobs, on a cluster."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 
 from llmrec import config
 from llmrec.engine import stages
@@ -28,10 +30,10 @@ def write(users: pa.Array) -> dict[str, str]:
     log = [(u, u % 2 + 2 * ((u // 2 + step) % 9), step + 1) for u in range(OLD) for step in range(6)]
     log = [row for row in log if row[0] != 7 or row[2] < 3]
     kinds = ["even" if u % 2 == 0 else "odd" for u in range(OLD + NEW)]
-    columns = [list(column) for column in zip(*log, strict=True)]
+    columns = [*map(list, zip(*log, strict=True)), pa.nulls(len(log))]
     tables = {
         "items": pa.table({"item_id": list(range(ITEMS)), "title": [f"w{i}" for i in range(ITEMS)]}),
-        "interactions": pa.table(columns, ["user_id", "item_id", "timestamp"]),
+        "interactions": pa.table(columns, ["user_id", "item_id", "timestamp", "query"]),
         "users": pa.table({"user_id": users, "kind": [*kinds[:-1], None]}),
         "edges": pa.table({"head": list(range(ITEMS)), "relation": ["about"] * ITEMS,
                            "tail": [f"t{i % 2 if i > 17 else i % 9}" for i in range(ITEMS)]}),
@@ -80,3 +82,63 @@ def test_all_are_ranked_and_all_are_recommended(cluster: Any, tiny_model: Any) -
     write(pa.array([str(user) for user in range(OLD + NEW)]))
     with pytest.raises(UserError, match=r"users\.parquet: column 'user_id' holds string ids, but the log holds int64"):
         stages.run("prepare", wanted, quietly)
+
+
+TYPED = {0: "w4 w9", 100: "w9", 101: None, 102: "w3 " * 3334}  # 100 and above are known by what they typed alone
+
+
+def nearest(encoder: Path, text: str) -> list[int]:
+    """The items by the cosine of their title and a text, in plain transformers."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
+
+    def vector(of: str) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**tokenizer(of, return_tensors="pt", truncation=True, max_length=16))[0][0].mean(0)
+
+    titles = torch.stack([vector(f"w{i}") for i in range(ITEMS)])
+    cosines = torch.nn.functional.cosine_similarity(titles, vector(text)[None])
+    return torch.argsort(-cosines, stable=True).tolist()
+
+
+def test_what_users_typed_brings_items_and_is_read(cluster: Any, tiny_model: Path, tiny_encoder: Path) -> None:
+    data = write(pa.array(range(OLD + NEW)))
+    raw = f"{ROOT}/raw/requests.parquet"
+    buckets.write_parquet(pa.table({"user_id": list(TYPED), "query": pa.array(TYPED.values(), pa.string())}), raw)
+    edges = buckets.read_parquet(data["edges"])
+    needs = pa.table([[9], ["needs"], ["3"]], edges.column_names)  # user 0, who is even, never had item 3
+    buckets.write_parquet(pa.concat_tables([edges, needs]), data["edges"])
+    values = settings(data, tiny_model).model_dump(exclude_unset=True)
+    values["data"] |= {"context": ["query"], "requests": raw}
+    values["prompt"] |= {"context": " w5 {query}", "max_context_tokens": 12}
+    values["items"] = {"encoder": str(tiny_encoder), "max_tokens": 16, "actors": 1}
+    values["recall"] |= {"query": {"top": 6}, "merge": ["query", "popularity"]}
+    values["score"] |= {"requires": "needs", "keep_parts": True}
+    wanted = config.build(values)
+    done = {name: stages.run(name, wanted, quietly) for name in ("prepare", "embed", "recall", "score")}
+    assert (done["prepare"]["new_users"], done["prepare"]["requests"]) == (NEW + 1 + 3, 4)
+    assert (done["recall"]["queries"], done["recall"]["no_candidates"]) == (3, 0)
+    layout = Layout.of(wanted)
+    brought = {row["user_id"]: row["item_ids"] for row in buckets.read_parquet(layout.candidates("query")).to_pylist()}
+    had = {row["user_id"]: row["item_ids"] for row in buckets.read_parquet(layout.histories).to_pylist()}
+    for user, text in TYPED.items():
+        if text is not None:
+            assert brought[user] == [i for i in nearest(tiny_encoder, text) if i not in had[user]][:6]
+    assert all(not items for user, items in brought.items() if not TYPED.get(user))
+    rows = pl.DataFrame(pl.from_arrow(rankings.read(layout.rankings)))
+    assert rows["user_id"].n_unique() == OLD + NEW + 3
+    # No one is shown item 9 who has not had item 3, though it is what one of them typed.
+    assert brought[100][0] == 9 and all(3 in had[user] for user in rows.filter(item_id=9)["user_id"])
+    assert done["score"]["pairs"]["locked"] > 1
+    # The ranker reads it: who differ in this alone have other scores for the same items.
+    kept = {
+        row["user_id"]: row for row in buckets.read_parquet(layout.score_parts(done["score"]["run_id"])).to_pylist()
+    }
+    scores = {u: dict(zip(kept[u]["item_ids"], kept[u]["score_ranker"], strict=True)) for u in (100, 101, 102)}
+    both = scores[100].keys() & scores[101].keys() & scores[102].keys()
+    assert len(both) > 3 and all(len({scores[u][item] for u in scores}) == 3 for item in both)
+
+    values["recall"] |= {"query": {"top": 6, "context": "wish"}}
+    with pytest.raises(UserError, match=r"recall\.query\.context = wish: .* has no such context \(it has: query\)"):
+        stages.run("recall", config.build(values), quietly)

@@ -44,11 +44,13 @@ def asked(columns: dict[str, list]) -> pa.Table:
 
 def shaken(directory: str, items: str, head: str, per_item: int = 1) -> tuple[Ranker, Catalogue]:
     """A ranker that reads contexts, as if training had moved all that it learns of them."""
-    ranker = make_ranker(directory, items, head, per_item=per_item)
+    ranker = make_ranker(directory, items.split()[0], head, per_item=per_item)
     ranker.card = ranker.card.model_copy(update={"prompt": Prompt(context=" at {hour} {place}")})
     if items == "text":
         return ranker.eval(), random_catalogue(N_ITEMS, 262)
     bound, _ = bind_items(ranker, N_ITEMS)
+    if items == "token as text":
+        return ranker.eval(), bound
     ranker.contexts = ContextEncoder(VALUES, ranker.backbone.config.hidden_size)
     torch.manual_seed(3)
     torch.nn.init.normal_(ranker.contexts.table)
@@ -69,7 +71,7 @@ def examples(head: str) -> list[Example]:
 @pytest.mark.parametrize(
     ("items", "head", "per_item"),
     [("token", "retrieve", 1), ("token", "retrieve", 2), ("token", "rank", 1), ("token", "rank", 2),
-     ("text", "linear", 1)],
+     ("text", "linear", 1), ("token as text", "retrieve", 1), ("token as text", "rank", 2)],
 )  # fmt: skip
 def test_what_is_trained_is_what_is_scored(
     tiny: Callable[[str], str], items: str, head: str, per_item: int, attention: str, device: str
@@ -205,6 +207,19 @@ def test_texts_follow_the_history(tiny: Callable[[str], str]) -> None:
     assert context.more.tolist() == [len(told)]
     none = contexts.read(asked({"place": [], "hour": []}), ranker.card.prompt, ranker.tokenizer, None)
     assert len(none) == 0
+
+
+def test_a_long_text_is_cut_and_one_without_a_token_is_refused(tiny: Callable[[str], str]) -> None:
+    ranker, _ = shaken(tiny("llama"), "text", "linear")
+    prompt = ranker.card.prompt.model_copy(update={"context": " at {place}", "max_context_tokens": 5})
+    typed = asked({"place": ["home " * 2000, "home"]})
+    found = contexts.read(typed, prompt, ranker.tokenizer, None)
+    whole = ranker.tokenizer(" at " + "home " * 2000, add_special_tokens=False)["input_ids"]
+    assert found.tokens[0].tolist() == whole[:5] and len(whole) > 2000
+    assert 0 < len(found.tokens[1]) <= 5
+    bare = prompt.model_copy(update={"context": "{place}"})
+    with pytest.raises(UserError, match=r"prompt\.context '\{place\}' gives the text '', which has no token; begin it"):
+        contexts.read(asked({"place": ["home", None]}), bare, ranker.tokenizer, None)
 
 
 def test_more_combinations_than_there_are_codes_are_refused() -> None:
