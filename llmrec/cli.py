@@ -162,6 +162,28 @@ def evaluate(
         terminal.print_summary("publish", asdict(show_run(layout, done.run_id)))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def explain(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Say of every published item why it is there. Takes its settings, such as --explain.template zh."""
+    if found := service.state():
+        service.apply(found)
+    loaded = config.load(config_file, context.args)
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.engine import stages
+    from llmrec.engine.session import connected
+
+    with terminating(), connected(loaded.cluster, layout.root):
+        done = stages.run("explain", loaded, progress_line("explain"))
+    terminal.print_summary("explain", done)
+    if json_file:
+        storage.write_json(json_file, done)
+
+
 @app.command()
 def report(
     config_file: ConfigFile = None,

@@ -99,6 +99,11 @@ class Layout:
         return self._at("rankings")
 
     @property
+    def reasons(self) -> str:
+        """Why the rankings' items are there."""
+        return self._at("reasons")
+
+    @property
     def runs(self) -> str:
         return self._at("runs")
 
