@@ -132,3 +132,10 @@ class Layout:
 
     def summary(self, stage: str) -> str:
         return self._at("summaries", f"{stage}.json")
+
+
+def reasons_table(settings: Config, layout: Layout) -> str:
+    """Where the reasons lie of the rankings table that the settings name."""
+    if settings.explain.output:
+        return storage.absolute(settings.explain.output)
+    return f"{storage.absolute(settings.score.output)}_reasons" if settings.score.output else layout.reasons

@@ -26,7 +26,7 @@ from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.evaluation import faithfulness
 from llmrec.evaluation.faithfulness import Faithfulness
-from llmrec.layout import Layout
+from llmrec.layout import Layout, reasons_table
 from llmrec.ranker.card import model_version
 from llmrec.reasons import templates
 from llmrec.reasons.check import VIOLATIONS
@@ -114,13 +114,6 @@ def explain(settings: config.Config, layout: Layout, say: Callable[[str], None])
     about = {"output": wanted.output, "staged": len(entries), "buckets": run["buckets"], "rule": wanted.id}
     storage.write_json(layout.run_summary(wanted.id), asdict(summary) | about)
     return summary
-
-
-def reasons_table(settings: config.Config, layout: Layout) -> str:
-    """Where the reasons of the rankings table that the settings name lie."""
-    if settings.explain.output:
-        return storage.absolute(settings.explain.output)
-    return storage.absolute(f"{settings.score.output.rstrip('/')}_reasons") if settings.score.output else layout.reasons
 
 
 def _resolve(settings: config.Config, layout: Layout) -> tuple[Explaining, list[dict[str, Any]], dict[str, Any]]:
