@@ -352,14 +352,11 @@ def _named(work: Work, user: int) -> tuple[Trait, ...]:
 
 
 def _allowed(of: Evidence, reason: str, template: Template, titles: Sequence[str]) -> check.Allowed:
-    """What a sentence may name: of the history one at least, if any is cited, else the item or the context."""
     item = templates.quoted(template, titles[of.row])
     cited = tuple(templates.quoted(template, titles[c.row]) for c in of.cited)
     shared = (trait for c in of.cited for trait in (*c.attributes, *c.facts))
     values = tuple(templates.quoted(template, trait.value) for trait in (*shared, *of.context))
-    if cited:
-        return check.Allowed(cited, (item, *values), reason, template.language)
-    return check.Allowed((item,), values, reason, template.language)
+    return check.Allowed(item, cited, values, reason, template.language)
 
 
 def with_model(job: Job, settings: config.Explain) -> Job:

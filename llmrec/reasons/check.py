@@ -15,7 +15,7 @@ from dataclasses import dataclass
 # Why a sentence is not taken, in the order in which it is asked.
 VIOLATIONS = (
     "empty", "repetitive", "unfinished", "other_language", "other_item", "other_trait", "unknown_quotation",
-    "unknown_name", "unknown_number", "markup", "ungrounded",
+    "unknown_name", "unknown_number", "markup", "negated", "ungrounded",
 )  # fmt: skip
 _EAST = (
     "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"  # letters of scripts that part words by nothing
@@ -24,6 +24,7 @@ _WORD = re.compile(rf"[{_EAST}]|[^\W_{_EAST}]+(?:['\u2019][^\W_{_EAST}]+)*")
 _QUOTED = re.compile(r"“([^”]*)”|\"([^\"]*)\"|《([^》]*)》|«([^»]*)»|「([^」]*)」")
 _MARKUP = re.compile(r"https?:|www\.|[<>{}\\|@#*_`]|\[|\]")
 _ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", ".”", '."', "!”", "?”")
+_NEGATIONS = frozenset(("not", "no", "never", "nor", "neither", "without", "cannot", "不", "没", "无", "非", "别"))
 RUN, REPEATS, LEAST_DIFFERENT = 4, 3, 0.4
 
 
@@ -99,10 +100,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Allowed:
-    """What one sentence may name. needed: texts of which it has to name one; others: further ones; reason: the
-    template's sentence, whose own words are free."""
+    """What one sentence may name. item: which it has to; cited: of which it has to name one, if there are any; others:
+    further ones; reason: the template's sentence, whose own words are free."""
 
-    needed: tuple[str, ...]
+    item: str
+    cited: tuple[str, ...]
     others: tuple[str, ...]
     reason: str
     language: str
@@ -123,7 +125,7 @@ def violation(sentence: str, allowed: Allowed, known: Vocabulary) -> str | None:
         return "repetitive"
     if not sentence.endswith(_ENDS):
         return "unfinished"
-    own = Phrases.of((*allowed.needed, *allowed.others))
+    own = Phrases.of((allowed.item, *allowed.cited, *allowed.others))
     covered = _covered(found, own)
     template = tokens(allowed.reason)
     inside = _covered(template, own)
@@ -151,8 +153,10 @@ def violation(sentence: str, allowed: Allowed, known: Vocabulary) -> str | None:
             rest[t.start : t.end] = " " * (t.end - t.start)
     if _MARKUP.search("".join(rest)):
         return "markup"
-    named = Phrases.of(allowed.needed)
-    return None if any(True for _ in named.within(found)) else "ungrounded"
+    if {t.word for t in loose} & _NEGATIONS or any(t.word.endswith("n't") for t in loose):
+        return "negated"
+    needed = [Phrases.of(texts) for texts in ((allowed.item,), allowed.cited) if texts]
+    return None if all(any(True for _ in one.within(found)) for one in needed) else "ungrounded"
 
 
 def _covered(sentence: list[Token], own: Phrases) -> list[bool]:
