@@ -18,7 +18,7 @@ from llmrec import assets, config, storage
 from llmrec.engine.job import EXIT_INTERRUPTED, guarded, progress_line, terminating
 from llmrec.errors import UserError
 from llmrec.evaluation import conditions
-from llmrec.layout import Layout
+from llmrec.layout import Layout, reasons_table
 from llmrec.local import service
 from llmrec.report import terminal
 
@@ -162,6 +162,28 @@ def evaluate(
         terminal.print_summary("publish", asdict(show_run(layout, done.run_id)))
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def explain(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Say of every published item why it is there. Takes its settings, such as --explain.template zh."""
+    if found := service.state():
+        service.apply(found)
+    loaded = config.load(config_file, context.args)
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.engine import stages
+    from llmrec.engine.session import connected
+
+    with terminating(), connected(loaded.cluster, layout.root):
+        done = stages.run("explain", loaded, progress_line("explain"))
+    terminal.print_summary("explain", done)
+    if json_file:
+        storage.write_json(json_file, done)
+
+
 @app.command()
 def report(
     config_file: ConfigFile = None,
@@ -282,17 +304,26 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete the staged files and folders of old runs; those that the table shows or a job may be at stay."""
-    layout, table = _table(_load(config_file, root))
+    """Delete the staged files and folders of old runs; those that the table shows or a job may be at stay.
+
+    So, too, of old reasons, if there are any."""
+    loaded = _load(config_file, root)
+    layout, table = _table(loaded)
+    from llmrec.tables import rankings
     from llmrec.tables import runs as staged_runs
 
     done = asdict(staged_runs.prune(layout, table, keep, days, dry_run))
+    reasons = reasons_table(loaded, layout)
+    of_reasons = None
+    if rankings.opened(reasons) is not None:
+        of_reasons = asdict(staged_runs.prune(layout, reasons, keep, days, dry_run))
     if as_json:
-        _print_json(done)
+        _print_json(done | {"reasons": of_reasons})
     else:
         from llmrec.report.runs import print_pruned
 
-        print_pruned(done)
+        for found in filter(None, (done, of_reasons)):
+            print_pruned(found)
 
 
 @app.command()

@@ -614,6 +614,49 @@ class Rerank(Section):
         return self
 
 
+class Explain(Section):
+    """A reason for each published item, by what moved the ranker's score of it."""
+
+    run: bool = Field(False, description="whether llmrec demo explains, too; jobs/explain.py does in any case")
+    output: str = Field(
+        "", description="reasons table; empty: ROOT/reasons, or of score.output the same name with _reasons"
+    )
+    top_k: Count | None = Field(
+        None, description="first places of each list that get a reason; null: all that there are"
+    )
+    history: Count = Field(10, description="newest different items of the trunk that are left out of it in turn")
+    cited: Count = Field(3, description="at most so many of these, those that raised the score most, are named")
+    attributes: tuple[str, ...] = Field(
+        (), description="columns of items, texts or lists of texts, whose values that an item shares with a cited one "
+        "are named"
+    )  # fmt: skip
+    separator: str = Field("|", description="parts the joined texts of those columns; empty: nothing is parted")
+    relations: tuple[str, ...] = Field(
+        (), description="relations of data.edges that may be named; empty: all of them, if there is a graph"
+    )
+    shared: Annotated[int, Field(ge=0)] = Field(
+        2, description="at most so many attributes, and so many edges, that an item shares with a cited one"
+    )
+    template: str = Field("en", description="en, zh, or the path of a template of your own")
+    model: str = Field(
+        "", description="generative model that rewords the template's sentences, as of model.base; empty: none does"
+    )
+    max_tokens: Count = Field(64, description="that it writes for a sentence")
+    generate_batch: Count = Field(32, description="sentences that it writes at once")
+    faithfulness_users: Annotated[int, Field(ge=0)] = Field(
+        200, description="users of whom it is measured what removing the cited items does, and others; 0: nobody"
+    )
+    bootstrap: Count = Field(1000, description="resamples of users for the interval of that")
+    batch_tokens: Annotated[int, Field(ge=64)] = Field(2048, description="tokens in one forward pass")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="of the layers' products; an influence is a small difference of two scores"
+    )
+    actors: Count = 2
+    cpus_per_actor: Annotated[float, Field(ge=0)] = 1
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+    seed: int = Field(0, description="of the random other items")
+
+
 class Evaluate(Section):
     """What is measured, and against what."""
 
@@ -690,6 +733,7 @@ class Config(BaseSettings):
     fusion: Fusion = Fusion()
     score: Score = Score()
     rerank: Rerank = Rerank()
+    explain: Explain = Explain()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
 

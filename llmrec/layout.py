@@ -104,6 +104,11 @@ class Layout:
         return self._at("rankings")
 
     @property
+    def reasons(self) -> str:
+        """Why the rankings' items are there."""
+        return self._at("reasons")
+
+    @property
     def runs(self) -> str:
         return self._at("runs")
 
@@ -132,3 +137,10 @@ class Layout:
 
     def summary(self, stage: str) -> str:
         return self._at("summaries", f"{stage}.json")
+
+
+def reasons_table(settings: Config, layout: Layout) -> str:
+    """Where the reasons lie of the rankings table that the settings name."""
+    if settings.explain.output:
+        return storage.absolute(settings.explain.output)
+    return f"{storage.absolute(settings.score.output)}_reasons" if settings.score.output else layout.reasons

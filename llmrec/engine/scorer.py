@@ -18,6 +18,7 @@ from llmrec.engine.run import Job
 from llmrec.engine.tensor_parallel import Team
 from llmrec.engine.watch import Beating
 from llmrec.ranker import attention, cost, precision
+from llmrec.ranker.contexts import Contexts
 from llmrec.ranker.cost import Load, ModelCost
 from llmrec.ranker.health import Probe
 from llmrec.ranker.model import Ranker, batches, layers_of, load_tokenizer, score_requests
@@ -41,7 +42,7 @@ class Replica:
         if device.type == "cpu":
             torch.set_num_threads(max(1, round(job.score.cpus_per_actor / job.score.tensor_parallel)))
         parts = job.score.tensor_parallel
-        directory = _model_directory(job)
+        directory = model_directory(job)
         if _untouched(job):
             self.ranker = Ranker.from_base(job.model, job.prompt, directory, parts)
         else:
@@ -82,6 +83,17 @@ class Replica:
         dtype, device = getattr(torch, self.precision), next(self.ranker.parameters()).device
         return cost.operations_per_second(dtype, PEAK_ROWS, hidden, middle, PEAK_SECONDS, device)
 
+    def openings(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
+        """The opening tokens of each of these users."""
+        texts = None if work.openings is None else work.openings.take(pa.array(users, pa.int64()))
+        return opening_tokens(texts, len(users), self.prompts.plain, self.job.prompt, self.ranker.tokenizer)
+
+    def contexts(self, work: requests.Work, users: Sequence[int]) -> list[Contexts | None]:
+        """What each of these users is asked about in, as the model reads it."""
+        some = None if work.contexts is None else work.contexts.take(pa.array(users, pa.int64()))
+        asked = self.ranker.read_contexts(some)
+        return [None if asked is None else asked.take(np.asarray([i])) for i in range(len(users))]
+
     def score(self, asked: list[Request]) -> list[torch.Tensor]:
         return score_requests(self.ranker, asked, self.job.score.batch_tokens, self.progress)
 
@@ -91,7 +103,7 @@ class ModelScorer:
 
     @staticmethod
     def shared(job: Job) -> Prompts:
-        directory = _model_directory(job)
+        directory = model_directory(job)
         check_items(directory, job.layout)
         return tokenise_items(load_tokenizer(directory), job.prompt, job.layout)
 
@@ -152,18 +164,13 @@ class ModelScorer:
         return int(self.prompts.catalogue.cut[work.candidates.values].sum())
 
     def _openings(self, work: requests.Work, users: Sequence[int]) -> list[np.ndarray]:
-        """The opening tokens of each of these users."""
-        texts = None if work.openings is None else work.openings.take(pa.array(users, pa.int64()))
-        tokenizer = self.replica.ranker.tokenizer
-        return opening_tokens(texts, len(users), self.prompts.plain, self.job.prompt, tokenizer)
+        return self.replica.openings(work, users)
 
     def _requests(self, work: requests.Work, users: Sequence[int]) -> list[Request]:
-        openings, some = self._openings(work, users), pa.array(users, pa.int64())
-        asked = self.replica.ranker.read_contexts(None if work.contexts is None else work.contexts.take(some))
-        contexts = [None if asked is None else asked.take(np.asarray([i])) for i in range(len(users))]
+        opened, contexts = self.replica.openings(work, users), self.replica.contexts(work, users)
         return [
             self.prompts.request(opening, work.histories[user], work.candidates[user], context)
-            for user, opening, context in zip(users, openings, contexts, strict=True)
+            for user, opening, context in zip(users, opened, contexts, strict=True)
         ]
 
 
@@ -171,7 +178,7 @@ def _untouched(job: Job) -> bool:
     return job.model_uri == job.model.base
 
 
-def _model_directory(job: Job) -> str:
+def model_directory(job: Job) -> str:
     """Where the model lies on this machine, fetched if need be."""
     if _untouched(job):
         return assets.resolve_model(job.model.base)

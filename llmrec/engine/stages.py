@@ -11,14 +11,14 @@ from typing import Any
 
 from llmrec import storage
 from llmrec.config import Config
-from llmrec.engine import bucket, embed, evaluate, fuse, prepare, publish, recall, report, score, train
+from llmrec.engine import bucket, embed, evaluate, explain, fuse, prepare, publish, recall, report, score, train
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker import edge_texts
 from llmrec.tables import embeddings
 
 Say = Callable[[str], None]
-ORDER = ("prepare", "embed", "train", "recall", "fuse", "score", "publish", "evaluate")
+ORDER = ("prepare", "embed", "train", "recall", "fuse", "score", "publish", "explain", "evaluate")
 
 
 def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, Any]:
@@ -96,6 +96,10 @@ def _published(layout: Layout, run_id: str) -> dict[str, Any]:
     return {"table": done.table, "version": done.version, "run_id": done.run_id, "rows": done.rows, "new": done.new}
 
 
+def _explain(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    return asdict(explain.explain(config, layout, say))
+
+
 def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     done = asdict(evaluate.evaluate(config, layout, say))
     storage.write_json(layout.evaluation, done)
@@ -112,19 +116,21 @@ _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
     "bucket": _bucket,
     "score": _score,
     "publish": _publish,
+    "explain": _explain,
     "evaluate": _evaluate,
 }
 
 
 def order(config: Config) -> tuple[str, ...]:
     """The stages that a configuration asks for."""
-    return tuple(name for name in ORDER if name != "fuse" or config.fusion.method != "none")
+    asked = {"fuse": config.fusion.method != "none", "explain": config.explain.run}
+    return tuple(name for name in ORDER if asked.get(name, True))
 
 
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (), "embed": ("prepare",), "train": ("prepare",), "recall": ("prepare",), "bucket": ("prepare",),
     "score": ("prepare",), "fuse": ("prepare",),
-    "publish": ("score",), "evaluate": ("prepare", "recall"),
+    "publish": ("score",), "explain": ("prepare", "score"), "evaluate": ("prepare", "recall"),
 }  # fmt: skip
 
 

@@ -60,6 +60,11 @@ def judged(unit: dict[str, Any], job: Job, by: requests.Rules) -> requests.Work:
     candidates = requests.read_candidates(unit["candidates"], job.fusion is not None or job.score.keep_parts)
     if job.score.users_share < 1:
         candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
+    return joined(unit, candidates, job, by)
+
+
+def joined(unit: dict[str, Any], candidates: pa.Table, job: Job, by: requests.Rules) -> requests.Work:
+    """As `judged`, of candidates in list form that have been read."""
     whole, names = job.score.history == "known", placeholders(job.prompt.context)
     columns = [USER, ITEMS] if whole else [USER, ITEMS, TRAIN_LENGTH]
     columns = list(dict.fromkeys([*columns, *contexts.columns_of(names, not whole)]))

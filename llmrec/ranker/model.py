@@ -333,14 +333,14 @@ def score_pair_by_pair(ranker: Ranker, request: Request) -> torch.Tensor:
     encoder that was trained on branches: there the trunk's tokens do not see the candidate.
     """
     head = ranker.head
-    rows = _candidate_rows(ranker, request.branches.values)
+    rows = candidate_rows(ranker, request.branches.values)
     with torch.inference_mode():
         if isinstance(head, RetrieveHead):
             users = last_states(ranker, request, without_item=True)
-            return head.pairs(users, _vectors(ranker), rows).float().cpu()
+            return head.pairs(users, item_vectors(ranker), rows).float().cpu()
         if isinstance(head, RankHead):
             ends, users = (last_states(ranker, request, without_item=w) for w in (False, True))
-            return (head.retrieve.pairs(users, _vectors(ranker), rows) + head.branch(ends)).float().cpu()
+            return (head.retrieve.pairs(users, item_vectors(ranker), rows) + head.branch(ends)).float().cpu()
         return head(last_states(ranker, request)).float().cpu()
 
 
@@ -401,10 +401,10 @@ def _retrieve_scores(ranker: Ranker, states: torch.Tensor, candidates: np.ndarra
     """float32[sum of counts]: each user's state ([R, hidden]) against his own candidates (their tokens)."""
     assert isinstance(ranker.head, RetrieveHead)
     user = torch.repeat_interleave(torch.tensor(counts, device=states.device))
-    return ranker.head.pairs(states[user], _vectors(ranker), _candidate_rows(ranker, candidates))
+    return ranker.head.pairs(states[user], item_vectors(ranker), candidate_rows(ranker, candidates))
 
 
-def _candidate_rows(ranker: Ranker, tokens: np.ndarray) -> torch.Tensor:
+def candidate_rows(ranker: Ranker, tokens: np.ndarray) -> torch.Tensor:
     """int64[N]: the catalogue rows of N candidates of as many tokens each as an item has."""
     if ranker.items is None:
         return torch.empty(0, dtype=torch.int64)
@@ -412,7 +412,7 @@ def _candidate_rows(ranker: Ranker, tokens: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(first).to(next(ranker.parameters()).device) - ranker.vocabulary) // ranker.items.k
 
 
-def _vectors(ranker: Ranker) -> ItemVectors:
+def item_vectors(ranker: Ranker) -> ItemVectors:
     found = ranker.vectors()
     assert found is not None
     return found

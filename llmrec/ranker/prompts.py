@@ -116,8 +116,16 @@ def scoring_request(
 ) -> Request:
     """history, candidates: catalogue rows (int64), the history cut to what the trunk keeps, oldest first. context: one,
     what the user is asked about in."""
+    whole = scoring_trunk(prefix, catalogue, history, context)
+    return Request.to_score(whole, catalogue.candidate.take(candidates))
+
+
+def scoring_trunk(
+    prefix: np.ndarray, catalogue: Catalogue, history: np.ndarray, context: Contexts | None
+) -> np.ndarray:
+    """int32[P] or int64[P]: the trunk of such a request."""
     whole = trunk(prefix, catalogue.event.take(history))
-    return Request.to_score(whole if context is None else context.ended(whole), catalogue.candidate.take(candidates))
+    return whole if context is None else context.ended(whole)
 
 
 def training_request(

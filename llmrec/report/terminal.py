@@ -27,10 +27,32 @@ def print_summary(stage: str, summary: Mapping[str, Any]) -> None:
     if stage == "evaluate":
         print_evaluation(summary)
         return
+    if stage == "explain":
+        print_explanation(summary)
+        return
     table = Table(title=f"{stage}: done", title_justify="left", show_header=False)
     for key, value in summary.items():
         table.add_row(key.replace("_", " "), text(value))
     console().print(table)
+
+
+def print_explanation(summary: Mapping[str, Any]) -> None:
+    """What the reasons rest on, whether the cited items matter, and some of the sentences."""
+    shown = {name: value for name, value in summary.items() if name not in ("faithfulness", "examples")}
+    print_rows("explain: done", ["", ""], [[name.replace("_", " "), value] for name, value in shown.items()])
+    print_rows(
+        "some reasons", ["user", "rank", "words of", "reason"],
+        [[str(of["user"]), of["rank"], of["source"], of["reason"]] for of in summary["examples"]],
+    )  # fmt: skip
+    found = summary["faithfulness"]
+    if not found["users"]:
+        console().print("faithfulness: not measured; no sampled user has a reason that cites, and others to leave out")
+        return
+    console().print(
+        f"faithfulness, {found['reasons']:,} reasons of {found['users']:,} users: without the cited items scores fall "
+        f"by {found['cited']:.4f}, without as many random others by {found['random']:.4f}; difference "
+        f"{found['difference']:+.4f}, 95% {found['low']:+.4f} to {found['high']:+.4f}"
+    )
 
 
 def print_evaluation(summary: Mapping[str, Any]) -> None:

@@ -92,12 +92,14 @@ def staged_path(run_id: str, bucket: int) -> str:
     return f"{STAGED}/{run_id}/bucket-{bucket:05d}.parquet"
 
 
-def publish(table: str, files: Sequence[StagedFile], buckets: int, schema: pa.Schema, run_id: str) -> Published:
+def publish(
+    table: str, files: Sequence[StagedFile], buckets: int, schema: pa.Schema, run_id: str, name: str = "rankings"
+) -> Published:
     """Replace what the table shows by these files, in one atomic commit. The run before stays readable by its id.
 
     The same run published twice, one after the other or at the same time, is one commit.
 
-    buckets: of how many the users were hashed into, files with no rows included.
+    buckets: of how many the users were hashed into, files with no rows included; name: of the table, in its log.
 
     Raises:
         UserError: another publisher committed another run at the same time.
@@ -119,7 +121,7 @@ def publish(table: str, files: Sequence[StagedFile], buckets: int, schema: pa.Sc
         if current is None:
             create_table_with_add_actions(
                 table, partitioned, adds, mode="error", partition_by=[BUCKET], storage_options=options,
-                name="rankings", commit_properties=properties,
+                name=name, commit_properties=properties,
             )  # fmt: skip
         elif shown(current)["run_id"] == run_id:
             return Published(table, _version_of(table, run_id), run_id, rows, new=False)

@@ -28,6 +28,7 @@ def only(work: Work, rows: np.ndarray) -> Work:
         parts={name: values[pairs.to_numpy()] for name, values in work.parts.items()},
         sources=work.sources.take(pairs),
         openings=None if work.openings is None else work.openings.take(pa.array(rows)),
+        contexts=None if work.contexts is None else work.contexts.take(pa.array(rows)),
     )
 
 

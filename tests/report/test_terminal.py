@@ -117,3 +117,21 @@ def test_every_setting_is_in_the_help() -> None:
     assert lines[0] == "settings:"
     for setting in ("--root", "--score.top_k", "--recall.item_item.decay", "--data.columns.user"):
         assert sum(line.strip().startswith(f"{setting} (default") for line in lines) == 1
+
+
+@pytest.mark.parametrize("users", [12, 0])
+def test_an_explanation_shows_sentences_and_whether_they_are_faithful(
+    users: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"cited": 0.5, "random": 0.125, "difference": 0.375, "low": 0.25, "high": 0.45}
+    found = {"users": users, "reasons": 34, **(figures if users else dict.fromkeys(figures))}
+    example = {"user": 7, "rank": 1, "source": "template", "reason": "“Heat” because of “Casino”."}
+    summary = {"run_id": "r-1", "with_history": 1234, "faithfulness": found, "examples": [example]}
+    terminal.print_summary("explain", summary)
+    out = " ".join(capsys.readouterr().out.split())
+    for part in ("explain: done", "r-1", "1,234", "“Heat” because of “Casino”."):
+        assert part in out
+    told = (
+        "34 reasons of 12 users: without the cited items scores fall by 0.5000, without as many random others by 0.1250"
+    )
+    assert (told in out and "difference +0.3750, 95% +0.2500 to +0.4500" in out) if users else "not measured" in out

@@ -105,6 +105,16 @@ def test_unchanged_is_by_user() -> None:
     assert not fingerprints.unchanged(pa.array([1]), np.asarray([6], np.uint64), before.slice(0, 0)).any()
 
 
+def test_some_of_the_users_keep_what_is_theirs() -> None:
+    parts = {"text": np.asarray([1, 2, 3], np.float32)}
+    left = subsets.only(work(contexts=pa.table({"place": ["home", "work"]}), parts=parts), np.asarray([1]))
+    assert left.users.to_pylist() == [2] and left.openings.to_pylist() == [None]
+    assert left.contexts.to_pydict() == {"place": ["work"]}
+    assert left.histories[0].tolist() == [1] and left.candidates[0].tolist() == [0]
+    assert left.recall_scores.tolist() == [1.0] and left.parts["text"].tolist() == [3.0]
+    assert left.sources.to_pylist() == ["b"]
+
+
 def test_users_set_aside_leave_a_row_for_each_candidate() -> None:
     left = subsets.set_aside(work(), {0: ("scoring_killed", "why")}, IDS, "file")
     assert left.users.to_pylist() == [2] and left.candidates.values.tolist() == [0]

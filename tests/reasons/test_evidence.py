@@ -1,0 +1,76 @@
+"""What items share, against sets; and which items of a history are cited."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from llmrec.evaluation import faithfulness
+from llmrec.reasons.evidence import NOISE, gather
+from llmrec.reasons.traits import Trait, Traits
+
+ITEMS = 12
+
+
+def drawn(seed: int) -> list[set[Trait]]:
+    rng = np.random.default_rng(seed)
+    return [{Trait(f"n{n}", f"v{v}") for n, v in rng.integers(0, 4, (rng.integers(0, 6), 2))} for _ in range(ITEMS)]
+
+
+def built(of: list[set[Trait]]) -> Traits:
+    flat = [(row, *trait) for row, traits in enumerate(of) for trait in [*traits, *list(traits)[:1]]]
+    rows, names, values = ([f[i] for f in flat] for i in range(3))
+    return Traits.build(np.asarray(rows, np.int64), names, values, len(of))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shared_traits_come_rarest_first(seed: int) -> None:
+    of = drawn(seed)
+    traits, times = built(of), Counter(trait for traits in of for trait in traits)
+    for one in range(ITEMS):
+        for other in range(ITEMS):
+            if one != other:
+                wanted = sorted(of[one] & of[other], key=lambda t: (times[t], t))
+                assert traits.shared(one, other, 99) == tuple(wanted)
+                assert traits.shared(one, other, 1) == tuple(wanted[:1])
+
+
+def test_cited_are_the_most_influential_that_raised_the_score() -> None:
+    none = built([set()] * ITEMS)
+    influence = np.asarray([0.1, -3.0, 0.4, 0.0, 0.4, 0.9 * NOISE * 5])
+    found = gather(0, 5.0, [6, 7, 8, 9, 10, 11], influence, 9, none, none, 2)
+    assert [(c.row, c.influence) for c in found.cited] == [(8, 0.4), (10, 0.4), (6, 0.1)]
+    assert [c.row for c in gather(0, 5.0, [6, 7, 8, 9, 10, 11], influence, 2, none, none, 2).cited] == [8, 10]
+    assert gather(0, 5.0, [], np.empty(0), 2, none, none, 2).cited == ()
+
+
+@pytest.mark.parametrize(("influence", "told"), [(0.3, True), (-0.3, False), (None, False)])
+def test_a_context_is_named_if_it_raised_the_score(influence: float | None, told: bool) -> None:
+    none, place = built([set()] * ITEMS), Trait("place", "home")
+    found = gather(0, 1.0, [1], np.asarray([0.5]), 3, none, none, 2, (place,), influence)
+    assert found.context == ((place,) if told else ()) and found.context_influence == influence
+
+
+def test_others_are_as_many_and_none_is_cited() -> None:
+    history = [5, 3, 5, 8, 1, 9]
+    seen = set()
+    for seed in range(30):
+        chosen = faithfulness.others(history, [3, 9], (seed, 7))
+        assert chosen is not None and len(set(chosen)) == 2 and set(chosen) <= {5, 8, 1}
+        assert chosen == faithfulness.others(history, [3, 9], (seed, 7))
+        seen |= set(chosen)
+    assert seen == {5, 8, 1}
+    assert faithfulness.others(history, [3, 9, 1], (0,)) is None and faithfulness.others(history, [], (0,)) is None
+
+
+def test_faithfulness_is_the_mean_difference_with_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    cited, random = rng.normal(0.5, 0.1, 400).tolist(), rng.normal(0.2, 0.1, 400).tolist()
+    found = faithfulness.measure(cited, random, 1000, 2000, 0)
+    differences = np.subtract(cited, random)
+    assert found.difference == pytest.approx(differences.mean())
+    half = 1.96 * differences.std() / 20  # the normal interval
+    assert (found.low, found.high) == pytest.approx((differences.mean() - half, differences.mean() + half), abs=0.003)
+    assert faithfulness.measure([], [], 0, 10, 0).difference is None
