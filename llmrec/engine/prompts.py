@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
 from llmrec import assets, storage
@@ -31,10 +32,12 @@ from llmrec.ranker.prompts import (
     trunk_opening,
     trunk_openings,
 )
-from llmrec.ranker.templates import fill
-from llmrec.schema import ITEM, USER
+from llmrec.ranker.templates import fill, placeholders
+from llmrec.schema import ITEM, TEXT, USER
 from llmrec.tables import buckets
+from llmrec.tables.augmentations import AUGMENTATION, INTERESTS, interests_read, item_texts_read, with_augmentation
 from llmrec.tables.embeddings import open_embeddings
+from llmrec.tables.users import known_users
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,75 @@ class Prompts:
 
 def tokenise_items(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, layout: Layout) -> Prompts:
     """The catalogue in a ranker's own templates, as text; see `bind`."""
-    items = told_edges(buckets.read_parquet(layout.items), prompt, layout)
+    items = told(buckets.read_parquet(layout.items), prompt, layout)
     catalogue = tokenise_catalogue(items, ITEM, prompt, tokenizer)
     return Prompts(catalogue, trunk_opening(prompt, tokenizer), prompt.max_history)
 
 
-def told_edges(items: pa.Table, prompt: Prompt, layout: Layout) -> pa.Table:
-    """The items with the columns of text that placeholders for edges in prompt.item name, if there are any.
+def told_columns(template: str) -> list[str]:
+    """The placeholders in prompt.item that stand for what other tables tell of an item."""
+    return [*edge_texts.wanted(template), *([AUGMENTATION] if item_texts_read(template) else [])]
+
+
+def told(items: pa.Table, prompt: Prompt, layout: Layout) -> pa.Table:
+    """The items with the columns of text that `told_columns` names, if there are any.
 
     Raises:
-        UserError: there is no graph, or the items have a column of that name beside one.
+        UserError: the other table is not there, or the items have a column of that name beside it.
     """
+    return _told_augmentation(_told_edges(items, prompt, layout), prompt, layout)
+
+
+def own_columns(prompt: Prompt, layout: Layout) -> list[str]:
+    """Columns of the items table that prompt.item names.
+
+    Raises:
+        UserError: it names one that the table lacks and no other table tells.
+    """
+    there = buckets.schema_of(layout.items)
+    checked, of_others = there, [name for name in told_columns(prompt.item) if name not in there.names]
+    for name in of_others:
+        checked = checked.append(pa.field(name, pa.string()))
+    fill(prompt.item, checked.empty_table(), "item")
+    return [name for name in dict.fromkeys(placeholders(prompt.item)) if name not in of_others]
+
+
+def item_texts(prompt: Prompt, layout: Layout, columns: Sequence[str]) -> pa.Table:
+    """item_id, ascending, columns of the items table, and `text`: what prompt.item says of each item, nothing being
+    written of any yet.
+
+    Raises:
+        UserError: prompt.item or `columns` names a column that the table lacks.
+    """
+    wanted = list(dict.fromkeys((ITEM, *columns, *own_columns(prompt, layout))))
+    items = _told_edges(buckets.read_parquet(layout.items, wanted), prompt, layout)
+    if item_texts_read(prompt.item) and AUGMENTATION not in items.column_names:
+        items = items.append_column(AUGMENTATION, pa.array([""] * items.num_rows, pa.string()))
+    texts = pa.array(fill(prompt.item, items, "item"), pa.string())
+    items = items.select(list(dict.fromkeys((ITEM, *columns)))).append_column(TEXT, texts)
+    return items.take(pa.compute.sort_indices(items, sort_keys=[(ITEM, "ascending")])).combine_chunks()
+
+
+def _told_augmentation(items: pa.Table, prompt: Prompt, layout: Layout) -> pa.Table:
+    if not item_texts_read(prompt.item):
+        return items
+    own, written = AUGMENTATION in items.column_names, storage.exists(layout.item_augmentations)
+    if own and written:
+        raise UserError(
+            f"prompt.item uses '{{{AUGMENTATION}}}': the items have a column of that name, and augment has written "
+            "texts too; rename the column"
+        )
+    if own:
+        return items
+    if not written:
+        raise UserError(
+            f"prompt.item uses '{{{AUGMENTATION}}}', and {layout.item_augmentations} is not there; set "
+            "augment.items.min_characters and run jobs/augment.py"
+        )
+    return with_augmentation(items, buckets.read_parquet(layout.item_augmentations))
+
+
+def _told_edges(items: pa.Table, prompt: Prompt, layout: Layout) -> pa.Table:
     names = edge_texts.wanted(prompt.item)
     if not names:
         return items
@@ -163,11 +224,61 @@ def opening_tokens(
     return [next(left) if known else plain for known in texts.is_valid().to_pylist()]
 
 
+def user_files(prompt: Prompt, layout: Layout) -> tuple[dict[int, str], dict[int, str]]:
+    """Files of users' attributes and of their interests by bucket, none where prompt.user does not read them.
+
+    Raises:
+        UserError: it reads interests, and augment has written none, or the users have a column of that name beside.
+    """
+    attributes = buckets.bucket_files(layout.users) if prompt.user and storage.exists(layout.users) else {}
+    if not interests_read(prompt.user):
+        return attributes, {}
+    own = any(INTERESTS in buckets.schema_of(uri).names for uri in list(attributes.values())[:1])
+    written = storage.exists(layout.user_augmentations)
+    if own and written:
+        raise UserError(
+            f"prompt.user uses '{{{INTERESTS}}}': the users have a column of that name, and augment has written texts "
+            "too; rename the column"
+        )
+    if own:
+        return attributes, {}
+    if not written:
+        raise UserError(
+            f"prompt.user uses '{{{INTERESTS}}}', and {layout.user_augmentations} is not there; set "
+            "augment.users.history and run jobs/augment.py"
+        )
+    return attributes, buckets.bucket_files(layout.user_augmentations)
+
+
+def read_augmentations(prompt: Prompt, layout: Layout) -> list[tuple[str, int, str]]:
+    """`storage.manifest` of the augmentations that the prompts read, as far as they are there."""
+    read = [layout.item_augmentations] * item_texts_read(prompt.item)
+    read += [layout.user_augmentations] * interests_read(prompt.user)
+    return [entry for uri in read if storage.exists(uri) for entry in storage.manifest(uri)]
+
+
+def check_interests(prompt: Prompt, layout: Layout) -> None:
+    """
+    Raises:
+        UserError: what augment wrote of users tells of events that a trunk of prompt.max_history holds, and that
+            training would ask about.
+    """
+    if not interests_read(prompt.user) or not storage.exists(layout.summary("augment")):
+        return
+    before = storage.read_json(layout.summary("augment"))["summary"]["before"]
+    if before and before < prompt.max_history:
+        raise UserError(
+            f"prompt.max_history = {prompt.max_history}: augment told users' interests by what was before their newest "
+            f"{before} events, so that training would find its answers there; run jobs/augment.py again"
+        )
+
+
 def load_prompts(ranker: Ranker, layout: Layout, trained: np.ndarray | None = None) -> Prompts:
     """Both of the above and the openings of all users, by the ranker's own tokenizer and templates."""
     prompt, of_user = ranker.card.prompt, {}
-    if prompt.user and storage.exists(layout.users):
-        users = buckets.read_parquet(layout.users)
+    attributes, interests = user_files(prompt, layout)
+    users = known_users(layout.users if attributes else "", layout.user_augmentations if interests else "", prompt)
+    if users is not None:
         opened = trunk_openings(fill(prompt.user, users, "user"), prompt, ranker.tokenizer)
         of_user = dict(zip(users[USER].to_pylist(), opened, strict=True))
     return replace(bind(tokenise_items(ranker.tokenizer, prompt, layout), ranker, layout, trained), of_user=of_user)
