@@ -161,10 +161,10 @@ class AugmentItems(Section):
 
 
 class AugmentUsers(Section):
-    """Summaries of what users were interested in before the events that the trunk holds: {interests} in prompt.user."""
+    """Summaries of what users are interested in: {interests} in prompt.user, for a model that is not trained."""
 
     history: Annotated[int, Field(ge=0)] = Field(
-        0, description="of so many of a user's events before the newest prompt.max_history training events; 0: none"
+        0, description="of so many of a user's newest training events; 0: none"
     )
     template: str = Field("user.v1", description="as of items")
 

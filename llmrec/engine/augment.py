@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from transformers import AutoConfig
 
 from llmrec import assets, config, schema, storage
 from llmrec.engine import units, watch
@@ -45,10 +45,10 @@ SECONDS_BETWEEN_LINES = 5.0
 class Augmented:
     """What augment did.
 
-    thin_items: those that were to get a text; items_augmented + items_set_aside make them up; users: those with events
-    before the ones that the trunk holds, likewise. generated: prompts that the model answered in this run; unchanged:
-    items and users whose answer was there before; values_cut: of their prompts that were longer than max_input_tokens.
-    history, before: users' texts tell of so many events before the newest so many. tables: of what was asked for.
+    thin_items: those that were to get a text; items_augmented + items_set_aside make them up; users: those with
+    training events, likewise, or 0 if none were to get one. generated: prompts that the model answered in this run;
+    unchanged: items and users whose answer was there before; values_cut: of their prompts that were longer than
+    max_input_tokens. tables: of what was asked for.
     """
 
     items: int
@@ -66,8 +66,6 @@ class Augmented:
     model: str
     revision: str
     templates: dict[str, str]
-    history: int
-    before: int
     tables: dict[str, str]
     quarantine: str
 
@@ -82,7 +80,6 @@ class Job:
     instructions: Instructions
     directory: str
     revision: str
-    before: int
 
     @property
     def folder(self) -> str:
@@ -163,13 +160,13 @@ def augment(settings: config.Config, layout: Layout, say: Callable[[str], None])
     if jobs:
         directory = assets.resolve_model(wanted.model)  # a wrong name is told before actors start
         revision = model_version(directory) if Path(directory).is_dir() else directory
-        positions = getattr(AutoConfig.from_pretrained(directory), "max_position_embeddings", None)
-    storage.delete(layout.quarantine("augment"))
+        positions = generator.positions_of(directory)
     for kind, where in (("items", layout.item_augmentations), ("users", layout.user_augmentations)):
         if kind not in jobs:
-            storage.delete(where)
+            for gone in (where, storage.join(layout.quarantine("augment"), kind)):
+                storage.delete(gone)
             continue
-        job = Job(wanted, layout, kind, jobs[kind], directory, revision, settings.prompt.max_history)
+        job = Job(wanted, layout, kind, jobs[kind], directory, revision)
         tables[kind] = where
         work = _items if kind == "items" else _users
         found[kind] = work(job, settings, positions, say)
@@ -190,8 +187,6 @@ def augment(settings: config.Config, layout: Layout, say: Callable[[str], None])
         model=wanted.model if jobs else "",
         revision=revision,
         templates=templates,
-        history=wanted.users.history,
-        before=settings.prompt.max_history if wanted.users.history else 0,
         tables=tables,
         quarantine=layout.quarantine("augment"),
     )
@@ -212,6 +207,7 @@ def _items(job: Job, settings: config.Config, positions: int | None, say: Callab
     say(f"{len(asked.ids):,} items with little text, {missing.num_rows:,} texts to write in {len(shards)} shards")
     done = _generate(job, [to_row(shard) for shard in shards], None, settings, say) if shards else []
     known = augmentations.generated(job.folder) if shards else known
+    storage.delete(job.quarantine)
     found = _written(job, asked, known, ITEM, job.layout.items, storage.join(job.quarantine, "items.parquet"))
     buckets.write_parquet(found.table, job.layout.item_augmentations)
     augmentations.tidy(job.folder, known)
@@ -289,6 +285,7 @@ def _users(job: Job, settings: config.Config, positions: int | None, say: Callab
     plan = {**given, "positions": positions, "known": ray.put(known)}
     done = _generate(job, sources, plan, settings, say)
     after = augmentations.generated(job.folder)
+    storage.delete(job.quarantine)
     with buckets.rewriting(job.layout.user_augmentations):
         rows = units.reporting(
             units.each(sources, _write_users, {**given, "known": ray.put(after), "before": ray.put(known)}),
@@ -300,16 +297,16 @@ def _users(job: Job, settings: config.Config, positions: int | None, say: Callab
 
 
 def _asked_of_users(job: Job, uri: str, texts: pa.Table, prompter: Prompter) -> Asked:
-    """Of users with events before the newest `job.before` of training: since these alone are decided in training and
-    read where a ranking is asked for, what is told beside them gives no answer away."""
+    """Of users with training events, by the newest of these: what validation and test ask about is told to nobody."""
     table = training_part(buckets.read_parquet(uri, [USER, ITEMS, TRAIN_LENGTH]))
     flat, offsets = flatten(table[ITEMS])
     rows = Ragged(rows_of(flat, texts[ITEM].combine_chunks()), offsets)
-    said = texts[TEXT].to_pylist()
+    used = np.unique(rows.values[rows.values >= 0])
+    said = dict(zip(used.tolist(), texts[TEXT].take(pa.array(used)).to_pylist(), strict=True))
     histories = []
     for i in range(len(rows)):
-        older = rows[i][: max(0, len(rows[i]) - job.before)][-job.settings.users.history :]
-        names = (said[row].strip() for row in reversed(older.tolist()) if row >= 0)
+        newest = rows[i][-job.settings.users.history :]
+        names = (said[row].strip() for row in reversed(newest.tolist()) if row >= 0)
         histories.append(SEPARATOR.join(dict.fromkeys(name for name in names if name)))
     some = pa.array([bool(history) for history in histories], pa.bool_())
     told = pa.table({HISTORY: pa.array(histories, pa.string())}).filter(some)

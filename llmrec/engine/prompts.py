@@ -37,7 +37,6 @@ from llmrec.schema import ITEM, TEXT, USER
 from llmrec.tables import buckets
 from llmrec.tables.augmentations import AUGMENTATION, INTERESTS, interests_read, item_texts_read, with_augmentation
 from llmrec.tables.embeddings import open_embeddings
-from llmrec.tables.users import known_users
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,7 @@ def user_files(prompt: Prompt, layout: Layout) -> tuple[dict[int, str], dict[int
     attributes = buckets.bucket_files(layout.users) if prompt.user and storage.exists(layout.users) else {}
     if not interests_read(prompt.user):
         return attributes, {}
-    own = any(INTERESTS in buckets.schema_of(uri).names for uri in list(attributes.values())[:1])
+    own = _own_interests(layout)
     written = storage.exists(layout.user_augmentations)
     if own and written:
         raise UserError(
@@ -250,35 +249,29 @@ def user_files(prompt: Prompt, layout: Layout) -> tuple[dict[int, str], dict[int
     return attributes, buckets.bucket_files(layout.user_augmentations)
 
 
-def read_augmentations(prompt: Prompt, layout: Layout) -> list[tuple[str, int, str]]:
-    """`storage.manifest` of the augmentations that the prompts read, as far as they are there."""
-    read = [layout.item_augmentations] * item_texts_read(prompt.item)
-    read += [layout.user_augmentations] * interests_read(prompt.user)
-    return [entry for uri in read if storage.exists(uri) for entry in storage.manifest(uri)]
+def _own_interests(layout: Layout) -> bool:
+    """Whether the users have a column of that name."""
+    files = list(buckets.bucket_files(layout.users).values()) if storage.exists(layout.users) else []
+    return any(INTERESTS in buckets.schema_of(uri).names for uri in files[:1])
 
 
-def check_interests(prompt: Prompt, layout: Layout) -> None:
+def check_trainable(prompt: Prompt, layout: Layout) -> None:
     """
     Raises:
-        UserError: what augment wrote of users tells of events that a trunk of prompt.max_history holds, and that
-            training would ask about.
+        UserError: prompt.user reads what augment wrote of users, which tells of the events that training asks about.
     """
-    if not interests_read(prompt.user) or not storage.exists(layout.summary("augment")):
-        return
-    before = storage.read_json(layout.summary("augment"))["summary"]["before"]
-    if before and before < prompt.max_history:
+    if interests_read(prompt.user) and not _own_interests(layout):
         raise UserError(
-            f"prompt.max_history = {prompt.max_history}: augment told users' interests by what was before their newest "
-            f"{before} events, so that training would find its answers there; run jobs/augment.py again"
+            f"prompt.user uses '{{{INTERESTS}}}', which tells of the events that training asks about; leave it out, or "
+            "score an untouched model (score.model = base)"
         )
 
 
 def load_prompts(ranker: Ranker, layout: Layout, trained: np.ndarray | None = None) -> Prompts:
     """Both of the above and the openings of all users, by the ranker's own tokenizer and templates."""
     prompt, of_user = ranker.card.prompt, {}
-    attributes, interests = user_files(prompt, layout)
-    users = known_users(layout.users if attributes else "", layout.user_augmentations if interests else "", prompt)
-    if users is not None:
+    if prompt.user and storage.exists(layout.users):
+        users = buckets.read_parquet(layout.users)
         opened = trunk_openings(fill(prompt.user, users, "user"), prompt, ranker.tokenizer)
         of_user = dict(zip(users[USER].to_pylist(), opened, strict=True))
     return replace(bind(tokenise_items(ranker.tokenizer, prompt, layout), ranker, layout, trained), of_user=of_user)

@@ -12,7 +12,7 @@ import torch
 from llmrec import assets, config, storage
 from llmrec.engine.counts import known_histories
 from llmrec.engine.item_vectors import freeze
-from llmrec.engine.prompts import bind, check_items, opening_tokens, tokenise_items, user_files
+from llmrec.engine.prompts import bind, check_items, opening_tokens, tokenise_items
 from llmrec.engine.recall_bucket import RETRIEVE
 from llmrec.engine.units import reporting
 from llmrec.errors import UserError
@@ -50,15 +50,12 @@ def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable
     if card.items != "token":
         raise UserError(f"{model}: reads items as text and has no retrieve head; set recall.retrieve.top = 0")
     check_items(directory, layout)
-    known, interests = user_files(card.prompt, layout)
+    known = buckets.bucket_files(layout.users) if card.prompt.user and storage.exists(layout.users) else {}
     histories = buckets.bucket_files(layout.histories)
     contexts.check(
         buckets.schema_of(next(iter(histories.values()))), placeholders(card.prompt.context), layout.histories
     )
-    units = [
-        {BUCKET: b, "uri": uri, "users": known.get(b, ""), "interests": interests.get(b, "")}
-        for b, uri in histories.items()
-    ]
+    units = [{BUCKET: b, "uri": uri, "users": known.get(b, "")} for b, uri in histories.items()]
     say(f"retrieving for the users of {len(units)} buckets from all items")
     done = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
         _Retriever,
@@ -96,7 +93,7 @@ class _Retriever:
         ids, prompt = self.prompts.catalogue.ids, self.ranker.card.prompt
         histories = known_histories(table, ids, training_only=self.settings.history == "training")
         users = table[USER].combine_chunks()
-        texts = openings(users, unit["users"], prompt, unit["interests"])
+        texts = openings(users, unit["users"], prompt) if unit["users"] else None
         opened = opening_tokens(texts, len(users), self.prompts.plain, prompt, self.ranker.tokenizer)
         names = placeholders(prompt.context)
         told = contexts.now(table, names, self.settings.history == "training") if names else None

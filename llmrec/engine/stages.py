@@ -138,13 +138,13 @@ _NEEDS: dict[str, tuple[str, ...]] = {
 
 def _needs(name: str, config: Config) -> tuple[str, ...]:
     """The stages that must have finished before this one."""
-    read = item_texts_read(config.prompt.item) and bool(config.augment.items.min_characters)
-    read |= interests_read(config.prompt.user) and bool(config.augment.users.history)
+    written = item_texts_read(config.prompt.item) and config.augment.items.min_characters
+    augmented = ("augment",) if written else ()
     if name == "embed":
-        return (*_NEEDS[name], *(("augment",) if read else ()))
+        return (*_NEEDS[name], *augmented)
     if name == "train":
         embedded = ("embed",) if config.model.items == "token" and embed.wanted(config) else ()
-        return (*_NEEDS[name], *(("augment",) if read else ()), *embedded)
+        return (*_NEEDS[name], *augmented, *embedded)
     if name == "score":
         fitted = ("fuse",) if config.fusion.method != "none" and not config.fusion.model else ()
         return (*_NEEDS[name], *fitted, *(("embed",) if config.rerank.by_text else ()))
@@ -178,7 +178,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         dump["items"]["wanted"] = embed.wanted(config)
     elif name == "train":
         edges = (layout.edges,) if config.model.items == "text" and edge_texts.wanted(config.prompt.item) else ()
-        inputs = (*prepared, layout.users, embedded, *edges, *written, *read_of_users)
+        inputs = (*prepared, layout.users, embedded, *edges, *written)
         sections = ["model", "prompt", "items", "train"]
         dump["train"]["negatives_from"] = dump["recall"]["item_item"]
     elif name == "recall":
@@ -199,8 +199,6 @@ def _read_by_recall(config: Config, layout: Layout) -> tuple[str, ...]:
     found: list[str] = []
     if recall.retrieve.top or "segment" in recall.merge:
         found.append(layout.users)
-    if recall.retrieve.top and interests_read(config.prompt.user):
-        found.append(layout.user_augmentations)
     if recall.retrieve.top or "text" in recall.merge:
         found.append(storage.join(layout.embeddings, embeddings.DESCRIPTION))
     if recall.retrieve.top:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
@@ -176,6 +177,19 @@ def load(directory: str) -> PreTrainedModel:
     if layers_of(model.base_model) is None or not is_causal(model.base_model):
         raise UserError(f"augment.model '{directory}' ({type(model).__name__}) is no decoder, which alone can write")
     return model
+
+
+def positions_of(directory: str) -> int | None:
+    """How many positions a model was made for, if it says so.
+
+    Raises:
+        UserError: its configuration cannot be read.
+    """
+    try:
+        found = AutoConfig.from_pretrained(directory).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"augment.model '{directory}' cannot be loaded: {str(error).splitlines()[0]}") from None
+    return getattr(found, "max_position_embeddings", None)
 
 
 def check_length(longest: int, settings: Augment, positions: int | None) -> None:

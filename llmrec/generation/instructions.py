@@ -140,7 +140,7 @@ def read(source: str) -> Instructions:
     """source: the name of a shipped file, such as 'item.v1', or the path or URI of one of your own.
 
     Raises:
-        UserError: there is none, or it is not of this form; one line a problem, with the key.
+        UserError: there is none, or it is not of this form; the first problem, with its key.
     """
     if source in shipped():
         data, origin = (SHIPPED / f"{source}{SUFFIX}").read_bytes(), source
@@ -158,7 +158,7 @@ def read(source: str) -> Instructions:
     try:
         return Instructions(**values)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(problem, origin) for problem in error.errors())) from None
+        raise UserError(_explain(error.errors()[0], origin)) from None
     except TypeError:
         raise UserError(f"{origin}: keys must be texts: {', '.join(Instructions.model_fields)}") from None
 

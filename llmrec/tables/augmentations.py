@@ -31,52 +31,47 @@ SMALL_FILES, SMALL_ROWS, MERGED_ROWS = 32, 4096, 65_536
 
 @dataclass(frozen=True)
 class Generated:
-    """Where each generated text lies. marks: uint64[n], ascending, the first half of its content hash; file: int32[n],
-    of files; rows: of each file."""
+    """Where each generated text lies. files: URIs, and rows: how many texts each has; hashes: binary(16)[n], content
+    hashes; file: int32[n], which of the files has each."""
 
     files: tuple[str, ...]
     rows: tuple[int, ...]
-    marks: np.ndarray
+    hashes: pa.Array
     file: np.ndarray
 
     def has(self, hashes: Sequence[str]) -> np.ndarray:
         """bool[n]"""
-        return self._places(hashes)[1]
-
-    def _places(self, hashes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        marks = _marks(hashes)
-        if not len(self.marks):
-            return np.zeros(len(marks), np.int64), np.zeros(len(marks), bool)
-        place = np.minimum(np.searchsorted(self.marks, marks), len(self.marks) - 1)
-        return place, self.marks[place] == marks
+        asked = _binary(hashes)
+        known = self.hashes.filter(pa.compute.is_in(self.hashes, asked))
+        found: np.ndarray = pa.compute.is_in(asked, known).to_numpy(zero_copy_only=False)
+        return found
 
     def look_up(self, hashes: Sequence[str]) -> pa.Table:
         """A row of GENERATED of each hash, nulls for one that was never generated. Reads the files that have some."""
-        place, there = self._places(hashes)
-        asked = pa.array(sorted({h for h, t in zip(hashes, there.tolist(), strict=True) if t}), pa.string())
+        here = pa.compute.is_in(self.hashes, _binary(hashes)).to_numpy(zero_copy_only=False)
+        asked = pa.array(hashes, pa.string())
         tables = [GENERATED.empty_table()]
-        for number in np.unique(self.file[place[there]]) if len(self.file) else ():
+        for number in np.unique(self.file[here]).tolist():
             rows = buckets.read_parquet(self.files[number])
             tables.append(rows.filter(pa.compute.is_in(rows[CONTENT_HASH], asked)).select(GENERATED.names))
         found = pa.concat_tables(tables).combine_chunks()
-        return found.take(pa.compute.index_in(pa.array(hashes, pa.string()), found[CONTENT_HASH].combine_chunks()))
+        return found.take(pa.compute.index_in(asked, pa.array(found[CONTENT_HASH].to_pylist(), pa.string())))
 
 
-def _marks(hashes: Sequence[str]) -> np.ndarray:
-    return np.fromiter((int(h[:16], 16) for h in hashes), np.uint64, len(hashes))
+def _binary(hashes: Sequence[str]) -> pa.Array:
+    return pa.array([bytes.fromhex(h) for h in hashes], pa.binary(16))
 
 
 def generated(uri: str) -> Generated:
     """What lies under a folder of generated texts."""
     files = [file for file, _ in storage.list_files(uri, ".parquet")]
-    marks = [
-        _marks(table[CONTENT_HASH].to_pylist())
+    hashes = [
+        _binary(table[CONTENT_HASH].to_pylist())
         for table in storage.each(lambda file: buckets.read_parquet(file, [CONTENT_HASH]), files)
     ]
-    flat = np.concatenate([np.empty(0, np.uint64), *marks])
-    which = np.repeat(np.arange(len(files), dtype=np.int32), [len(m) for m in marks])
-    order = np.argsort(flat, kind="stable")
-    return Generated(tuple(files), tuple(len(m) for m in marks), flat[order], which[order])
+    rows = [len(of) for of in hashes]
+    which = np.repeat(np.arange(len(files), dtype=np.int32), rows)
+    return Generated(tuple(files), tuple(rows), pa.concat_arrays([_binary([]), *hashes]), which)
 
 
 def file_of(uri: str, hashes: Sequence[str]) -> str:

@@ -10,16 +10,16 @@ from llmrec.config import Prompt
 from llmrec.ranker.templates import fill, placeholders
 from llmrec.schema import USER
 from llmrec.tables import buckets
-from llmrec.tables.augmentations import interests_read, with_interests
+from llmrec.tables.augmentations import INTERESTS, interests_read, with_interests
 
 
 def known_users(attributes: str, interests: str, prompt: Prompt) -> pa.Table | None:
     """The users of whom prompt.user can say something; None if there are none. attributes, interests: files or folders,
     empty where there are none."""
     users = buckets.read_parquet(attributes) if prompt.user and attributes else None
-    if not interests or not interests_read(prompt.user):
+    if not interests_read(prompt.user) or (users is not None and INTERESTS in users.column_names):
         return users
-    found = with_interests(users, buckets.read_parquet(interests))
+    found = with_interests(users, buckets.read_parquet(interests) if interests else None)
     if found is not None and users is None:
         for name in dict.fromkeys(placeholders(prompt.user)):
             if name not in found.column_names:  # nobody here has attributes
