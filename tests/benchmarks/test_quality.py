@@ -26,6 +26,7 @@ from benchmarks.quality import (
     fusion,
     methods,
     protocol,
+    rankers,
     settings,
     splits,
     titles,
@@ -35,7 +36,7 @@ from benchmarks.quality.__main__ import measure
 from benchmarks.quality.baselines import ease, ials, item_item, popularity, sasrec, title_similarity
 from benchmarks.quality.command_line import options
 from benchmarks.quality.datasets import Dataset
-from llmrec import assets
+from llmrec import assets, config
 from llmrec.errors import UserError
 from llmrec.evaluation.metrics import per_user
 from llmrec.fusion import model
@@ -593,3 +594,14 @@ def test_who_knows_the_context_finds_what_it_tells() -> None:
     }
     assert ranks["popularity-in-context"].max() <= 10 and ranks["in-context"].max() <= 10
     assert np.median(ranks["popularity"]) > 10
+
+
+@pytest.mark.parametrize("dataset", ["ml-100k", "amazon-beauty", "another"])
+def test_the_augmented_ranker_differs_by_what_its_items_text_says(dataset: str) -> None:
+    plain, augmented = (rankers.sections(dataset, name) for name in ("lm", "lm-augmented"))
+    assert augmented["prompt"]["item"] == plain["prompt"]["item"] + ". {augmentation}"
+    made = config.build({"root": "somewhere", **augmented})
+    assert made.augment.items.min_characters and not made.augment.users.history
+    augmented["prompt"]["item"] = plain["prompt"]["item"]
+    del augmented["augment"]
+    assert augmented == plain
