@@ -350,7 +350,10 @@ def _totals(counts: Iterable[dict[str, int]], unchanged: int, done: Sequence[dic
     aside = tuple(sorted((reason, n) for reason, n in total.items() if reason))
     generated, tokens = (sum(row[name] for row in done) for name in ("texts", "tokens"))
     seconds = sum(row["seconds"] for row in done) / max(1, len({row["actor"] for row in done}))
-    return _Done(sum(total.values()), total[""], aside, unchanged, generated, cut, tokens, seconds)
+    return _Done(
+        rows=sum(total.values()), augmented=total[""], aside=aside, unchanged=unchanged, cut=cut, generated=generated,
+        tokens=tokens, seconds=seconds,
+    )  # fmt: skip
 
 
 def _generate(
