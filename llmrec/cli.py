@@ -86,6 +86,35 @@ def show(
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def augment(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    show: Annotated[int, typer.Option(min=0, help="Texts to show at the end, and of those set aside.")] = 5,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write the summary to this file.")] = None,
+) -> None:
+    """Run jobs/augment.py and show some of what it wrote. Takes settings, such as --augment.items.min_characters 80."""
+    if found := service.state():
+        service.apply(found)
+    loaded = config.load(config_file, context.args)
+    if not loaded.augment.wanted:
+        raise UserError(
+            "nothing is asked for; set augment.items.min_characters for items, or augment.users.history for users"
+        )
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.engine import stages
+    from llmrec.engine.session import connected
+    from llmrec.report.augmentations import print_augmentations, sample
+
+    with terminating(), connected(loaded.cluster, layout.root):
+        done = stages.run("augment", loaded, progress_line("augment"))
+    terminal.print_summary("augment", done)
+    print_augmentations(sample(layout, show))
+    if json_file:
+        storage.write_json(json_file, done)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def plan(
     context: typer.Context,
     config_file: ConfigFile = None,

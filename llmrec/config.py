@@ -108,9 +108,12 @@ class Prompt(Section):
 
     item: str = Field(
         "{title}",
-        description="text of an item; {edges} is what the knowledge graph says of it, {edges:RELATION} of one relation",
+        description="text of an item; {edges} is what the knowledge graph says of it, {edges:RELATION} of one "
+        "relation; {augmentation} is what augment wrote of it",
     )
-    user: str = Field("", description="text of a user's attributes, before the history")
+    user: str = Field(
+        "", description="text of a user's attributes, before the history; {interests} is what augment wrote of him"
+    )
     before_history: str = "Films watched, oldest first:\n"
     before_item: str = " "
     after_item: str = Field("\n", description="ends an item of the history")
@@ -157,6 +160,58 @@ class Model(Section):
         description="dense: reference, one mask; cascade: skips what is hidden; flex: FlexAttention; "
         "auto: flex on CUDA, else cascade",
     )
+
+
+class AugmentItems(Section):
+    """Texts that a language model writes of items of which prompt.item says little: {augmentation} in prompt.item."""
+
+    min_characters: Annotated[int, Field(ge=0)] = Field(
+        0, description="items whose text, by prompt.item, is shorter get one; 0: none"
+    )
+    template: str = Field("item.v1", description="one that comes with the package, or the path of a .yaml of your own")
+
+
+class AugmentUsers(Section):
+    """Summaries of what users are interested in: {interests} in prompt.user, for a model that is not trained."""
+
+    history: Annotated[int, Field(ge=0)] = Field(
+        0, description="of so many of a user's newest training events; 0: none"
+    )
+    template: str = Field("user.v1", description="as of items")
+
+
+class Augment(Section):
+    """Texts by a generative language model where there are few; off unless items or users ask for some."""
+
+    items: AugmentItems = AugmentItems()
+    users: AugmentUsers = AugmentUsers()
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="a causal language model: an asset's name, a directory, an s3:// prefix or a hub id",
+    )
+    max_input_tokens: Count = Field(128, description="longer values of a template's placeholders are cut, and counted")
+    max_new_tokens: Count = Field(96, description="an answer that is not over by then is set aside")
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0: always the likeliest token; else sampled")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="sampled among the likeliest tokens that have this much probability together"
+    )
+    seed: int = Field(0, description="of sampling")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the layers' products")
+    shard: Count = Field(256, description="texts in a file of generated ones, the unit of work that a kill may cost")
+    batch_size: Count = Field(16, description="texts that are written at once")
+    actors: Count = 2
+    cpus_per_actor: Annotated[float, Field(ge=0)] = 1
+    gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.items.min_characters or self.users.history)
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Augment:
+        if self.top_p < 1 and not self.temperature:
+            raise ValueError(f"top_p = {self.top_p:g} is for sampling; set a temperature above 0")
+        return self
 
 
 class Items(Section):
@@ -726,6 +781,7 @@ class Config(BaseSettings):
     data: Data = Data()
     prompt: Prompt = Prompt()
     model: Model = Model()
+    augment: Augment = Augment()
     items: Items = Items()
     train: Train = Train()
     recall: Recall = Recall()

@@ -46,6 +46,18 @@ class Layout:
         return self._at("tables", "edges", "edges.parquet")
 
     @property
+    def item_augmentations(self) -> str:
+        return self._at("tables", "item_augmentations", "item_augmentations.parquet")
+
+    @property
+    def user_augmentations(self) -> str:
+        return self._at("tables", "user_augmentations")
+
+    def generated(self, kind: str) -> str:
+        """All texts that augment has ever written of items or users, by content hash."""
+        return self._at("generated", kind)
+
+    @property
     def embeddings(self) -> str:
         return self._at("tables", "embeddings")
 

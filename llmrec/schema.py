@@ -23,6 +23,7 @@ RANK, SCORE, RANKER_SCORE, PROBABILITY, RECALL_SCORE, SOURCE, MODEL_VERSION, RUN
     "rank", "score", "ranker_score", "probability", "recall_score", "source", "model_version", "run_id",
 )  # fmt: skip
 BUCKET = "bucket"
+TEXT, CONTENT_HASH = "text", "content_hash"
 HEAD, RELATION, TAIL, WEIGHT = "head", "relation", "tail", "weight"
 KEY, REASON, DETAIL, ORIGIN = "key", "reason_code", "detail", "source_file"
 
@@ -71,6 +72,14 @@ def rankings(user: pa.DataType, item: pa.DataType) -> pa.Schema:
         (USER, user), (RANK, pa.int32()), (ITEM, item), (SCORE, pa.float32()), (RANKER_SCORE, pa.float32()),
         (PROBABILITY, pa.float32()), (RECALL_SCORE, pa.float32()),
         (SOURCE, pa.string()), (MODEL_VERSION, pa.string()), (RUN_ID, pa.string()),
+    ])  # fmt: skip
+
+
+def augmentations(key: str, ids: pa.DataType) -> pa.Schema:
+    """Texts that a model wrote, one row an item or user (`key`), and whence they come; seed: null if none was used."""
+    return pa.schema([
+        (key, ids), (TEXT, pa.string()), ("model", pa.string()), ("revision", pa.string()), ("template", pa.string()),
+        ("template_version", pa.int32()), ("seed", pa.int64()), (CONTENT_HASH, pa.string()),
     ])  # fmt: skip
 
 

@@ -99,12 +99,22 @@ class LanguageModel:
             stages.run("prepare", made, self.say, reuse=True)
             if shared.is_dir() and not Path(layout.embeddings).is_dir():
                 shutil.copytree(shared, layout.embeddings)  # embed looks what of it still holds
+            if made.augment.wanted:
+                self._augment(made, layout, self.work / dataset.name / "generated")
             stages.run("embed", made, self.say, reuse=True)
             fitting = stages.run("train", made, self.say, reuse=True)["seconds"]
         if Path(layout.embeddings).is_dir():
             shutil.rmtree(shared, ignore_errors=True)
             shutil.copytree(layout.embeddings, shared)
         return layout, fitting
+
+    def _augment(self, made: config.Config, layout: Layout, written: Path) -> None:
+        """By the job, which finds there all that it has ever written for this data set."""
+        mine = layout.generated("items")
+        if written.is_dir():
+            shutil.copytree(written, mine, dirs_exist_ok=True)
+        stages.run("augment", made, self.say, reuse=True)
+        shutil.copytree(mine, written, dirs_exist_ok=True)
 
     def _configuration(self, dataset: Dataset, asked: Split, root: Path, seed: int) -> config.Config:
         raw = root / "raw"

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.quality.settings import CONTEXTS
 
 Sections = dict[str, dict[str, Any]]
+AUGMENTED = "augmented"  # stands for the item's template with what augment writes after it
 IN_CONTEXT = "in context"  # stands for all contexts that are known of a data set's events
 
 BASE: Sections = {
@@ -59,6 +60,7 @@ OF_DATASET: Mapping[str, Sections] = {
 VARIANTS: Mapping[str, Sections] = {
     "lm": {},
     "lm-rank": {"model": {"head": "rank"}},
+    "lm-augmented": {"prompt": {"item": AUGMENTED}, "augment": {"items": {"min_characters": 120}}},
     "lm-random": {"model": {"pretrained": False}},
     "lm-text-only": {"items": {"id": False}},
     "lm-id-only": {"items": {"encoder": "", "categories": [], "vectors": [], "numbers": []}},
@@ -77,6 +79,9 @@ def sections(dataset: str, variant: str) -> Sections:
     for changed in (OF_DATASET.get(dataset, {}), VARIANTS[variant]):
         for name, section in changed.items():
             found[name] = found.get(name, {}) | section
+    if found["prompt"]["item"] == AUGMENTED:
+        own = OF_DATASET.get(dataset, {}).get("prompt", {}).get("item", BASE["prompt"]["item"])
+        found["prompt"]["item"] = f"{own}. {{augmentation}}"
     if found["prompt"].get("context") == IN_CONTEXT:
         found["prompt"]["context"] = " ".join(f"{{{name}}}" for name in CONTEXTS.get(dataset, ()))
     return found

@@ -17,19 +17,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 import torch
 
 from llmrec import assets, config, storage
 from llmrec.engine import watch
-from llmrec.engine.prompts import told_edges
+from llmrec.engine.prompts import own_columns, told
 from llmrec.engine.watch import Beating
 from llmrec.layout import Layout
-from llmrec.ranker import edge_texts
 from llmrec.ranker.card import model_version
 from llmrec.ranker.graph import spectral_embedding
 from llmrec.ranker.sentence import SentenceEncoder
-from llmrec.ranker.templates import fill, placeholders
+from llmrec.ranker.templates import fill
 from llmrec.schema import ITEM
 from llmrec.tables import buckets, embeddings
 from llmrec.tables.embeddings import GRAPH, MARK, TEXT, Description, Shard
@@ -160,16 +158,9 @@ def _nothing(settings: config.Config, layout: Layout, say: Callable[[str], None]
 
 
 def _catalogue(layout: Layout, prompt: config.Prompt) -> pa.Table:
-    """The ids, ascending, and the columns that the template of items names, those of edges included."""
-    fs, path = storage.filesystem(layout.items)
-    there = pq.read_schema(path, filesystem=fs)
-    of_edges = [name for name in edge_texts.wanted(prompt.item) if name not in there.names]
-    checked = there
-    for name in of_edges:
-        checked = checked.append(pa.field(name, pa.string()))
-    fill(prompt.item, checked.empty_table(), "item")  # or a missing column would be passed over
-    columns = [name for name in dict.fromkeys((ITEM, *placeholders(prompt.item))) if name not in of_edges]
-    items = told_edges(buckets.read_parquet(layout.items, columns), prompt, layout)
+    """The ids, ascending, and the columns that the template of items names, those that other tables tell included."""
+    columns = list(dict.fromkeys((ITEM, *own_columns(prompt, layout))))
+    items = told(buckets.read_parquet(layout.items, columns), prompt, layout)
     return items.take(pa.compute.sort_indices(items, sort_keys=[(ITEM, "ascending")])).combine_chunks()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
 from llmrec import assets, storage
@@ -31,9 +32,10 @@ from llmrec.ranker.prompts import (
     trunk_opening,
     trunk_openings,
 )
-from llmrec.ranker.templates import fill
-from llmrec.schema import ITEM, USER
+from llmrec.ranker.templates import fill, placeholders
+from llmrec.schema import ITEM, TEXT, USER
 from llmrec.tables import buckets
+from llmrec.tables.augmentations import AUGMENTATION, INTERESTS, interests_read, item_texts_read, with_augmentation
 from llmrec.tables.embeddings import open_embeddings
 
 
@@ -74,17 +76,75 @@ class Prompts:
 
 def tokenise_items(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, layout: Layout) -> Prompts:
     """The catalogue in a ranker's own templates, as text; see `bind`."""
-    items = told_edges(buckets.read_parquet(layout.items), prompt, layout)
+    items = told(buckets.read_parquet(layout.items), prompt, layout)
     catalogue = tokenise_catalogue(items, ITEM, prompt, tokenizer)
     return Prompts(catalogue, trunk_opening(prompt, tokenizer), prompt.max_history)
 
 
-def told_edges(items: pa.Table, prompt: Prompt, layout: Layout) -> pa.Table:
-    """The items with the columns of text that placeholders for edges in prompt.item name, if there are any.
+def told_columns(template: str) -> list[str]:
+    """The placeholders in prompt.item that stand for what other tables tell of an item."""
+    return [*edge_texts.wanted(template), *([AUGMENTATION] if item_texts_read(template) else [])]
+
+
+def told(items: pa.Table, prompt: Prompt, layout: Layout) -> pa.Table:
+    """The items with the columns of text that `told_columns` names, if there are any.
 
     Raises:
-        UserError: there is no graph, or the items have a column of that name beside one.
+        UserError: the other table is not there, or the items have a column of that name beside it.
     """
+    return _told_augmentation(_told_edges(items, prompt, layout), prompt, layout)
+
+
+def own_columns(prompt: Prompt, layout: Layout) -> list[str]:
+    """Columns of the items table that prompt.item names.
+
+    Raises:
+        UserError: it names one that the table lacks and no other table tells.
+    """
+    there = buckets.schema_of(layout.items)
+    checked, of_others = there, [name for name in told_columns(prompt.item) if name not in there.names]
+    for name in of_others:
+        checked = checked.append(pa.field(name, pa.string()))
+    fill(prompt.item, checked.empty_table(), "item")
+    return [name for name in dict.fromkeys(placeholders(prompt.item)) if name not in of_others]
+
+
+def item_texts(prompt: Prompt, layout: Layout, columns: Sequence[str]) -> pa.Table:
+    """item_id, ascending, columns of the items table, and `text`: what prompt.item says of each item, nothing being
+    written of any yet.
+
+    Raises:
+        UserError: prompt.item or `columns` names a column that the table lacks.
+    """
+    wanted = list(dict.fromkeys((ITEM, *columns, *own_columns(prompt, layout))))
+    items = _told_edges(buckets.read_parquet(layout.items, wanted), prompt, layout)
+    if item_texts_read(prompt.item) and AUGMENTATION not in items.column_names:
+        items = items.append_column(AUGMENTATION, pa.array([""] * items.num_rows, pa.string()))
+    texts = pa.array(fill(prompt.item, items, "item"), pa.string())
+    items = items.select(list(dict.fromkeys((ITEM, *columns)))).append_column(TEXT, texts)
+    return items.take(pa.compute.sort_indices(items, sort_keys=[(ITEM, "ascending")])).combine_chunks()
+
+
+def _told_augmentation(items: pa.Table, prompt: Prompt, layout: Layout) -> pa.Table:
+    if not item_texts_read(prompt.item):
+        return items
+    own, written = AUGMENTATION in items.column_names, storage.exists(layout.item_augmentations)
+    if own and written:
+        raise UserError(
+            f"prompt.item uses '{{{AUGMENTATION}}}': the items have a column of that name, and augment has written "
+            "texts too; rename the column"
+        )
+    if own:
+        return items
+    if not written:
+        raise UserError(
+            f"prompt.item uses '{{{AUGMENTATION}}}', and {layout.item_augmentations} is not there; set "
+            "augment.items.min_characters and run jobs/augment.py"
+        )
+    return with_augmentation(items, buckets.read_parquet(layout.item_augmentations))
+
+
+def _told_edges(items: pa.Table, prompt: Prompt, layout: Layout) -> pa.Table:
     names = edge_texts.wanted(prompt.item)
     if not names:
         return items
@@ -161,6 +221,50 @@ def opening_tokens(
         return [plain] * count
     left = iter(trunk_openings(texts.drop_null().to_pylist(), prompt, tokenizer))
     return [next(left) if known else plain for known in texts.is_valid().to_pylist()]
+
+
+def user_files(prompt: Prompt, layout: Layout) -> tuple[dict[int, str], dict[int, str]]:
+    """Files of users' attributes and of their interests by bucket, none where prompt.user does not read them.
+
+    Raises:
+        UserError: it reads interests, and augment has written none, or the users have a column of that name beside.
+    """
+    attributes = buckets.bucket_files(layout.users) if prompt.user and storage.exists(layout.users) else {}
+    if not interests_read(prompt.user):
+        return attributes, {}
+    own = _own_interests(layout)
+    written = storage.exists(layout.user_augmentations)
+    if own and written:
+        raise UserError(
+            f"prompt.user uses '{{{INTERESTS}}}': the users have a column of that name, and augment has written texts "
+            "too; rename the column"
+        )
+    if own:
+        return attributes, {}
+    if not written:
+        raise UserError(
+            f"prompt.user uses '{{{INTERESTS}}}', and {layout.user_augmentations} is not there; set "
+            "augment.users.history and run jobs/augment.py"
+        )
+    return attributes, buckets.bucket_files(layout.user_augmentations)
+
+
+def _own_interests(layout: Layout) -> bool:
+    """Whether the users have a column of that name."""
+    files = list(buckets.bucket_files(layout.users).values()) if storage.exists(layout.users) else []
+    return any(INTERESTS in buckets.schema_of(uri).names for uri in files[:1])
+
+
+def check_trainable(prompt: Prompt, layout: Layout) -> None:
+    """
+    Raises:
+        UserError: prompt.user reads what augment wrote of users, which tells of the events that training asks about.
+    """
+    if interests_read(prompt.user) and not _own_interests(layout):
+        raise UserError(
+            f"prompt.user uses '{{{INTERESTS}}}', which tells of the events that training asks about; leave it out, or "
+            "score an untouched model (score.model = base)"
+        )
 
 
 def load_prompts(ranker: Ranker, layout: Layout, trained: np.ndarray | None = None) -> Prompts:

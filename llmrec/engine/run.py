@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrec import assets, config, storage
+from llmrec.engine.prompts import user_files
 from llmrec.errors import UserError
 from llmrec.fusion.ablations import Fitted
 from llmrec.fusion.model import Fusion
@@ -18,6 +19,7 @@ from llmrec.ranker.card import RANKER_FILE, model_version, read_card
 from llmrec.ranker.templates import placeholders
 from llmrec.schema import BUCKET
 from llmrec.tables import buckets, contexts, rankings
+from llmrec.tables.augmentations import interests_read, item_texts_read
 
 ATTEMPTS, MARKS = "attempts", "users"
 # Settings that change what a run costs, never what it gives.
@@ -79,7 +81,7 @@ class Job:
 
 def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str, Any]]]:
     """The job, named by a hash of its settings, model and inputs, and its units: `bucket`, and the
-    files `histories`, `candidates`, `users` (empty if nothing is known of any).
+    files `histories`, `candidates`, `users` and `interests` (empty if nothing is known of any).
 
     Raises:
         UserError: an input is missing, or the tables do not go together.
@@ -110,6 +112,8 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
             prompt, with_vectors = card.prompt, card.items == "token"
     contexts.check(buckets.schema_of(next(iter(histories.values()))), placeholders(prompt.context), layout.histories)
     of_text = [layout.edges] * (not with_vectors and bool(edge_texts.wanted(prompt.item)))
+    of_text += [layout.item_augmentations] * (not with_vectors and item_texts_read(prompt.item))
+    of_text += [layout.user_augmentations] * interests_read(prompt.user)
     of_vectors = [layout.embeddings] * (with_vectors or settings.rerank.by_text)
     inputs = [
         storage.manifest(uri)
@@ -129,11 +133,14 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         wanted, settings.model, prompt, layout, output, run_id, model_uri, version, len(histories), rule,
         earlier, fusion, settings.fusion.item_weights, settings.rerank,
     )  # fmt: skip
-    known = buckets.bucket_files(layout.users) if job.prompt.user and storage.exists(layout.users) else {}
+    known, interests = user_files(job.prompt, layout)
     units = [
-        {BUCKET: b, "histories": histories[b], "candidates": uri, "users": known.get(b, "")}
+        {
+            BUCKET: b, "histories": histories[b], "candidates": uri, "users": known.get(b, ""),
+            "interests": interests.get(b, ""),
+        }
         for b, uri in sorted(listed.items())
-    ]
+    ]  # fmt: skip
     return job, units
 
 

@@ -11,22 +11,37 @@ from typing import Any
 
 from llmrec import storage
 from llmrec.config import Config
-from llmrec.engine import bucket, embed, evaluate, explain, fuse, prepare, publish, recall, report, score, train
+from llmrec.engine import (
+    augment,
+    bucket,
+    embed,
+    evaluate,
+    explain,
+    fuse,
+    prepare,
+    publish,
+    recall,
+    report,
+    score,
+    train,
+)
 from llmrec.errors import UserError
+from llmrec.generation import instructions
 from llmrec.layout import Layout
 from llmrec.ranker import edge_texts
 from llmrec.tables import embeddings
+from llmrec.tables.augmentations import interests_read, item_texts_read
 
 Say = Callable[[str], None]
-ORDER = ("prepare", "embed", "train", "recall", "fuse", "score", "publish", "explain", "evaluate")
+ORDER = ("prepare", "augment", "embed", "train", "recall", "fuse", "score", "publish", "explain", "evaluate")
 
 
 def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, Any]:
     """Run one stage and leave its summary under the root, last; the summary as a dict.
 
     A stage's summary is deleted when the stage starts and written when it is done, so a later stage knows whether the
-    tables of an earlier one are whole. reuse: skip prepare, embed, train and recall when neither their settings nor the
-    content of their inputs changed.
+    tables of an earlier one are whole. reuse: skip prepare, augment, embed, train and recall when neither their
+    settings nor the content of their inputs changed.
 
     Raises:
         UserError: a setting or an input is wrong, or an earlier stage has not finished.
@@ -54,6 +69,10 @@ def _prepare(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     if config.data.edges:
         tables["edges"] = layout.edges
     return {**asdict(done), "tables": tables, "quarantine": layout.quarantine("prepare")}
+
+
+def _augment(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    return asdict(augment.augment(config, layout, say))
 
 
 def _embed(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
@@ -109,6 +128,7 @@ def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
     "prepare": _prepare,
+    "augment": _augment,
     "embed": _embed,
     "train": _train,
     "recall": _recall,
@@ -123,21 +143,28 @@ _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
 
 def order(config: Config) -> tuple[str, ...]:
     """The stages that a configuration asks for."""
-    asked = {"fuse": config.fusion.method != "none", "explain": config.explain.run}
+    asked = {
+        "augment": config.augment.wanted, "fuse": config.fusion.method != "none", "explain": config.explain.run
+    }  # fmt: skip
     return tuple(name for name in ORDER if asked.get(name, True))
 
 
 _NEEDS: dict[str, tuple[str, ...]] = {
-    "prepare": (), "embed": ("prepare",), "train": ("prepare",), "recall": ("prepare",), "bucket": ("prepare",),
-    "score": ("prepare",), "fuse": ("prepare",),
+    "prepare": (), "augment": ("prepare",), "embed": ("prepare",), "train": ("prepare",), "recall": ("prepare",),
+    "bucket": ("prepare",), "score": ("prepare",), "fuse": ("prepare",),
     "publish": ("score",), "explain": ("prepare", "score"), "evaluate": ("prepare", "recall"),
 }  # fmt: skip
 
 
 def _needs(name: str, config: Config) -> tuple[str, ...]:
     """The stages that must have finished before this one."""
-    if name == "train" and config.model.items == "token" and embed.wanted(config):
-        return (*_NEEDS[name], "embed")
+    written = item_texts_read(config.prompt.item) and config.augment.items.min_characters
+    augmented = ("augment",) if written else ()
+    if name == "embed":
+        return (*_NEEDS[name], *augmented)
+    if name == "train":
+        embedded = ("embed",) if config.model.items == "token" and embed.wanted(config) else ()
+        return (*_NEEDS[name], *augmented, *embedded)
     if name == "score":
         fitted = ("fuse",) if config.fusion.method != "none" and not config.fusion.model else ()
         return (*_NEEDS[name], *fitted, *(("embed",) if config.rerank.by_text else ()))
@@ -153,23 +180,32 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     dump = config.model_dump(mode="json")
     prepared: tuple[str, ...] = (layout.items, layout.histories)
     embedded = storage.join(layout.embeddings, embeddings.DESCRIPTION)
+    written = (layout.item_augmentations,) if item_texts_read(config.prompt.item) else ()
+    read_of_users = (layout.user_augmentations,) if interests_read(config.prompt.user) else ()
     inputs: tuple[str, ...]
     if name == "prepare":
         data = config.data
         sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges, data.requests)
+    elif name == "augment":
+        sections, inputs = ["augment", "prompt"], (layout.items, layout.edges)
+        for kind, on in (("items", config.augment.items.min_characters), ("users", config.augment.users.history)):
+            if on:
+                dump["augment"][kind]["instructions"] = instructions.read(dump["augment"][kind]["template"]).digest
+        if config.augment.users.history:
+            inputs = (*inputs, layout.histories)
     elif name == "embed":
-        sections, inputs = ["model", "prompt", "items"], (layout.items, layout.edges)
+        sections, inputs = ["model", "prompt", "items"], (layout.items, layout.edges, *written)
         dump["items"]["wanted"] = embed.wanted(config)
     elif name == "train":
         edges = (layout.edges,) if config.model.items == "text" and edge_texts.wanted(config.prompt.item) else ()
-        inputs = (*prepared, layout.users, embedded, *edges)
+        inputs = (*prepared, layout.users, embedded, *edges, *written)
         sections = ["model", "prompt", "items", "train"]
         dump["train"]["negatives_from"] = dump["recall"]["item_item"]
     elif name == "recall":
         sections, inputs = ["recall"], (*prepared, *_read_by_recall(config, layout))
     elif name == "fuse":
         sections = ["recall", "score", "fusion"]
-        inputs = (*prepared, layout.users, embedded, config.score.model or layout.ranker)
+        inputs = (*prepared, layout.users, embedded, config.score.model or layout.ranker, *written, *read_of_users)
         inputs = (*inputs, *(uri for uri in (*_read_by_recall(config, layout), layout.edges) if uri not in inputs))
     else:
         return None

@@ -80,8 +80,8 @@ def joined(unit: dict[str, Any], candidates: pa.Table, job: Job, by: requests.Ru
             f"{unit['candidates']}: user {work.users[int(strays[0])].as_py()!r} does not belong into bucket "
             f"{unit[BUCKET]} of {job.buckets}; bucket the candidates by jobs/bucket.py"
         )
-    if unit["users"]:
-        work = replace(work, openings=openings(work.users, unit["users"], job.prompt))
+    if unit["users"] or unit["interests"]:
+        work = replace(work, openings=openings(work.users, unit["users"], job.prompt, unit["interests"]))
     return work
 
 

@@ -24,7 +24,7 @@ from llmrec import assets, storage
 from llmrec.config import Config
 from llmrec.engine import counts, training_histories
 from llmrec.engine.counts import in_context
-from llmrec.engine.prompts import load_prompts
+from llmrec.engine.prompts import check_trainable, load_prompts
 from llmrec.engine.training_worker import AVERAGE, METRIC, MODEL, STATE_FILE, Task, run_worker
 from llmrec.errors import UserError
 from llmrec.layout import Layout
@@ -35,6 +35,7 @@ from llmrec.ranker.templates import placeholders
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
 from llmrec.recall import context, item_item
 from llmrec.tables import buckets, contexts, rankings
+from llmrec.tables.augmentations import item_texts_read
 
 POLL_SECONDS = 1.0
 
@@ -71,6 +72,7 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         raise UserError(
             "model.head = yes_no scores an untouched model; to train, set model.head to linear, or model.items to token"
         )
+    check_trainable(config.prompt, layout)
     base = assets.resolve_model(config.model.base)  # a wrong name is told before workers start
     training_only = config.train.events == "training"
     users, held_out = training_histories.count(layout.histories, training_only)
@@ -240,8 +242,10 @@ def _check_teacher(teacher: str, layout: Layout) -> None:
 
 
 def _run_name(config: Config, layout: Layout) -> str:
-    """The same for the same settings and histories, so that Ray Train finds the checkpoints of a run cut off."""
-    files = [(uri, size) for uri, size in storage.list_files(layout.histories)]
+    """The same for the same settings, histories and augmentations, so that Ray Train finds what a run cut off left."""
+    files: list[tuple[str, int | str]] = list(storage.list_files(layout.histories))
+    if item_texts_read(config.prompt.item) and storage.exists(layout.item_augmentations):
+        files += [(uri, tag) for uri, _, tag in storage.manifest(layout.item_augmentations)]
     what = [getattr(config, part).model_dump() for part in ("model", "items", "prompt", "train")]
     return "run-" + hashlib.sha256(json.dumps([what, files], sort_keys=True).encode()).hexdigest()[:12]
 

@@ -52,13 +52,14 @@ def fill(template: str, table: pa.Table, kind: str) -> list[str]:
             )
     if not names:
         return ["".join(text for text, _ in parts)] * table.num_rows
-    columns = {name: [_text(v) for v in table.column(name).to_pylist()] for name in names}
+    columns = {name: [as_text(v) for v in table.column(name).to_pylist()] for name in names}
     none = [""] * table.num_rows
     told = [(text, none if name is None else columns[name]) for text, name in parts]
     return ["".join(text + values[row] for text, values in told) for row in range(table.num_rows)]
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A cell as a template shows it."""
     if value is None:
         return ""
     if isinstance(value, Iterable) and not isinstance(value, str):

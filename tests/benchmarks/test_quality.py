@@ -28,6 +28,7 @@ from benchmarks.quality import (
     fusion,
     methods,
     protocol,
+    rankers,
     settings,
     splits,
     titles,
@@ -37,7 +38,7 @@ from benchmarks.quality.__main__ import measure
 from benchmarks.quality.baselines import ease, ials, item_item, popularity, sasrec, title_similarity
 from benchmarks.quality.command_line import options
 from benchmarks.quality.datasets import Dataset
-from llmrec import assets
+from llmrec import assets, config
 from llmrec.errors import UserError
 from llmrec.evaluation.metrics import per_user
 from llmrec.fusion import model
@@ -613,3 +614,14 @@ def test_who_knows_the_graph_finds_what_it_links() -> None:
             method.ranked(found, splits.TEST, 0)
     popular = methods.baseline("popularity", {}).ranked(found, splits.TEST, 0)[0]
     assert np.median(popular) > 10
+
+
+@pytest.mark.parametrize("dataset", ["ml-100k", "amazon-beauty", "another"])
+def test_the_augmented_ranker_differs_by_what_its_items_text_says(dataset: str) -> None:
+    plain, augmented = (rankers.sections(dataset, name) for name in ("lm", "lm-augmented"))
+    assert augmented["prompt"]["item"] == plain["prompt"]["item"] + ". {augmentation}"
+    made = config.build({"root": "somewhere", **augmented})
+    assert made.augment.items.min_characters and not made.augment.users.history
+    augmented["prompt"]["item"] = plain["prompt"]["item"]
+    del augmented["augment"]
+    assert augmented == plain
