@@ -212,7 +212,8 @@ class _Status:
     def tick(self, pairs: int) -> None:
         if time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
             self.last = time.monotonic()
-            self.say(f"{self.done} of {self.total} buckets" + (f", {pairs:,} scores and sentences" if pairs else ""))
+            told = f"{pairs:,} scores and sentences" if pairs else "actors get ready"
+            self.say(f"{self.done} of {self.total} buckets, {told}")
 
 
 def _entry_file(wanted: Explaining, bucket: int) -> str:
