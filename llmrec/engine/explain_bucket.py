@@ -352,11 +352,13 @@ def _named(work: Work, user: int) -> tuple[Trait, ...]:
 
 
 def _allowed(of: Evidence, reason: str, template: Template, titles: Sequence[str]) -> check.Allowed:
-    item = templates.quoted(template, titles[of.row])
-    cited = tuple(templates.quoted(template, titles[c.row]) for c in of.cited)
-    shared = (trait for c in of.cited for trait in (*c.attributes, *c.facts))
-    values = tuple(templates.quoted(template, trait.value) for trait in (*shared, *of.context))
-    return check.Allowed(item, cited, values, reason, template.language)
+
+    def quoted(text: str) -> str:
+        return templates.quoted(template, text)
+
+    cited = {quoted(titles[c.row]): tuple(quoted(t.value) for t in (*c.attributes, *c.facts)) for c in of.cited}
+    context = tuple(quoted(trait.value) for trait in of.context)
+    return check.Allowed(quoted(titles[of.row]), cited, context, reason, template.language)
 
 
 def with_model(job: Job, settings: config.Explain) -> Job:

@@ -152,7 +152,7 @@ def order(config: Config) -> tuple[str, ...]:
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (), "augment": ("prepare",), "embed": ("prepare",), "train": ("prepare",), "recall": ("prepare",),
     "bucket": ("prepare",), "score": ("prepare",), "fuse": ("prepare",),
-    "publish": ("score",), "explain": ("prepare", "score"), "evaluate": ("prepare", "recall"),
+    "publish": ("score",), "explain": ("prepare",), "evaluate": ("prepare", "recall"),
 }  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """Does a sentence that a model wrote say what its evidence says, and name nothing else?
 
-The check reads names, not meaning: that two items share a genre is no violation where the evidence has another two of
-its items share it.
+The check reads names and where they stand, not meaning, and takes the template's sentence where it is in doubt.
 """
 
 from __future__ import annotations
@@ -9,13 +8,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 # Why a sentence is not taken, in the order in which it is asked.
 VIOLATIONS = (
     "empty", "repetitive", "unfinished", "other_language", "other_item", "other_trait", "unknown_quotation",
-    "unknown_name", "unknown_number", "markup", "negated", "ungrounded",
+    "unknown_name", "unknown_number", "markup", "negated", "several_sentences", "invented", "misattributed",
+    "ungrounded",
 )  # fmt: skip
 _EAST = (
     "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"  # letters of scripts that part words by nothing
@@ -25,6 +25,9 @@ _QUOTED = re.compile(r"“([^”]*)”|\"([^\"]*)\"|《([^》]*)》|«([^»]*)»
 _MARKUP = re.compile(r"https?:|www\.|[<>{}\\|@#*_`]|\[|\]")
 _ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", ".”", '."', "!”", "?”")
 _NEGATIONS = frozenset(("not", "no", "never", "nor", "neither", "without", "cannot", "不", "没", "无", "非", "别"))
+_STOPS = re.compile(r"[.!?](?=[\s”\"])|[\u3002\uff01\uff1f](?=.)")
+# Words that neither the evidence nor the template has; a letter of the scripts above is half a word.
+MOST_OWN_WORDS = 10
 RUN, REPEATS, LEAST_DIFFERENT = 4, 3, 0.4
 
 
@@ -100,14 +103,19 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Allowed:
-    """What one sentence may name. item: which it has to; cited: of which it has to name one, if there are any; others:
-    further ones; reason: the template's sentence, whose own words are free."""
+    """What one sentence may name. item: which it has to; cited: titles, of which it has to name one if there are any,
+    with what each shares with the item; context: further texts; reason: the template's sentence, whose own words are
+    free."""
 
     item: str
-    cited: tuple[str, ...]
-    others: tuple[str, ...]
+    cited: Mapping[str, tuple[str, ...]]
+    context: tuple[str, ...]
     reason: str
     language: str
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.item, *self.cited, *(value for values in self.cited.values() for value in values), *self.context]
 
 
 def first_line(text: str) -> str:
@@ -125,14 +133,14 @@ def violation(sentence: str, allowed: Allowed, known: Vocabulary) -> str | None:
         return "repetitive"
     if not sentence.endswith(_ENDS):
         return "unfinished"
-    own = Phrases.of((allowed.item, *allowed.cited, *allowed.others))
-    covered = _covered(found, own)
-    template = tokens(allowed.reason)
-    inside = _covered(template, own)
-    free = {t.word for t, of in zip(template, inside, strict=True) if not of}
-    if allowed.language.startswith("zh") and not any(
-        re.match(f"[{_EAST}]", t.text) for t, of in zip(found, covered, strict=True) if not of
-    ):
+    own = Phrases.of(allowed.texts)
+    template, spans = tokens(allowed.reason), list(own.within(found))
+    free = {
+        t.word for t, named in zip(template, _covered(len(template), own.within(template)), strict=True) if not named
+    }
+    covered = _covered(len(found), spans)
+    outside = [t for t, named in zip(found, covered, strict=True) if not named]
+    if allowed.language.startswith("zh") and not any(_eastern(t) for t in outside):
         return "other_language"
     for phrases, why in ((known.titles, "other_item"), (known.traits, "other_trait")):
         for start, end in phrases.within(found):
@@ -140,31 +148,65 @@ def violation(sentence: str, allowed: Allowed, known: Vocabulary) -> str | None:
             if not all(covered[start:end]) and not single:
                 return why
     for match in _QUOTED.finditer(sentence):
-        if not all(of for t, of in zip(found, covered, strict=True) if match.start() <= t.start < match.end()):
+        if any(match.start() <= t.start < match.end() for t in outside):
             return "unknown_quotation"
-    loose = [t for t, of in zip(found, covered, strict=True) if not of and t.word not in free]
+    loose = [t for t in outside if t.word not in free]
     if any(t.text[0].isupper() and t.text != "I" and not t.text.startswith("I'") and t is not found[0] for t in loose):
         return "unknown_name"
     if any(c.isdigit() for t in loose for c in t.text):
         return "unknown_number"
-    rest = list(sentence)
-    for t, of in zip(found, covered, strict=True):
-        if of:
-            rest[t.start : t.end] = " " * (t.end - t.start)
-    if _MARKUP.search("".join(rest)):
+    rest = _without(sentence, [(found[start].start, found[end - 1].end) for start, end in spans])
+    if _MARKUP.search(rest):
         return "markup"
     if {t.word for t in loose} & _NEGATIONS or any(t.word.endswith("n't") for t in loose):
         return "negated"
-    needed = [Phrases.of(texts) for texts in ((allowed.item,), allowed.cited) if texts]
+    if _STOPS.search(rest[:-1].rstrip()):
+        return "several_sentences"
+    if sum(0.5 if _eastern(t) else 1 for t in loose) > MOST_OWN_WORDS:
+        return "invented"
+    if _misattributes(found, spans, allowed):
+        return "misattributed"
+    needed = [Phrases.of(texts) for texts in ([allowed.item], allowed.cited) if texts]
     return None if all(any(True for _ in one.within(found)) for one in needed) else "ungrounded"
 
 
-def _covered(sentence: list[Token], own: Phrases) -> list[bool]:
-    """Which tokens are part of a text that may be named."""
-    found = [False] * len(sentence)
-    for start, end in own.within(sentence):
+def _covered(length: int, spans: Iterable[tuple[int, int]]) -> list[bool]:
+    """Which of so many tokens are part of a text that may be named."""
+    found = [False] * length
+    for start, end in spans:
         found[start:end] = [True] * (end - start)
     return found
+
+
+def _misattributes(found: Sequence[Token], spans: Sequence[tuple[int, int]], allowed: Allowed) -> bool:
+    """Is a value named right after a cited title that does not share it?"""
+    words = [tuple(t.word for t in found[start:end]) for start, end in spans]
+    shares = {_words(title): {_words(value) for value in values} for title, values in allowed.cited.items()}
+    values, last = set[tuple[str, ...]]().union(*shares.values()), None
+    for phrase in words:
+        if phrase in shares:
+            last = phrase
+        elif phrase == _words(allowed.item):
+            last = None
+        elif phrase in values and last is not None and phrase not in shares[last]:
+            return True
+    return False
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(t.word for t in tokens(text))
+
+
+def _without(sentence: str, spans: Sequence[tuple[int, int]]) -> str:
+    """The sentence with these parts blank."""
+    rest = list(sentence)
+    for start, end in spans:
+        rest[start:end] = " " * (end - start)
+    return "".join(rest)
+
+
+def _eastern(token: Token) -> bool:
+    return re.match(f"[{_EAST}]", token.text) is not None
 
 
 def _repeats(words: list[str]) -> bool:

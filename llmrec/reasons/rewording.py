@@ -31,7 +31,8 @@ class Rewriter:
         self.model = model.to(device).eval()
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+            # Any will do: what fills a batch up is masked.
+            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
         # In a title, a token of the chat's form would end the user's part; none of them is text.
         self.control = [token for token in self.tokenizer.get_added_vocab() if not token.isspace()]
 

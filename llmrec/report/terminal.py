@@ -46,7 +46,9 @@ def print_explanation(summary: Mapping[str, Any]) -> None:
     )  # fmt: skip
     found = summary["faithfulness"]
     if not found["users"]:
-        console().print("faithfulness: not measured; no sampled user has a reason that cites, and others to leave out")
+        console().print(
+            "faithfulness: not measured; no user was sampled who has a reason that cites, and other items to leave out"
+        )
         return
     console().print(
         f"faithfulness, {found['reasons']:,} reasons of {found['users']:,} users: without the cited items scores fall "

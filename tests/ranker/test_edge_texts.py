@@ -6,7 +6,7 @@ import pytest
 
 from llmrec import config, schema
 from llmrec.engine.embed import _catalogue, _rows
-from llmrec.engine.prompts import told_edges
+from llmrec.engine.prompts import told as told_of
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.edge_texts import wanted, with_edges
@@ -64,13 +64,13 @@ def test_without_a_graph_one_line_says_so(tmp_path: object) -> None:
     layout = Layout(str(tmp_path))
     for template in ("{title} {edges}", "{edges:level}"):
         with pytest.raises(UserError, match=r"set data\.edges") as caught:
-            told_edges(ITEMS, config.Prompt(item=template), layout)
+            told_of(ITEMS, config.Prompt(item=template), layout)
         assert "\n" not in str(caught.value)
     own = ITEMS.append_column("edges", pa.array(["x", "y", "z"]))
-    assert told_edges(own, config.Prompt(item="{edges}"), layout) is own
+    assert told_of(own, config.Prompt(item="{edges}"), layout) is own
     buckets.write_parquet(edges(), layout.edges)
     with pytest.raises(UserError, match="rename the column"):
-        told_edges(own, config.Prompt(item="{edges}"), layout)
+        told_of(own, config.Prompt(item="{edges}"), layout)
 
 
 def test_changed_edges_mark_the_items_that_they_are_of(tmp_path: object) -> None:
