@@ -15,12 +15,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/llmrec demo
 
-# Those that start a cluster by two processes, each with a cluster and a store of its own; the others on all cores.
+# Those that start a cluster one after another, the others on all cores.
 CLUSTERED := tests/engine tests/local tests/benchmarks
 
 test: $(STAMP)
 	$(BIN)/pytest -n logical --dist worksteal $(CLUSTERED:%=--ignore=%)
-	$(BIN)/pytest -n 2 --dist loadfile $(CLUSTERED)
+	$(BIN)/pytest $(CLUSTERED)
 
 test-faults: $(STAMP)
 	$(BIN)/pytest -m 'faults and not chaos'
