@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from llmrec import assets, config
-from llmrec.engine.units import reporting
+from llmrec.engine.text_vectors import described
+from llmrec.engine.units import by_actors, reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.card import model_version
 from llmrec.ranker.sentence import SentenceEncoder
 from llmrec.schema import BUCKET, USER
-from llmrec.tables import buckets, contexts, embeddings
-from llmrec.tables.embeddings import TEXT, Description
+from llmrec.tables import buckets, contexts, queries
+from llmrec.tables.embeddings import Description
 
-BATCH, VECTOR = 64, "vector"
+BATCH = 64
 
 
 def encode(settings: config.Recall, layout: Layout, say: Callable[[str], None]) -> int:
@@ -28,8 +28,6 @@ def encode(settings: config.Recall, layout: Layout, say: Callable[[str], None]) 
     Raises:
         UserError: no context is called so, or the items' texts have no vectors, or of another encoder's revision.
     """
-    import ray
-
     wanted = settings.query
     histories = buckets.bucket_files(layout.histories)
     there = contexts.names_of(buckets.schema_of(next(iter(histories.values()))))
@@ -38,12 +36,7 @@ def encode(settings: config.Recall, layout: Layout, say: Callable[[str], None]) 
             f"recall.query.context = {wanted.context}: {layout.histories} has no such context (it has: "
             f"{', '.join(there) or 'none'}); name the column in data.context and run jobs/prepare.py again"
         )
-    made = embeddings.describe(layout.embeddings)
-    if made is None or TEXT not in made.dimensions:
-        raise UserError(
-            f"recall.query: {layout.embeddings} has no text vectors of the items of {layout.items}; set items.encoder "
-            "and run jobs/embed.py"
-        )
+    made = described(layout, "recall.query")
     if model_version(assets.resolve_model(made.encoder)) != made.revision:
         raise UserError(
             f"recall.query: {layout.embeddings} is of another revision of {made.encoder} than is there now; run "
@@ -51,23 +44,9 @@ def encode(settings: config.Recall, layout: Layout, say: Callable[[str], None]) 
         )
     units = [{BUCKET: bucket, "uri": uri} for bucket, uri in histories.items()]
     say(f"encoding what the users of {len(units)} buckets typed")
-    done = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
-        _Encoder,
-        batch_size=1,
-        batch_format="pyarrow",
-        fn_constructor_args=(settings, layout, made),
-        compute=ray.data.ActorPoolStrategy(size=min(wanted.actors, len(units))),
-        num_cpus=wanted.cpus_per_actor,
-        num_gpus=wanted.gpus_per_actor,
-    )
-    rows = reporting(done.iter_rows(), len(units), say, "queries")
+    rows = reporting(by_actors(units, _Encoder, (settings, layout, made), wanted), len(units), say, "queries")
     buckets.delete_others(layout.queries, histories)
     return sum(row["typed"] for row in rows)
-
-
-def read(layout: Layout, bucket: int) -> np.ndarray:
-    """float32[users, d]: of length 1, or 0 for a user of the bucket who typed nothing."""
-    return embeddings.as_matrix(buckets.read_parquet(buckets.bucket_file(layout.queries, bucket), [VECTOR])[VECTOR])
 
 
 class _Encoder:
@@ -90,7 +69,5 @@ class _Encoder:
         vectors = np.zeros((len(typed.dictionary) + 1, self.encoder.dimensions), np.float32)  # the last: nothing typed
         vectors[:-1] = self.encoder.encode(typed.dictionary.to_pylist(), BATCH)
         found = vectors[typed.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
-        written = pa.table({USER: table[USER], VECTOR: embeddings.as_column(found)})
-        buckets.write_parquet(written, buckets.bucket_file(self.layout.queries, unit[BUCKET]))
-        told: dict[str, Any] = {"typed": [int(found.any(axis=1).sum())]}
-        return pa.table(told)
+        queries.write(table[USER], found, buckets.bucket_file(self.layout.queries, unit[BUCKET]))
+        return pa.table({"typed": [int(found.any(axis=1).sum())]})

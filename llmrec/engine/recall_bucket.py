@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from llmrec import config
-from llmrec.engine import queries
 from llmrec.engine.clustered import clustered
 from llmrec.engine.counts import known_histories
 from llmrec.engine.recall_models import Models, keys_of
-from llmrec.engine.text_vectors import text_vectors, text_version
+from llmrec.engine.text_vectors import described, text_vectors
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
 from llmrec.recall import als, content, context, ease, item_item
@@ -26,7 +24,7 @@ from llmrec.recall.candidates import Candidates, merge
 from llmrec.recall.clusters import Clusters
 from llmrec.recall.scores import Dense, Listed, Same, Scores, Sparse, Vectors
 from llmrec.schema import BUCKET, DETAIL, KEY, ORIGIN, QUARANTINE, REASON, USER, USERS
-from llmrec.tables import buckets, contexts, recalled
+from llmrec.tables import buckets, contexts, queries, recalled
 
 CELLS_AT_ONCE = 1 << 24
 MERGED, RETRIEVE, CLOSENESS, CONTEXT, QUERY = "merged", "retrieve", "closeness", "context", "query"
@@ -116,7 +114,7 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
     here = _Bucket(
         known,
         vectors,
-        queries.read(layout, unit[BUCKET]) if QUERY in names else None,
+        queries.read(buckets.bucket_file(layout.queries, unit[BUCKET])) if QUERY in names else None,
         keys_of(table[USER].combine_chunks(), unit[USERS], settings.segment.columns) if "segment" in names else None,
         recalled.read(buckets.bucket_file(layout.candidates(RETRIEVE), unit[BUCKET]), known.ids)
         if RETRIEVE in names else None,
@@ -169,20 +167,17 @@ def tallies(checked: dict[str, tuple[int, int]]) -> dict[str, list[int]]:
     }
 
 
-def _same(vectors: np.ndarray) -> np.ndarray:
-    return vectors
-
-
 def _clusters(
     names: Iterable[str], known: Models, vectors: np.ndarray | None, settings: config.Recall, layout: Layout
 ) -> dict[str, Clusters]:
     found = {}
     for name in names:
-        of = known.factors if name == "als" else vectors
+        if name == "als":
+            kind, of, version = name, known.factors, known.factors_version
+        else:
+            kind, of, version = "text", vectors, described(layout, f"recall.{name}").version
         assert of is not None
-        version = known.factors_version if name == "als" else text_version(layout)
-        kind = "als" if name == "als" else "text"
-        found[name] = clustered(kind, len(known.ids), partial(_same, of), version, settings.search, layout)
+        found[name] = clustered(kind, len(known.ids), of.view, version, settings.search, layout)
     return found
 
 

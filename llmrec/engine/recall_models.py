@@ -31,8 +31,8 @@ class Models:
     """ids: ascending item ids; popularity: float32[n_items], users who had each; recent: float32[n_items], of
     `popularity.recent`; groups: users by group and item; similar, linked: each item's neighbours by who had them and by
     what the graph says; linear: item rows and the float32[m, m] weights of `ease.weights` among them; factors:
-    float32[n_items, any] of `als.item_factors`, with a hash of them; entities: what closeness is had from. None for
-    what nobody asks for.
+    float32[n_items, any] of `als.item_factors`, with a hash of them where clusters need it; entities: what closeness
+    is had from. None for what nobody asks for.
     contexts: of `context.learn`, by what histories tell of.
     """
 
@@ -102,10 +102,14 @@ def fit(settings: config.Recall, layout: Layout) -> Models:
         recent=_recent(where, ids, training_only, settings.recent) if "recent" in settings.merge else None,
         groups=_groups(where, ids, settings, had, users) if "segment" in settings.merge else None,
         similar=similar, linked=linked, linear=linear, factors=factors,
-        factors_version="" if factors is None else hashlib.sha256(factors.tobytes()).hexdigest(),
+        factors_version=_version(factors) if factors is not None and settings.search.method == "clusters" else "",
         entities=Entities.of(graph, settings.closeness.smoothing) if settings.closeness.weight else None,
         contexts=_contexts(settings, layout, ids, training_only),
     )  # fmt: skip
+
+
+def _version(factors: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(factors).data).hexdigest()
 
 
 def _contexts(

@@ -17,7 +17,7 @@ from llmrec.engine.counts import known_histories
 from llmrec.engine.item_vectors import freeze
 from llmrec.engine.prompts import bind, check_items, opening_tokens, tokenise_items
 from llmrec.engine.recall_bucket import RETRIEVE, tallies
-from llmrec.engine.units import reporting
+from llmrec.engine.units import by_actors, reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
@@ -42,8 +42,6 @@ def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable
     Raises:
         UserError: there is no trained ranker, or it has no retrieve head.
     """
-    import ray
-
     wanted = settings.retrieve
     model = storage.absolute(wanted.model) if wanted.model else layout.ranker
     if not wanted.model and not storage.exists(layout.ranker):
@@ -62,16 +60,8 @@ def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable
     )
     units = [{BUCKET: b, "uri": uri, "users": known.get(b, "")} for b, uri in histories.items()]
     say(f"retrieving for the users of {len(units)} buckets from all items")
-    done = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
-        _Retriever,
-        batch_size=1,
-        batch_format="pyarrow",
-        fn_constructor_args=(settings, layout, model, attend),
-        compute=ray.data.ActorPoolStrategy(size=min(wanted.actors, len(units))),
-        num_cpus=wanted.cpus_per_actor,
-        num_gpus=wanted.gpus_per_actor,
-    )
-    rows = reporting(done.iter_rows(), len(units), say, "retrieve")
+    done = by_actors(units, _Retriever, (settings, layout, model, attend), wanted)
+    rows = reporting(done, len(units), say, "retrieve")
     buckets.delete_others(layout.candidates(RETRIEVE), histories)
     return rows
 

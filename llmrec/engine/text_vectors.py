@@ -9,7 +9,7 @@ from llmrec import assets
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.tables import embeddings
-from llmrec.tables.embeddings import TEXT
+from llmrec.tables.embeddings import TEXT, Description
 
 
 def text_vectors(layout: Layout, ids: pa.Array, setting: str) -> np.ndarray:
@@ -22,15 +22,24 @@ def text_vectors(layout: Layout, ids: pa.Array, setting: str) -> np.ndarray:
     """
     made = embeddings.open_embeddings(layout.embeddings, assets.cache_directory() / "embeddings")
     if made is None or TEXT not in made.parts or not made.ids.equals(ids):
-        raise UserError(
-            f"{setting}: {layout.embeddings} has no text vectors of the items of {layout.items}; set items.encoder "
-            "and run jobs/embed.py"
-        )
+        raise _none(layout, setting)
     return made.parts[TEXT]
 
 
-def text_version(layout: Layout) -> str:
-    """The same for the same texts of the same items by the same encoder."""
-    described = embeddings.describe(layout.embeddings)
-    assert described is not None
-    return described.version
+def described(layout: Layout, setting: str) -> Description:
+    """What made these vectors.
+
+    Raises:
+        UserError: embed has not run, or without an encoder.
+    """
+    made = embeddings.describe(layout.embeddings)
+    if made is None or TEXT not in made.dimensions:
+        raise _none(layout, setting)
+    return made
+
+
+def _none(layout: Layout, setting: str) -> UserError:
+    return UserError(
+        f"{setting}: {layout.embeddings} has no text vectors of the items of {layout.items}; set items.encoder and run "
+        "jobs/embed.py"
+    )

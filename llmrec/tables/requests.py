@@ -16,6 +16,7 @@ from llmrec import schema
 from llmrec.errors import UserError
 from llmrec.fusion.rerank import Rerank, choose
 from llmrec.ranker.ragged import Ragged, like_lengths, offsets_of, padded, within
+from llmrec.recall.candidates import pair_keys
 from llmrec.schema import (
     DETAIL,
     ITEM,
@@ -372,8 +373,7 @@ def _locked(candidates: Ragged, open_: np.ndarray, had: Ragged, requires: Ragged
     n = len(requires)
     user = np.repeat(np.arange(len(candidates)), candidates.lengths)[pairs]
     asked = np.repeat(user, wanted.lengths) * n + wanted.values
-    known = np.repeat(np.arange(len(had)), had.lengths) * n + had.values
-    missing = ~np.isin(asked, known)
+    missing = ~np.isin(asked, pair_keys(had, n))
     return pairs[np.unique(np.repeat(np.arange(len(pairs)), wanted.lengths)[missing])]
 
 

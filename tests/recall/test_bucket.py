@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_clusters_all_of_which_are_looked_in_find_what_exact_search_does(
     """And say so; what they read is made once a machine, anew when the vectors change."""
     monkeypatch.setenv("LLMREC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(recall_bucket, "text_vectors", lambda layout, ids, setting: VECTORS)
-    monkeypatch.setattr(recall_bucket, "text_version", lambda layout: "texts")
+    monkeypatch.setattr(recall_bucket, "described", lambda layout, setting: SimpleNamespace(version="texts"))
     found, versions = {}, []
     for method in ("exact", "clusters"):
         asked = settings(("als", "text"), search={"method": method, "probes": 1000, "checked": 7}, closeness={})
