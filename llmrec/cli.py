@@ -93,25 +93,15 @@ def augment(
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the summary to this file.")] = None,
 ) -> None:
     """Run jobs/augment.py and show some of what it wrote. Takes settings, such as --augment.items.min_characters 80."""
-    if found := service.state():
-        service.apply(found)
-    loaded = config.load(config_file, context.args)
+    loaded = _settings(config_file, context)
     if not loaded.augment.wanted:
         raise UserError(
             "nothing is asked for; set augment.items.min_characters for items, or augment.users.history for users"
         )
-    layout = Layout.of(loaded)
-    storage.check(layout.root)
-    from llmrec.engine import stages
-    from llmrec.engine.session import connected
     from llmrec.report.augmentations import print_augmentations, sample
 
-    with terminating(), connected(loaded.cluster, layout.root):
-        done = stages.run("augment", loaded, progress_line("augment"))
-    terminal.print_summary("augment", done)
-    print_augmentations(sample(layout, show))
-    if json_file:
-        storage.write_json(json_file, done)
+    _run_stage("augment", loaded, json_file)
+    print_augmentations(sample(Layout.of(loaded), show))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -131,9 +121,7 @@ def plan(
     """Say what jobs/score.py will take: time, money, memory. Takes its settings, such as --score.max_actors 8."""
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu {mfu:g}: a share above 0 and at most 1")
-    if found := service.state():
-        service.apply(found)
-    loaded = config.load(config_file, context.args)
+    loaded = _settings(config_file, context)
     if budget is not None and not loaded.score.price_per_hour:
         raise UserError("--budget: score.price_per_hour is not set; give what an actor costs an hour")
     layout = Layout.of(loaded)
@@ -167,9 +155,7 @@ def evaluate(
     json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
     """Compare a staged run with the published one on held-out events; exit code 3 if a condition does not hold."""
-    if found := service.state():
-        service.apply(found)
-    loaded = config.load(config_file, context.args)
+    loaded = _settings(config_file, context)
     layout = Layout.of(loaded)
     asked = [conditions.parse(text) for text in promote_if or loaded.evaluate.promote_if]
     if not asked:
@@ -198,19 +184,8 @@ def explain(
     json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
     """Say of every published item why it is there. Takes its settings, such as --explain.template zh."""
-    if found := service.state():
-        service.apply(found)
-    loaded = config.load(config_file, context.args)
-    layout = Layout.of(loaded)
-    storage.check(layout.root)
-    from llmrec.engine import stages
-    from llmrec.engine.session import connected
-
-    with terminating(), connected(loaded.cluster, layout.root):
-        done = stages.run("explain", loaded, progress_line("explain"))
-    terminal.print_summary("explain", done)
-    if json_file:
-        storage.write_json(json_file, done)
+    loaded = _settings(config_file, context)
+    _run_stage("explain", loaded, json_file)
 
 
 @app.command()
@@ -478,6 +453,27 @@ def _called() -> None:
             raise KeyboardInterrupt from None
         if end.code:
             raise
+
+
+def _settings(config_file: str | None, context: typer.Context) -> config.Config:
+    """The configuration with the settings of a command line, which may reach the store of the service."""
+    if found := service.state():
+        service.apply(found)
+    return config.load(config_file, context.args)
+
+
+def _run_stage(name: str, loaded: config.Config, json_file: str | None) -> None:
+    """Run one stage as its job does, and print its summary."""
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.engine import stages
+    from llmrec.engine.session import connected
+
+    with terminating(), connected(loaded.cluster, layout.root):
+        done = stages.run(name, loaded, progress_line(name))
+    terminal.print_summary(name, done)
+    if json_file:
+        storage.write_json(json_file, done)
 
 
 def _load(config_file: str | None, root: str | None) -> config.Config:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,10 +59,7 @@ class InContext:
 
     def ranked(self, dataset: Dataset, name: str, seed: int) -> tuple[np.ndarray, float]:
         """See `methods.Method`."""
-        started = time.monotonic()
-        scores = self.over(dataset, name, seed)
-        fitting = time.monotonic() - started
-        return protocol.ranks_of_rows(scores, split(dataset, name)), fitting
+        return protocol.fitted_then_ranked(lambda: self.over(dataset, name, seed), split(dataset, name))
 
 
 def of_training(dataset: Dataset, asked: Split) -> pa.Table:

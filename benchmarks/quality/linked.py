@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,10 +50,7 @@ class Linked:
 
     def ranked(self, dataset: Dataset, name: str, seed: int) -> tuple[np.ndarray, float]:
         """See `methods.Method`."""
-        started = time.monotonic()
-        scores = self.over(dataset, name, seed)
-        fitting = time.monotonic() - started
-        return protocol.ranks_of_rows(scores, split(dataset, name)), fitting
+        return protocol.fitted_then_ranked(lambda: self.over(dataset, name, seed), split(dataset, name))
 
 
 def _neighbours(graph: sparse.csr_matrix, chosen: Mapping[str, Any]) -> OfHistories:

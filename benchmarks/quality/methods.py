@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -116,7 +115,9 @@ def baseline(
 
 
 def _ranked(method: Baseline | Fusion, dataset: Dataset, name: str, seed: int) -> Ranked:
-    asked, started = split(dataset, name), time.monotonic()
-    scorer = method.scorer(asked.training, dataset.items.num_rows, seed)
-    fitting = time.monotonic() - started
-    return Ranked(protocol.target_ranks(scorer, asked), fitting)
+    asked = split(dataset, name)
+
+    def fit() -> Rows:
+        return protocol.of_rows(method.scorer(asked.training, dataset.items.num_rows, seed), asked)
+
+    return Ranked(*protocol.fitted_then_ranked(fit, asked))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -30,6 +31,14 @@ def ranks_of_rows(scores: Rows, split: Split) -> np.ndarray:
         rows = np.arange(start, min(start + block, len(split.users)))
         found.append(ranks(scores(rows), split.seen.take(rows), split.target[rows], split.candidates))
     return np.concatenate(found) if found else np.empty(0, np.float32)
+
+
+def fitted_then_ranked(fit: Callable[[], Rows], split: Split) -> tuple[np.ndarray, float]:
+    """Those of `ranks_of_rows` by what `fit` gives, and the seconds that it took."""
+    started = time.monotonic()
+    scores = fit()
+    fitting = time.monotonic() - started
+    return ranks_of_rows(scores, split), fitting
 
 
 def target_ranks(scorer: Scorer, split: Split) -> np.ndarray:

@@ -7,7 +7,6 @@ Then the tables in use are put together from the answers, in tasks that load no 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ from llmrec.tables.histories import flatten, training_part
 ITEM_TEXT, HISTORY = "text", "history"
 SEPARATOR = "; "
 READ_CPUS = 0.25
-SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -380,16 +378,11 @@ def _generate(
         fn_constructor_args=(job.settings, job.instructions, job.directory, job.folder, pulse),
         num_cpus=job.settings.cpus_per_actor, num_gpus=job.settings.gpus_per_actor,
     )  # fmt: skip
-    found: list[dict[str, Any]] = []
-    told = time.monotonic()
 
-    def tick(texts: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            shards = f"{len(found)} shards" if plan else f"{len(found)} of {len(rows)} shards"
-            say(f"{job.kind}: {shards}, " + (f"{texts:,} texts written" if texts or found else "actors get ready"))
+    def line(shards: int, texts: int) -> str:
+        which = f"{shards} shards" if plan else f"{shards} of {len(rows)} shards"
+        told = f"{texts:,} texts written" if texts or shards else "actors get ready"
+        return f"{job.kind}: {which}, {told}"
 
-    for row in watch.watched(done.iter_rows(), pulse, settings.cluster.no_progress_seconds, tick, "augment.actors"):
-        found.append(row)  # noqa: PERF402 - the ticks look at it
-    return found
+    limit = settings.cluster.no_progress_seconds
+    return watch.collected(done.iter_rows(), pulse, limit, "augment.actors", say, line)

@@ -33,7 +33,6 @@ from llmrec.tables import buckets, embeddings
 from llmrec.tables.embeddings import GRAPH, MARK, TEXT, Description, Shard
 
 GRAPH_CPUS = 1
-SECONDS_BETWEEN_LINES = 5.0
 
 
 @dataclass(frozen=True)
@@ -258,19 +257,12 @@ def _run(job: _Job, units: Sequence[_Unit], limit: float, say: Callable[[str], N
         EncoderActor, batch_size=1, compute=pool, fn_constructor_args=(job, list(units), pulse),
         batch_format="pyarrow", num_cpus=job.items.cpus_per_actor, num_gpus=job.items.gpus_per_actor,
     )  # fmt: skip
-    found: list[dict[str, Any]] = []
-    told = time.monotonic()
 
-    def tick(texts: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            ready = f"{texts:,} texts encoded" if texts or found else "actors get ready"
-            say(f"{len(found)} of {len(units)} shards, {ready}")
+    def line(shards: int, texts: int) -> str:
+        ready = f"{texts:,} texts encoded" if texts or shards else "actors get ready"
+        return f"{shards} of {len(units)} shards, {ready}"
 
-    for row in watch.watched(done.iter_rows(), pulse, limit, tick, "items.actors"):
-        found.append(row)  # noqa: PERF402 - the ticks look at it
-    return found
+    return watch.collected(done.iter_rows(), pulse, limit, "items.actors", say, line)
 
 
 class EncoderActor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +34,6 @@ from llmrec.tables import buckets, rankings
 from llmrec.tables.rankings import StagedFile
 
 READ_CPUS = 0.5
-SECONDS_BETWEEN_LINES = 5.0
 EXAMPLES = 6
 # Settings that change what explaining costs, or where it writes, never a reason.
 OF_COST = frozenset({
@@ -176,9 +174,12 @@ def _run(wanted: Explaining, units: Sequence[dict[str, Any]], limit: float, say:
         )
         .iter_rows()
     )  # fmt: skip
-    status = _Status(say, len(units))
-    for _ in watch.watched(rows, pulse, limit, status.tick, "explain.actors"):
-        status.done += 1
+
+    def line(done: int, pairs: int) -> str:
+        told = f"{pairs:,} scores and sentences" if pairs else "actors get ready"
+        return f"{done} of {len(units)} buckets, {told}"
+
+    watch.collected(rows, pulse, limit, "explain.actors", say, line)
 
 
 def _shared(wanted: Explaining, pulse: Any) -> tuple[Any, Any, None]:
@@ -201,19 +202,6 @@ class _Actor:
         entry = self.explainer.explain(unit)
         storage.write_json(_entry_file(self.wanted, entry.bucket), asdict(entry))
         return pa.table({BUCKET: [entry.bucket]})
-
-
-class _Status:
-    """A line every few seconds."""
-
-    def __init__(self, say: Callable[[str], None], total: int) -> None:
-        self.say, self.total, self.done, self.last = say, total, 0, time.monotonic()
-
-    def tick(self, pairs: int) -> None:
-        if time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
-            self.last = time.monotonic()
-            told = f"{pairs:,} scores and sentences" if pairs else "actors get ready"
-            self.say(f"{self.done} of {self.total} buckets, {told}")
 
 
 def _entry_file(wanted: Explaining, bucket: int) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from llmrec.engine.units import SECONDS_BETWEEN_LINES
 from llmrec.errors import UserError
 
 SECONDS_BETWEEN_BEATS = 2.0
@@ -102,6 +103,29 @@ def watched(
     finally:
         watch.over.set()
         thread.join()
+
+
+def collected(
+    rows: Iterator[dict[str, Any]], pulse: Any, limit: float, setting: str, say: Callable[[str], None],
+    line: Callable[[int, int], str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """All rows of `watched`, with a line every few seconds: `line` of how many there are and of what the pulse adds up.
+
+    Raises:
+        UserError: nothing moves.
+    """
+    found: list[dict[str, Any]] = []
+    told = time.monotonic()
+
+    def tick(done: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            say(line(len(found), done))
+
+    for row in watched(rows, pulse, limit, tick, setting):
+        found.append(row)  # noqa: PERF402 - the ticks look at it
+    return found
 
 
 def waited(task: Any, pulse: Any, limit: float) -> Any:
