@@ -228,16 +228,38 @@ class Items(Section):
         256, description="that part starts from who had which items, by so many factors; 0: at random"
     )
     vectors: tuple[str, ...] = Field((), description="columns of number lists, of one length each: images, audio ...")
+    images: str = Field(
+        "", exclude_if=_none, description="column of each item's picture, a file's path or s3:// URI, null for none; "
+        "encoded by embed, each once: a picture that changes needs a new name; empty for no image part"
+    )  # fmt: skip
+    image_root: str = Field(
+        "", exclude_if=_none, description="directory or s3:// prefix that the paths of images start from"
+    )
+    image_encoder: str = Field(
+        "", exclude_if=_none, description="frozen vision encoder of images with its image processor: a directory, an "
+        "s3:// prefix or a hub id"
+    )  # fmt: skip
+    max_bad_images: Share = Field(
+        0.1, exclude_if=lambda value: value == 0.1, description="more unreadable pictures than this stop embed"
+    )
     categories: tuple[str, ...] = Field((), description="columns of texts, of lists of texts, or of joined texts")
     separator: str = Field("|", description="parts the joined texts of a category column; empty: nothing is parted")
     numbers: tuple[str, ...] = Field((), description="columns of numbers")
     graph_dimensions: Count = Field(64, description="at most so many of the graph part, which data.edges brings")
     per_item: Count = Field(1, description="vectors of the model, and so tokens, that an item takes")
     shard: Count = Field(65_536, description="items in a file of embeddings, the unit of work of embed")
-    batch_size: Count = Field(64, description="texts in one pass of the encoder")
+    batch_size: Count = Field(64, description="texts, or pictures, in one pass of an encoder")
     actors: Count = 2
     cpus_per_actor: Annotated[float, Field(ge=0)] = 1
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _pictures(self) -> Items:
+        if bool(self.images) != bool(self.image_encoder):
+            raise ValueError("images, a column, and image_encoder, a model, go together; set both or neither")
+        if self.image_root and not self.images:
+            raise ValueError("image_root is where the paths in a column start from; name it in images")
+        return self
 
 
 class Train(Section):
@@ -804,12 +826,12 @@ class Config(BaseSettings):
             raise ValueError(
                 "train.train_embeddings = true goes with model.items = text: with items as vectors, few words are read"
             )
-        of_items = (self.items.id, self.items.encoder, self.data.edges, self.items.vectors, self.items.categories,
-                    self.items.numbers)  # fmt: skip
+        of_items = (self.items.id, self.items.encoder, self.data.edges, self.items.images, self.items.vectors,
+                    self.items.categories, self.items.numbers)  # fmt: skip
         if self.model.items == "token" and not any(of_items):
             raise ValueError(
                 "model.items = token: an item's vector needs a part at least; set items.encoder or items.id, or name "
-                "columns in items.vectors, items.categories or items.numbers"
+                "columns in items.vectors, items.images, items.categories or items.numbers"
             )
         if self.model.head != "yes_no" and (self.prompt.before_candidate or self.prompt.after_candidate):
             raise ValueError(

@@ -137,12 +137,24 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         UserError: it does not exist, is a directory, or the store does not give it.
     """
+    found = read_if_there(uri)
+    if found is None:
+        raise UserError(f"{uri}: no such file")
+    return found
+
+
+def read_if_there(uri: str) -> bytes | None:
+    """A whole small file; None if there is none.
+
+    Raises:
+        UserError: it is a directory, or the store does not give it.
+    """
     fs, path = filesystem(uri)
     try:
         with fs.open_input_stream(path) as stream:
             return stream.read()
     except FileNotFoundError:
-        raise UserError(f"{uri}: no such file") from None
+        return None
     except OSError as error:
         check(uri)  # says what is wrong with the store, if that is it
         raise UserError(f"{uri}: cannot be read ({redact(str(error).splitlines()[0])[:160]})") from None

@@ -1,86 +1,70 @@
 """embed: the frozen parts of the items' vectors that are dear to compute, once a catalogue.
 
-The items, by ascending id, are cut into shards, and a shard goes to one actor of a pool: rows whose text and encoder
-are those of the last table are copied from it, the others are encoded. The graph part is one decomposition of the whole
-graph, in one task. A shard that is there already is left alone, so that a job that was cut off does the rest.
+The items, by ascending id, are cut into shards, and a shard goes to one actor of a pool: rows whose text, or picture's
+name, and encoder are those of the last table are copied from it, the others are encoded. The graph part is one
+decomposition of the whole graph, in one task. A shard that is there already is left alone, so that a job that was cut
+off does the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import torch
 
-from llmrec import assets, config, storage
+from llmrec import assets, config, schema, storage
 from llmrec.engine import watch
+from llmrec.engine.embed_pool import EncoderActor, Job, Unit
 from llmrec.engine.prompts import own_columns, told
-from llmrec.engine.watch import Beating
+from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.card import model_version
 from llmrec.ranker.graph import spectral_embedding
-from llmrec.ranker.sentence import SentenceEncoder
 from llmrec.ranker.templates import fill
 from llmrec.schema import ITEM
 from llmrec.tables import buckets, embeddings
-from llmrec.tables.embeddings import GRAPH, MARK, TEXT, Description, Shard
+from llmrec.tables.embeddings import GRAPH, IMAGE, IMAGE_MARK, IMAGE_PROBLEM, MARK, TEXT, Description, Shard
 
 GRAPH_CPUS = 1
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What embed did. encoded: texts that the encoder read; unchanged: items whose text's vector was there before;
-    with_part: items that have each part; dimensions: of each part; shards_written: those that were not there;
-    texts_per_second: of all actors while they encode. table: None where there is nothing to embed.
+    """What embed did. encoded, images_encoded: texts and pictures that an encoder read; unchanged, images_unchanged:
+    items whose vector was there before; images_unreadable: pictures that could not be read; with_part: items that have
+    each part; dimensions: of each part; shards_written: those that were not there; texts_per_second,
+    images_per_second: of all actors while they encode. table: None where there is nothing to embed.
     """
 
     items: int
     encoded: int
     unchanged: int
+    images_encoded: int
+    images_unchanged: int
+    images_unreadable: int
     with_part: dict[str, int]
     dimensions: dict[str, int]
     shards: int
     shards_written: int
     texts_per_second: float | None
+    images_per_second: float | None
     encoder: str
     revision: str
+    image_encoder: str
     version: str
     table: str | None
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every actor needs. revision: empty without an encoder."""
-
-    items: config.Items
-    table: str
-    revision: str
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """A shard to write. rows, graph: references to its ids, marks and texts, and to its graph vectors, None if there
-    are none or the earlier shards have them; earlier: those with rows to copy; copied: the parts that they may have.
-    """
-
-    shard: Shard
-    rows: Any
-    graph: Any
-    earlier: list[str]
-    copied: tuple[str, ...]
-
-
 def wanted(settings: config.Config) -> bool:
     """Whether there is a part to compute."""
-    of_items = settings.model.items == "token" and bool(settings.items.encoder or settings.data.edges)
+    parts = (settings.items.encoder, settings.items.images, settings.data.edges)
+    of_items = settings.model.items == "token" and any(parts)
     compared = bool({"text", "query"} & set(settings.recall.merge)) or settings.rerank.by_text
     return of_items or (compared and bool(settings.items.encoder))
 
@@ -89,59 +73,72 @@ def embed(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
     """Write the table of embeddings, or nothing if no item needs one.
 
     Raises:
-        UserError: the encoder cannot be loaded, the template names an unknown column, or nothing moves for
-            cluster.no_progress_seconds.
+        UserError: an encoder cannot be loaded, the template or items.images names an unknown column, more pictures
+            than items.max_bad_images cannot be read, or nothing moves for cluster.no_progress_seconds.
     """
     if not wanted(settings):
         return _nothing(settings, layout, say)
     items, table = settings.items, layout.embeddings
     prompt = settings.prompt if items.encoder else settings.prompt.model_copy(update={"item": ""})
-    catalogue = _catalogue(layout, prompt)
+    catalogue = _catalogue(layout, prompt, items.images)
     ids = catalogue[ITEM].combine_chunks()
     # A wrong name is told before actors start.
-    directory = assets.resolve_model(items.encoder) if items.encoder else ""
-    revision = model_version(directory) if directory and Path(directory).is_dir() else directory
+    revision, image_revision = _revision(items.encoder), _revision(items.image_encoder)
     there = {uri for uri, _ in storage.list_files(table, ".arrow")}
     before = embeddings.describe(table)
     if before is not None and not {storage.join(table, shard.path) for shard in before.shards} <= there:
         before = None  # somebody has deleted some of it
     graph, graph_mark, graph_of = _graph(settings, layout, ids, before, say)
-    copied = _parts_to_copy(before, revision, items.max_tokens, graph_of)
+    copied = _parts_to_copy(before, revision, items.max_tokens, image_revision, graph_of)
 
     shards, units = [], []
     for number, start in enumerate(range(0, len(ids), items.shard)):
-        rows = _rows(catalogue.slice(start, items.shard), settings, revision)
+        rows = _rows(catalogue.slice(start, items.shard), settings, revision, image_revision)
         shard = _shard(number, rows, graph_mark)
         shards.append(shard)
         if storage.join(table, shard.path) not in there:
             here = None if graph is None else _put(graph[start : start + items.shard])
-            units.append(_Unit(shard, _put(rows), here, _earlier(before, shard, table) if copied else [], copied))
+            units.append(Unit(shard, _put(rows), here, _earlier(before, shard, table) if copied else [], copied))
     del catalogue
     say(f"{len(ids):,} items in {len(shards)} shards, {len(shards) - len(units)} of them there already")
-    job = _Job(items, table, revision)
-    done = _run(job, units, settings.cluster.no_progress_seconds, say) if units else []
-    found = _facts(table, shards, done, before)
-    shards = [Shard(**{**asdict(s), "present": {p: n for p, (_, n) in found[s.path].items()}}) for s in shards]
-    dimensions = {part: d for part, (d, _) in found[shards[0].path].items()}
-    version = embeddings.version_of(shards, revision, items.max_tokens, graph_mark)
+    done = _run(Job(items, table), units, settings.cluster.no_progress_seconds, say) if units else []
+    dimensions, shards = _facts(table, shards, done, before)
+    unreadable, with_part = (
+        sum(s.unreadable for s in shards),
+        {p: sum(s.present[p] for s in shards) for p in dimensions},
+    )
+    images = unreadable + with_part.get(IMAGE, 0)
+    if unreadable > items.max_bad_images * images:
+        raise UserError(_too_many(unreadable, images, done, table, items))
+    version = embeddings.version_of(shards, revision, items.max_tokens, graph_mark, image_revision)
     embeddings.publish(
         table,
         Description(
-            version, items.encoder, revision, items.max_tokens, graph_mark, graph_of, dimensions, len(ids), shards
+            version, items.encoder, revision, items.max_tokens, graph_mark, graph_of, dimensions, len(ids), shards,
+            items.image_encoder, image_revision,
         ),
-    )
-    encoded, seconds = sum(row["encoded"] for row in done), sum(row["seconds"] for row in done)
+    )  # fmt: skip
+    encoded, images_encoded = (sum(row[what] for row in done) for what in ("encoded", "images_encoded"))
+
+    def rate(count: int, seconds: str) -> float | None:
+        return count / sum(row[seconds] for row in done) * _actors(items, len(units)) if count else None
+
     return Embedded(
         items=len(ids),
         encoded=encoded,
         unchanged=len(ids) - encoded if items.encoder else 0,
-        with_part={part: sum(s.present[part] for s in shards) for part in dimensions},
+        images_encoded=images_encoded,
+        images_unchanged=with_part.get(IMAGE, 0) - images_encoded,
+        images_unreadable=unreadable,
+        with_part=with_part,
         dimensions=dimensions,
         shards=len(shards),
         shards_written=len(units),
-        texts_per_second=encoded / seconds * _actors(items, len(units)) if encoded else None,
+        texts_per_second=rate(encoded, "seconds"),
+        images_per_second=rate(images_encoded, "images_seconds"),
         encoder=items.encoder,
         revision=revision,
+        image_encoder=items.image_encoder,
         version=version,
         table=table,
     )
@@ -149,32 +146,58 @@ def embed(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
 
 def _nothing(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> Embedded:
     if settings.model.items == "token":
-        say("items.encoder and data.edges are empty: there is nothing to embed")
+        say("items.encoder, items.images and data.edges are empty: there is nothing to embed")
         storage.delete(layout.embeddings)  # or a part that nobody asks for would still be found
     else:
         say("model.items = text: items are read as text, there is nothing to embed")
-    return Embedded(0, 0, 0, {}, {}, 0, 0, None, "", "", "", None)
+    return Embedded(0, 0, 0, 0, 0, 0, {}, {}, 0, 0, None, None, "", "", "", "", None)
 
 
-def _catalogue(layout: Layout, prompt: config.Prompt) -> pa.Table:
-    """The ids, ascending, and the columns that the template of items names, those that other tables tell included."""
-    columns = list(dict.fromkeys((ITEM, *own_columns(prompt, layout))))
+def _revision(model: str) -> str:
+    """Which model a name means now; empty for none."""
+    directory = assets.resolve_model(model) if model else ""
+    return model_version(directory) if directory and Path(directory).is_dir() else directory
+
+
+def _catalogue(layout: Layout, prompt: config.Prompt, images: str) -> pa.Table:
+    """The ids, ascending, the columns that the template of items names, those that other tables tell included, and the
+    one of pictures."""
+    found = buckets.schema_of(layout.items)
+    if images:
+        schema.require(found, {images: "text"}, "items, items.images")
+    columns = list(dict.fromkeys((ITEM, *own_columns(prompt, layout), *((images,) if images else ()))))
     items = told(buckets.read_parquet(layout.items, columns), prompt, layout)
     return items.take(pa.compute.sort_indices(items, sort_keys=[(ITEM, "ascending")])).combine_chunks()
 
 
-def _rows(items: pa.Table, settings: config.Config, revision: str) -> pa.Table:
-    """item_id, mark and, with an encoder, the text of some items; without one a mark is 0."""
-    if not settings.items.encoder:
-        return pa.table({ITEM: items[ITEM], MARK: np.zeros(items.num_rows, np.uint64)})
-    texts = fill(settings.prompt.item, items, "item")
-    marks = embeddings.marks(texts, revision, settings.items.max_tokens)
-    return pa.table({ITEM: items[ITEM], MARK: marks, TEXT: pa.array(texts, pa.large_string())})
+def _rows(items: pa.Table, settings: config.Config, revision: str, image_revision: str) -> pa.Table:
+    """item_id, mark and, with an encoder, the text of some items; without one a mark is 0. With pictures their marks
+    and where they lie, too, null for none."""
+    rows = {ITEM: items[ITEM], MARK: np.zeros(items.num_rows, np.uint64)}
+    if settings.items.encoder:
+        texts = fill(settings.prompt.item, items, "item")
+        marks = embeddings.marks(texts, revision, settings.items.max_tokens)
+        rows |= {MARK: marks, TEXT: pa.array(texts, pa.large_string())}
+    if settings.items.images:
+        uris = _uris(items[settings.items.images].to_pylist(), settings.items.image_root)
+        marks = embeddings.image_marks(uris, image_revision)
+        rows |= {IMAGE_MARK: marks, IMAGE: pa.array(uris, pa.large_string())}
+    return pa.table(rows)
+
+
+def _uris(names: list[str | None], root: str) -> list[str | None]:
+    """Where pictures lie, for actors in other directories; null for a name that is missing or blank."""
+    there = [name and name.strip() for name in names]
+    if root:
+        root = storage.absolute(root)
+        return [storage.join(root, name) if name else None for name in there]
+    return [storage.absolute(name) if name else None for name in there]
 
 
 def _shard(number: int, rows: pa.Table, graph: str) -> Shard:
     ids = rows[ITEM].combine_chunks()
-    path = embeddings.shard_path(number, ids, rows[MARK].to_numpy(), graph)
+    images = rows[IMAGE_MARK].to_numpy() if IMAGE_MARK in rows.column_names else None
+    path = embeddings.shard_path(number, ids, rows[MARK].to_numpy(), graph, images)
     return Shard(path, len(ids), ids[0].as_py(), ids[-1].as_py(), {})
 
 
@@ -208,12 +231,15 @@ def _spectral(edges: str, ids: pa.Array, dimensions: int) -> np.ndarray:
     return spectral_embedding(buckets.read_parquet(edges), ids, dimensions)
 
 
-def _parts_to_copy(before: Description | None, revision: str, max_tokens: int, graph_of: str) -> tuple[str, ...]:
+def _parts_to_copy(
+    before: Description | None, revision: str, max_tokens: int, image_revision: str, graph_of: str
+) -> tuple[str, ...]:
     """Parts of which the table of before may have rows that are still right."""
     if before is None:
         return ()
     same = {
         TEXT: (before.revision, before.max_tokens) == (revision, max_tokens) and revision != "",
+        IMAGE: before.image_revision == image_revision != "",
         GRAPH: before.graph_of == graph_of and graph_of != "",
     }
     return tuple(part for part in before.dimensions if same[part])
@@ -240,7 +266,7 @@ def _actors(items: config.Items, units: int) -> int:
     return max(1, min(items.actors, units))
 
 
-def _run(job: _Job, units: Sequence[_Unit], limit: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _run(job: Job, units: Sequence[Unit], limit: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Write the shards by a pool of actors; what each one counted."""
     import ray
 
@@ -258,115 +284,40 @@ def _run(job: _Job, units: Sequence[_Unit], limit: float, say: Callable[[str], N
         batch_format="pyarrow", num_cpus=job.items.cpus_per_actor, num_gpus=job.items.gpus_per_actor,
     )  # fmt: skip
 
-    def line(shards: int, texts: int) -> str:
-        ready = f"{texts:,} texts encoded" if texts or shards else "actors get ready"
+    def line(shards: int, encoded: int) -> str:
+        ready = f"{encoded:,} texts and pictures encoded" if encoded or shards else "actors get ready"
         return f"{shards} of {len(units)} shards, {ready}"
 
     return watch.collected(done.iter_rows(), pulse, limit, "items.actors", say, line)
 
 
-class EncoderActor:
-    """A member of the actor pool: writes one shard after the other; the encoder is loaded for the first new text."""
-
-    def __init__(self, job: _Job, units: list[_Unit], pulse: Any) -> None:
-        self.job, self.units, self.beating = job, units, Beating(pulse)
-        self.encoder: SentenceEncoder | None = None
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        import ray
-
-        unit = self.units[batch["unit"][0].as_py()]
-        with self.beating.meanwhile():
-            rows = ray.get(unit.rows)
-            graph = None if unit.graph is None else ray.get(unit.graph)
-            earlier = [embeddings.read_shard(uri) for uri in unit.earlier]
-            if TEXT in rows.column_names and not self.encoder and _new(rows, earlier, unit.copied).any():
-                self.encoder = _load(self.job.items)
-        started = time.monotonic()
-        columns: dict[str, Any] = {ITEM: rows[ITEM], MARK: rows[MARK]}
-        encoded = 0
-        if TEXT in rows.column_names:
-            new = _new(rows, earlier, unit.copied)
-            encoded = int(new.sum())
-            columns[TEXT] = embeddings.as_column(self._texts(rows, new, earlier))
-        seconds = time.monotonic() - started
-        with self.beating.meanwhile():
-            if graph is None and GRAPH in unit.copied:
-                graph = _copy(rows, np.ones(rows.num_rows, bool), earlier, GRAPH)
-            if graph is not None and graph.shape[1]:
-                columns[GRAPH] = embeddings.as_column(graph)
-            table = pa.table(columns)
-            embeddings.write_shard(table, storage.join(self.job.table, unit.shard.path))
-        found = [{"part": part, "d": d, "present": n} for part, (d, n) in embeddings.facts(table).items()]
-        return pa.Table.from_pylist(
-            [{"path": unit.shard.path, "encoded": encoded, "seconds": seconds, "facts": found}], schema=_WRITTEN
-        )
-
-    def _texts(self, rows: pa.Table, new: np.ndarray, earlier: list[pa.Table]) -> np.ndarray:
-        """float32[n, d]: copied where they are not new, encoded where they are."""
-        copied = None if new.all() else _copy(rows, ~new, earlier, TEXT)
-        if not new.any():
-            assert copied is not None
-            return copied
-        assert self.encoder is not None
-        texts = rows[TEXT].filter(pa.array(new)).to_pylist()
-        encoded = self.encoder.encode(texts, self.job.items.batch_size, self.beating)
-        if copied is None:
-            return encoded
-        copied[new] = encoded
-        return copied
-
-
-def _load(items: config.Items) -> SentenceEncoder:
-    if not items.gpus_per_actor:
-        torch.set_num_threads(max(1, round(items.cpus_per_actor)))
-    directory = assets.resolve_model(items.encoder)
-    return SentenceEncoder(directory, items.max_tokens, "cuda" if items.gpus_per_actor else "cpu")
-
-
-def _new(rows: pa.Table, earlier: list[pa.Table], copied: tuple[str, ...]) -> np.ndarray:
-    """bool[n]: rows whose text has no vector yet."""
-    new = np.ones(rows.num_rows, bool)
-    if TEXT in copied:
-        for old in earlier:
-            place, there = _places(rows, old)
-            there &= old[MARK].to_numpy()[place] == rows[MARK].to_numpy()
-            new &= ~there
-    return new
-
-
-def _copy(rows: pa.Table, which: np.ndarray, earlier: list[pa.Table], part: str) -> np.ndarray:
-    """float32[n, d]: a part of these rows (bool[n]) from the shards of before, zeros for the others."""
-    found = np.zeros((rows.num_rows, earlier[0].schema.field(part).type.list_size), np.float32)
-    for old in earlier:
-        place, there = _places(rows, old)
-        here = which & there
-        found[here] = embeddings.as_matrix(old[part])[place[here]]
-    return found
-
-
-def _places(rows: pa.Table, old: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """int64[n] and bool[n]: where each id stands in a shard of before, if it does."""
-    place = pa.compute.index_in(rows[ITEM].combine_chunks(), old[ITEM].combine_chunks()).fill_null(-1)
-    found = place.to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.maximum(found, 0), found >= 0
+def _too_many(unreadable: int, images: int, done: list[dict[str, Any]], table: str, items: config.Items) -> str:
+    first = next((row["problem"] for row in done if row["problem"]), None)
+    where = f"the first: {first}" if first else f"see the column {IMAGE_PROBLEM} of {table}"
+    return (
+        f"items.images: {unreadable} of {images} pictures cannot be read, more than items.max_bad_images = "
+        f"{items.max_bad_images:g} allows; {where}"
+    )
 
 
 def _facts(
     table: str, shards: Sequence[Shard], done: list[dict[str, Any]], before: Description | None
-) -> dict[str, dict[str, tuple[int, int]]]:
-    """`embeddings.facts` of each shard by its path, read only where a job was cut off after it wrote the shard."""
-    found = {row["path"]: {f["part"]: (f["d"], f["present"]) for f in row["facts"]} for row in done}
+) -> tuple[dict[str, int], list[Shard]]:
+    """Dimensions of each part, and the shards with what is in them, read only where a job was cut off after it wrote
+    one."""
+    found = {
+        row["path"]: ({f["part"]: (f["d"], f["present"]) for f in row["facts"]}, row["unreadable"]) for row in done
+    }
     if before is not None:
         for shard in before.shards:
-            found[shard.path] = {part: (d, shard.present[part]) for part, d in before.dimensions.items()}
+            there = {part: (d, shard.present[part]) for part, d in before.dimensions.items()}
+            found.setdefault(shard.path, (there, shard.unreadable))
     for shard in shards:
         if shard.path not in found:
-            found[shard.path] = embeddings.facts(embeddings.read_shard(storage.join(table, shard.path)))
-    return found
-
-
-_WRITTEN = pa.schema([
-    ("path", pa.string()), ("encoded", pa.int64()), ("seconds", pa.float64()),
-    ("facts", pa.list_(pa.struct({"part": pa.string(), "d": pa.int64(), "present": pa.int64()}))),
-])  # fmt: skip
+            rows = embeddings.read_shard(storage.join(table, shard.path))
+            found[shard.path] = embeddings.facts(rows), embeddings.unreadable(rows)
+    full = [
+        replace(s, present={part: n for part, (_, n) in found[s.path][0].items()}, unreadable=found[s.path][1])
+        for s in shards
+    ]
+    return {part: d for part, (d, _) in found[shards[0].path][0].items()}, full

@@ -200,14 +200,18 @@ def load_features(parts: Items, ids: pa.Array, layout: Layout) -> ItemFeatures:
     items = buckets.read_parquet(layout.items, list(dict.fromkeys((ITEM, *columns_of(parts))))).sort_by(ITEM)
     made = open_embeddings(layout.embeddings, assets.cache_directory() / "embeddings")
     if made is None:
-        if parts.encoder:
+        if parts.encoder or parts.images:
             raise UserError(f"{layout.embeddings}: no item embeddings; run jobs/embed.py first")
         return read_features(ids, items, parts, {}, {})
     if not made.ids.equals(ids):
         raise UserError(f"{layout.embeddings}: made for other items than {layout.items} holds; run jobs/embed.py again")
-    wanted = [name for name in made.parts if name != "text" or parts.encoder]
+    asked = {"text": parts.encoder, "image": parts.images}
+    wanted = [name for name in made.parts if asked.get(name, True)]
+    if parts.images and "image" not in wanted:
+        raise UserError(f"{layout.embeddings}: no image part, which items.images asks for; run jobs/embed.py again")
     vectors, present = ({name: found[name] for name in wanted} for found in (made.parts, made.present))
-    return read_features(ids, items, parts, vectors, present, made.revision if parts.encoder else "")
+    revisions = {name: made.revisions[name] for name in wanted if name in asked}
+    return read_features(ids, items, parts, vectors, present, revisions)
 
 
 def opening_tokens(

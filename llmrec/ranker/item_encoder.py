@@ -227,23 +227,26 @@ class ItemEncoder(nn.Module):
                     f"items: the part '{name}' {what}, and this ranker was trained with {size} dimensions of it; run "
                     "jobs/embed.py with the settings it was trained with, or bring the column back"
                 )
-        if "text" in self.plan["vectors"] and features.revision != self.plan["revision"]:
-            raise UserError(
-                f"items: embeddings made by encoder revision {features.revision or 'none'}, this ranker was trained "
-                f"with {self.plan['revision']}; run jobs/embed.py with the encoder it was trained with, or train again"
-            )
+        for name, trained in (("text", self.plan["revision"]), ("image", self.plan.get("image_revision"))):
+            revision = features.revisions.get(name)
+            if name in self.plan["vectors"] and revision != trained:
+                raise UserError(
+                    f"items: embeddings made by {name} encoder revision {revision or 'none'}, this ranker was trained "
+                    f"with {trained}; run jobs/embed.py with the encoder it was trained with, or train again"
+                )
 
 
 def planned(features: ItemFeatures, settings: Items, trained: np.ndarray) -> dict[str, Any]:
     """What an encoder of these features holds: JSON that is saved beside its weights."""
-    return {
+    image = {"image_revision": features.revisions["image"]} if "image" in features.revisions else {}
+    return image | {
         "items": int(trained.sum()),
         "id": settings.id,
         "per_item": settings.per_item,
         "vectors": {name: int(found.shape[1]) for name, found in features.vectors.items()},
         "categories": {name: _common(lists.filter(pa.array(trained))) for name, lists in features.categories.items()},
         "numbers": list(features.numbers),
-        "revision": features.revision,
+        "revision": features.revisions.get("text", ""),
     }
 
 

@@ -20,7 +20,7 @@ class ItemFeatures:
 
     ids: arrow array[n], ascending. vectors: float32[n, d] by the part's name, rows of zeros where `present`, bool[n],
     is false. categories: list<string>[n] by column. numbers: float32[n] by column, NaN where missing.
-    revision: of the sentence encoder that made the text part, empty if there is none.
+    revisions: of the encoder that made a part, by the part's name.
     """
 
     ids: pa.Array
@@ -28,7 +28,7 @@ class ItemFeatures:
     present: Mapping[str, np.ndarray] = field(default_factory=dict)
     categories: Mapping[str, pa.Array] = field(default_factory=dict)
     numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
-    revision: str = ""
+    revisions: Mapping[str, str] = field(default_factory=dict)
 
 
 def columns_of(settings: Items) -> list[str]:
@@ -53,7 +53,7 @@ def read_features(
     settings: Items,
     vectors: Mapping[str, np.ndarray],
     present: Mapping[str, np.ndarray],
-    revision: str = "",
+    revisions: Mapping[str, str] | None = None,
 ) -> ItemFeatures:
     """Features from computed vectors and the columns that `settings` names.
 
@@ -75,7 +75,7 @@ def read_features(
         present=present,
         categories={name: texts(items[name], name, settings.separator) for name in settings.categories},
         numbers={name: _numbers(items[name], name) for name in settings.numbers},
-        revision=revision,
+        revisions=revisions or {},
     )
 
 

@@ -1,7 +1,8 @@
 """Items' frozen vectors: shards of the catalogue as `embed` writes them, and mapped into memory where they are used.
 
     tables/embeddings/_embeddings.json                    what there is; written last
-    tables/embeddings/shard-00000-<12 hex digits>.arrow   item_id, mark, text, graph; ascending ids throughout
+    tables/embeddings/shard-00000-<12 hex digits>.arrow   item_id, mark, text, image_mark, image, image_problem, graph;
+                                                          ascending ids throughout
 
 A shard's name holds a hash of what its rows are made from, so that a shard that is there need not be written again, and
 a new table comes beside the old one until `_embeddings.json` names it.
@@ -25,27 +26,29 @@ from llmrec.schema import ITEM
 
 DESCRIPTION = "_embeddings.json"
 MARK, TEXT, GRAPH = "mark", "text", "graph"
-PARTS = (TEXT, GRAPH)
+IMAGE, IMAGE_MARK, IMAGE_PROBLEM = "image", "image_mark", "image_problem"
+PARTS = (TEXT, IMAGE, GRAPH)
 IDS_FILE = "ids.arrow"
 
 
 @dataclass(frozen=True)
 class Shard:
     """A file of the table. path: relative to it; first, last: the least and the greatest id in it; present: how many of
-    its items have each part."""
+    its items have each part; unreadable: pictures that could not be read."""
 
     path: str
     rows: int
     first: Any
     last: Any
     present: dict[str, int]
+    unreadable: int = 0
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `_embeddings.json` says. version: equal for equal items, texts, encoder and graph; graph: a hash of the
-    graph part; graph_of: of what it is made from; dimensions: of each part that there is. encoder, revision, graph,
-    graph_of are empty without the part.
+    """What `_embeddings.json` says. version: equal for equal items, texts, pictures' names, encoders and graph; graph:
+    a hash of the graph part; graph_of: of what it is made from; dimensions: of each part that there is. encoder,
+    revision, graph, graph_of, image_encoder, image_revision are empty without the part.
     """
 
     version: str
@@ -57,6 +60,8 @@ class Description:
     dimensions: dict[str, int]
     rows: int
     shards: list[Shard]
+    image_encoder: str = ""
+    image_revision: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ class Embeddings:
     """The table in memory. Row i of everything is item ids[i], ids ascending.
 
     ids: arrow[n]; parts: name -> float32[n, d], mapped from a file and read-only, zeros where an item lacks the part;
-    present: name -> bool[n], which items have it; version, encoder, revision: see `Description`.
+    present: name -> bool[n], which items have it; version, encoder: see `Description`; revisions: of the encoder that
+    made a part, by the part's name.
     """
 
     ids: pa.Array
@@ -72,7 +78,7 @@ class Embeddings:
     present: dict[str, np.ndarray]
     version: str
     encoder: str
-    revision: str
+    revisions: dict[str, str]
 
 
 def marks(texts: list[str], revision: str, max_tokens: int) -> np.ndarray:
@@ -80,6 +86,13 @@ def marks(texts: list[str], revision: str, max_tokens: int) -> np.ndarray:
     rule = f"mean {revision} {max_tokens} ".encode()
     found = (xxhash.xxh64_intdigest(rule + text.encode("utf-8", "surrogatepass")) for text in texts)
     return np.fromiter(found, np.uint64, len(texts))
+
+
+def image_marks(uris: list[str | None], revision: str) -> np.ndarray:
+    """uint64[n]: equal for pictures of the same name that this encoder is to make a vector of; 0 for none."""
+    rule = f"image {revision} ".encode()
+    found = (0 if uri is None else xxhash.xxh64_intdigest(rule + uri.encode("utf-8", "surrogatepass")) for uri in uris)
+    return np.fromiter(found, np.uint64, len(uris))
 
 
 def id_bytes(ids: pa.Array) -> bytes:
@@ -90,16 +103,20 @@ def id_bytes(ids: pa.Array) -> bytes:
     return lengths.tobytes() + "".join(ids.to_pylist()).encode("utf-8", "surrogatepass")
 
 
-def shard_path(number: int, ids: pa.Array, marks: np.ndarray, graph: str) -> str:
-    """The name of a shard of these rows."""
+def shard_path(number: int, ids: pa.Array, marks: np.ndarray, graph: str, images: np.ndarray | None = None) -> str:
+    """The name of a shard of these rows. marks, images: uint64[n], of texts and, if there are any, of pictures."""
     digest = hashlib.sha256(f"{ids.type} {graph} ".encode() + marks.tobytes())
+    if images is not None:
+        digest.update(b"images" + images.tobytes())
     digest.update(id_bytes(ids))
     return f"shard-{number:05d}-{digest.hexdigest()[:12]}.arrow"
 
 
-def version_of(shards: list[Shard], revision: str, max_tokens: int, graph: str) -> str:
+def version_of(shards: list[Shard], revision: str, max_tokens: int, graph: str, image_revision: str = "") -> str:
     """16 hex digits over the shards, in order, and what besides their names their vectors depend on."""
     what = [revision, str(max_tokens), graph, *(shard.path for shard in shards)]
+    if image_revision:  # of a shard written anew under its name, more pictures may have been there to read
+        what += [image_revision, *(str(shard.unreadable) for shard in shards)]
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
 
 
@@ -145,6 +162,11 @@ def facts(rows: pa.Table) -> dict[str, tuple[int, int]]:
         for part in PARTS
         if part in rows.column_names
     }
+
+
+def unreadable(rows: pa.Table) -> int:
+    """How many pictures of a shard could not be read."""
+    return rows.num_rows - rows[IMAGE_PROBLEM].null_count if IMAGE_PROBLEM in rows.column_names else 0
 
 
 def describe(uri: str) -> Description | None:
@@ -223,7 +245,7 @@ def _mapped(folder: Path, described: Description) -> Embeddings:
         present={part: mapped(f"{part}-present.npy") for part in described.dimensions},
         version=described.version,
         encoder=described.encoder,
-        revision=described.revision,
+        revisions={TEXT: described.revision, IMAGE: described.image_revision},
     )
 
 

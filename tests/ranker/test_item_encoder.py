@@ -323,9 +323,9 @@ def test_features_that_the_encoder_was_not_trained_with_are_refused() -> None:
     refused(lambda: encoder.bind(only(features, *rest)), "'image' is not there", "trained with 3 dimensions")
     wide = replace(features, vectors={**features.vectors, "image": np.zeros((5, 4), np.float32)})
     refused(lambda: encoder.bind(wide), "'image' has 4 dimensions", "trained with 3 dimensions")
-    other = replace(features, revision="r2")
+    other = replace(features, revisions={"text": "r2"})
     refused(lambda: encoder.bind(other), "encoder revision r2", "trained with r1", "jobs/embed.py")
-    refused(lambda: encoder.bind(replace(features, revision="")), "encoder revision none", "trained with r1")
+    refused(lambda: encoder.bind(replace(features, revisions={})), "encoder revision none", "trained with r1")
     rest = [p for p in PARTS if p != "year"]
     refused(lambda: encoder.bind(only(features, *rest)), "no numbers 'year'", "items.numbers")
     assert torch.equal(encoder().vectors, before), "what was refused is bound in part"
@@ -334,7 +334,7 @@ def test_features_that_the_encoder_was_not_trained_with_are_refused() -> None:
 def test_a_revision_counts_only_with_a_text_part() -> None:
     features = only(make_features(range(5)), "image")
     encoder = made(features)
-    encoder.bind(replace(features, revision="r2"))
+    encoder.bind(replace(features, revisions={"text": "r2"}))
     assert_naive(encoder, features)
 
 
@@ -358,7 +358,7 @@ TABLE = pa.table({
 def read(table: pa.Table = TABLE, parts: dict[str, np.ndarray] | None = None, **settings: object) -> ItemFeatures:
     parts = parts or {}
     present = {name: np.ones(len(found), bool) for name, found in parts.items()}
-    return read_features(table["item_id"].combine_chunks(), table, Items(**settings), parts, present, "r1")
+    return read_features(table["item_id"].combine_chunks(), table, Items(**settings), parts, present, {"text": "r1"})
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -368,7 +368,7 @@ def test_features_are_read_by_column_and_type(chunked: bool) -> None:
     found = read(
         table, {"text": text}, vectors=("art",), categories=("genres", "tags", "year"), numbers=("year", "price")
     )
-    assert found.ids.to_pylist() == [1, 2, 3, 4] and found.revision == "r1"
+    assert found.ids.to_pylist() == [1, 2, 3, 4] and found.revisions == {"text": "r1"}
     assert list(found.vectors) == ["text", "art"]
     assert found.vectors["text"] is text and found.present["text"].all()
     assert found.vectors["art"].dtype == np.float32

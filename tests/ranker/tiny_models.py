@@ -162,7 +162,7 @@ def make_features(ids: Iterable[int], seed: int = 0) -> ItemFeatures:
             name: pa.array(lists, pa.list_(pa.string())) for name, lists in (("genres", genres), ("tags", tags))
         },
         numbers={"year": year, "price": price},
-        revision="r1",
+        revisions={"text": "r1"},
     )
 
 

@@ -43,7 +43,7 @@ def write(uri: str, ids: list[Any], seed: int = 0, size: int = 7, parts: tuple[s
 
 def check(found: embeddings.Embeddings | None, rows: dict[str, Any]) -> None:
     assert found is not None and found.ids.equals(rows["item_id"])
-    assert (found.version, found.encoder, found.revision) == (rows["version"], "enc", "r")
+    assert (found.version, found.encoder, found.revisions[TEXT]) == (rows["version"], "enc", "r")
     assert set(found.parts) == set(found.present) == {TEXT, GRAPH} & set(rows)
     for part, vectors in found.parts.items():
         assert isinstance(vectors, np.memmap) and vectors.dtype == np.float32 and not vectors.flags.writeable
