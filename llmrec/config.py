@@ -451,6 +451,18 @@ class Retrieve(Section):
     gpus_per_actor: Annotated[float, Field(ge=0)] = 0
 
 
+class New(Section):
+    """Items that hardly anybody had yet, each brought to the users whose history its text is nearest to, by the vectors
+    of embed, in turns, so that none is left out while others are brought to many."""
+
+    top: Annotated[int, Field(ge=0)] = Field(0, description="new items per user; 0 turns the source off")
+    users: Count = Field(
+        20, description="that each new item is brought to, if as many are near it and have places left"
+    )
+    max_events: Annotated[int, Field(ge=0)] = Field(0, description="an item of more events than this is not new")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="weight of a user's event per event of age")
+
+
 class Search(Section):
     """How text, als and retrieve look for the nearest of all items."""
 
@@ -476,7 +488,18 @@ class Context(Section):
 
 
 Source = Literal[
-    "item_item", "ease", "als", "text", "query", "graph", "popularity", "recent", "segment", "retrieve", "context"
+    "item_item",
+    "ease",
+    "als",
+    "text",
+    "query",
+    "graph",
+    "popularity",
+    "recent",
+    "segment",
+    "retrieve",
+    "context",
+    "new",
 ]
 
 
@@ -493,6 +516,7 @@ class Recall(Section):
     query: Query = Field(Query(), exclude_if=lambda value: value == Query())
     graph: Graph = Graph()
     retrieve: Retrieve = Retrieve()
+    new: New = Field(New(), exclude_if=lambda value: value == New())
     search: Search = Field(Search(), exclude_if=lambda value: value == Search())
     context: Context = Field(Context(), exclude_if=lambda value: value == Context())
     closeness: Closeness = Closeness()
@@ -507,6 +531,11 @@ class Recall(Section):
     history: Literal["known", "training"] = Field(
         "known", description="training: from training events alone, to be scored as a teacher is"
     )
+
+    @property
+    def by_text(self) -> tuple[str, ...]:
+        """The sources in use that take the vectors of the items' texts."""
+        return tuple(name for name in ("text", "query", "new") if name in self.merge)
 
     @model_validator(mode="after")
     def _sources_on(self) -> Recall:
@@ -669,6 +698,10 @@ class Rerank(Section):
     )
     separator: str = Field("|", description="parts the joined texts of those columns; empty: nothing is parted")
     freshness: Freshness = Freshness()
+    reserve: dict[str, Count] = Field(
+        {}, exclude_if=_none, description="sources of candidates: so many places of a list are theirs at least, the "
+        "last ones, if they brought as many; before quotas"
+    )  # fmt: skip
 
     @property
     def chooses(self) -> bool:
@@ -837,6 +870,11 @@ class Config(BaseSettings):
             raise ValueError(
                 "prompt.before_candidate and prompt.after_candidate need model.head = yes_no: "
                 "the other heads read a candidate exactly as an item of the history"
+            )
+        if sum(self.rerank.reserve.values()) > self.score.top_k:
+            raise ValueError(
+                f"rerank.reserve asks for {sum(self.rerank.reserve.values())} places, and score.top_k = "
+                f"{self.score.top_k} is all that there are"
             )
         if self.rerank.chooses and self.rerank.window < self.score.top_k:
             raise ValueError(

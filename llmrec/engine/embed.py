@@ -65,7 +65,7 @@ def wanted(settings: config.Config) -> bool:
     """Whether there is a part to compute."""
     parts = (settings.items.encoder, settings.items.images, settings.data.edges)
     of_items = settings.model.items == "token" and any(parts)
-    compared = bool({"text", "query"} & set(settings.recall.merge)) or settings.rerank.by_text
+    compared = bool(settings.recall.by_text) or settings.rerank.by_text
     return of_items or (compared and bool(settings.items.encoder))
 
 

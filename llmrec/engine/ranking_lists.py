@@ -47,7 +47,7 @@ def of_bucket(
     for name, uri in asked.tables.items():
         if name != OURS:
             found[name] = lists_of_rows(rankings.read_bucket(uri, bucket), depth)
-    reranked = asked.settings.rerank.chooses
+    reranked = asked.settings.rerank.chooses or bool(asked.settings.rerank.reserve)
     if asked.kept and (asked.fused is not None or reranked):
         found |= _with_less(asked.fused, reranked, buckets.bucket_file(asked.kept, bucket), depth)
     for name, lists in recalled.items():

@@ -15,11 +15,11 @@ import pyarrow as pa
 from llmrec import config
 from llmrec.engine.clustered import clustered
 from llmrec.engine.counts import known_histories
-from llmrec.engine.recall_models import Models, keys_of
+from llmrec.engine.recall_models import BUCKETS, Models, keys_of
 from llmrec.engine.text_vectors import described, text_vectors
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
-from llmrec.recall import als, content, context, ease, item_item
+from llmrec.recall import als, content, context, ease, introduction, item_item
 from llmrec.recall.candidates import Candidates, merge
 from llmrec.recall.clusters import Clusters
 from llmrec.recall.scores import Dense, Listed, Same, Scores, Sparse, Vectors
@@ -27,7 +27,7 @@ from llmrec.schema import BUCKET, DETAIL, KEY, ORIGIN, QUARANTINE, REASON, USER,
 from llmrec.tables import buckets, contexts, queries, recalled
 
 CELLS_AT_ONCE = 1 << 24
-MERGED, RETRIEVE, CLOSENESS, CONTEXT, QUERY = "merged", "retrieve", "closeness", "context", "query"
+MERGED, RETRIEVE, CLOSENESS, CONTEXT, QUERY, NEW = "merged", "retrieve", "closeness", "context", "query", "new"
 SEARCHED = ("als", "text", QUERY)
 NO_CANDIDATES = "no_candidates"
 
@@ -35,14 +35,15 @@ NO_CANDIDATES = "no_candidates"
 @dataclass(frozen=True)
 class _Bucket:
     """What the sources know, some of it of the users of one bucket alone: what they typed, keys of their groups, what
-    was retrieved for them, and asked, int64[n, any], in which contexts they are asked. clusters: of the sources that
-    look in some of them alone."""
+    was retrieved for them, the new items brought to them, and asked, int64[n, any], in which contexts they are asked.
+    clusters: of the sources that look in some of them alone."""
 
     models: Models
     vectors: np.ndarray | None
     queries: np.ndarray | None
     keys: pa.Array | None
     retrieved: Candidates | None
+    introduced: Candidates | None
     asked: np.ndarray
     clusters: dict[str, Clusters]
 
@@ -75,6 +76,9 @@ class _Bucket:
         if name == RETRIEVE:
             assert self.retrieved is not None
             return Listed(self.retrieved.take(users), n_items)
+        if name == NEW:
+            assert self.introduced is not None
+            return Listed(self.introduced.take(users), n_items)
         if name == CONTEXT:
             return context.InContext(list(models.contexts.values()), self.asked[users], models.popularity)
         assert self.vectors is not None
@@ -108,8 +112,7 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
     decays = {f"item_item_{decay:g}": decay for decay in settings.item_item.decays}
     parts += [CONTEXT] if known.contexts and CONTEXT not in names else []
     scored: dict[str, list[np.ndarray]] = {name: [] for name in (*parts, *decays)}
-    by_text = [name for name in ("text", QUERY) if name in names]
-    vectors = text_vectors(layout, known.ids, f"recall.{by_text[0]}") if by_text else None
+    vectors = text_vectors(layout, known.ids, f"recall.{settings.by_text[0]}") if settings.by_text else None
     checked = {name: (0, 0) for name in names if name in SEARCHED and settings.search.method == "clusters"}
     here = _Bucket(
         known,
@@ -118,6 +121,7 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
         keys_of(table[USER].combine_chunks(), unit[USERS], settings.segment.columns) if "segment" in names else None,
         recalled.read(buckets.bucket_file(layout.candidates(RETRIEVE), unit[BUCKET]), known.ids)
         if RETRIEVE in names else None,
+        _introduced(histories, unit, known, vectors, settings.new) if vectors is not None and NEW in names else None,
         context.rows_of(contexts.now(table, list(known.contexts), settings.history == "training"), known.contexts),
         _clusters(checked, known, vectors, settings, layout),
     )  # fmt: skip
@@ -158,6 +162,17 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
     return pa.table(
         {"users": [table.num_rows], "counts": [counts], "short": [short], "none": [len(none)], **tallies(checked)}
     )
+
+
+def _introduced(
+    histories: Ragged, unit: dict[str, Any], known: Models, vectors: np.ndarray, settings: config.New
+) -> Candidates:
+    rows = np.flatnonzero(known.popularity <= settings.max_events)
+    rows = rows[np.asarray(vectors[rows]).any(axis=1)]  # of the others nobody is near
+    turns = introduction.turns(rows, settings.users, unit[BUCKET], unit[BUCKETS])
+    rows, turns = rows[turns > 0], turns[turns > 0]
+    profiles = content.weighted(histories, vectors, settings.decay)
+    return introduction.introduced(profiles, vectors[rows], rows, turns, settings.top, histories, len(known.ids))
 
 
 def tallies(checked: dict[str, tuple[int, int]]) -> dict[str, list[int]]:

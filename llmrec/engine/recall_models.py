@@ -24,6 +24,7 @@ from llmrec.schema import BUCKET, USER, USERS
 from llmrec.tables import buckets, contexts
 
 EASE_CPUS = GRAPH_CPUS = 1
+BUCKETS = "buckets"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Models:
 
 
 def units(settings: config.Recall, layout: Layout) -> list[dict[str, str | int]]:
-    """The buckets: where each one's histories are, and its users' attributes (empty if there are none, or nobody asks).
+    """The buckets: where each one's histories are, its users' attributes (empty if there are none, or nobody asks), and
+    how many buckets there are.
 
     Raises:
         UserError: prepare has not written its tables, or not the users' attributes that a source needs.
@@ -67,7 +69,10 @@ def units(settings: config.Recall, layout: Layout) -> list[dict[str, str | int]]
             buckets.schema_of(next(iter(known.values()))).empty_table(), settings.segment.columns, layout.users
         )  # or a task would be the first to tell
     histories = buckets.bucket_files(layout.histories)
-    return [{BUCKET: bucket, "uri": uri, USERS: known.get(bucket, "")} for bucket, uri in histories.items()]
+    of = len(histories)
+    return [
+        {BUCKET: bucket, "uri": uri, USERS: known.get(bucket, ""), BUCKETS: of} for bucket, uri in histories.items()
+    ]
 
 
 def fit(settings: config.Recall, layout: Layout) -> Models:

@@ -169,7 +169,7 @@ def _needs(name: str, config: Config) -> tuple[str, ...]:
         fitted = ("fuse",) if config.fusion.method != "none" and not config.fusion.model else ()
         return (*_NEEDS[name], *fitted, *(("embed",) if config.rerank.by_text else ()))
     if name in ("recall", "fuse"):
-        embedded = ("embed",) if {"text", "query"} & set(config.recall.merge) else ()
+        embedded = ("embed",) if config.recall.by_text else ()
         trained = ("train",) if config.recall.retrieve.top and not config.recall.retrieve.model else ()
         return (*_NEEDS[name], *embedded, *trained)
     return _NEEDS[name]
@@ -219,7 +219,7 @@ def _read_by_recall(config: Config, layout: Layout) -> tuple[str, ...]:
     found: list[str] = []
     if recall.retrieve.top or "segment" in recall.merge:
         found.append(layout.users)
-    if recall.retrieve.top or {"text", "query"} & set(recall.merge):
+    if recall.retrieve.top or recall.by_text:
         found.append(storage.join(layout.embeddings, embeddings.DESCRIPTION))
     if recall.retrieve.top:
         found.append(recall.retrieve.model or layout.ranker)

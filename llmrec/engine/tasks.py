@@ -135,7 +135,8 @@ def ranked(work: requests.Work, told: requests.Scores, job: Job, by: requests.Ru
         UserError: a score is not a finite number, or the vectors by which items are compared are gone.
     """
     how = rerank.ready(by.rerank, job.rerank, job.layout, by.ids)
-    return requests.rank(work, told, job.score.top_k, by.ids, job.model_version, job.run_id, how)
+    reserve = job.rerank.reserve
+    return requests.rank(work, told, job.score.top_k, by.ids, job.model_version, job.run_id, how, reserve)
 
 
 def fused(work: requests.Work, ranker: np.ndarray, job: Job, by: requests.Rules) -> requests.Scores:

@@ -6,6 +6,7 @@ see one integer a pair, and what is as it should be is neither copied nor looked
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -227,9 +228,12 @@ class Scores:
 
 
 def rank(
-    work: Work, told: Scores, top_k: int, ids: pa.Array, model_version: str, run_id: str, rerank: Rerank | None = None
-) -> pa.Table:
+    work: Work, told: Scores, top_k: int, ids: pa.Array, model_version: str, run_id: str, rerank: Rerank | None = None,
+    reserve: Mapping[str, int] | None = None,
+) -> pa.Table:  # fmt: skip
     """The rankings of a bucket: each user's `top_k` best candidates, ties by item id, or what is chosen of his best.
+
+    reserve: places of a list for candidates that a source brought.
 
     Raises:
         UserError: a score is not a finite number.
@@ -240,6 +244,9 @@ def rank(
             f"the model gave {int((~np.isfinite(scores)).sum())} scores that are no numbers; nothing is published"
         )
     best, taken = listed(scores, lists, top_k, rerank)
+    if reserve:
+        groups = [(_brought_by(source, work.sources), places) for source, places in sorted(reserve.items())]
+        best, taken = reserved(best, taken, scores, lists, groups, top_k)
     n = len(best)
     table = {
         USER: work.users.take(pa.array(np.repeat(np.arange(len(taken)), taken))),
@@ -257,6 +264,11 @@ def rank(
     return pa.table([table[f.name].cast(f.type) for f in wanted], schema=wanted)
 
 
+def _brought_by(source: str, sources: pa.Array) -> np.ndarray:
+    found: np.ndarray = pa.compute.equal(sources, source).fill_null(False).to_numpy(zero_copy_only=False)
+    return found
+
+
 def listed(scores: np.ndarray, lists: Ragged, top_k: int, rerank: Rerank | None) -> tuple[np.ndarray, np.ndarray]:
     """int64[m]: where each user's list is among his candidates, in its order; int64[n]: how long it is.
 
@@ -267,6 +279,45 @@ def listed(scores: np.ndarray, lists: Ragged, top_k: int, rerank: Rerank | None)
     best, taken = best_of(scores, lists, rerank.window)
     chosen, taken = choose(scores[best], Ragged(lists.values[best], offsets_of(taken)), rerank, top_k)
     return best[chosen], taken
+
+
+def reserved(
+    best: np.ndarray, taken: np.ndarray, scores: np.ndarray, lists: Ragged, groups: Sequence[tuple[np.ndarray, int]],
+    top_k: int,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Lists (as of `listed`) in which each group has its places, if a user has as many candidates of it: the best of
+    these that are not in his list yet come last in it, and in a full one the last others go for them.
+
+    groups: candidates, bool[total], no two groups with one in common, and places, together at most top_k.
+    """
+    owner = np.repeat(np.arange(len(lists)), lists.lengths)
+    for theirs, places in groups:
+        in_list = np.zeros(len(scores), bool)
+        in_list[best] = True
+        there, had = (np.bincount(owner[of], minlength=len(lists)) for of in (theirs, theirs & in_list))
+        wanting, starts, parts = np.minimum(places, there) - had, offsets_of(taken), []
+        for user, want in enumerate(wanting.tolist()):
+            mine = best[starts[user] : starts[user + 1]]
+            if want > 0:
+                here = np.arange(lists.offsets[user], lists.offsets[user + 1])
+                open_ = here[theirs[here] & ~in_list[here]]
+                added = open_[np.lexsort((lists.values[open_], -scores[open_]))][:want]
+                mine = np.append(_without_last(mine, len(mine) + want - top_k, theirs, groups), added)
+            parts.append(mine)
+        best = np.concatenate([best[:0], *parts])
+        taken = np.asarray([len(part) for part in parts], np.int64)
+    return best, taken
+
+
+def _without_last(
+    mine: np.ndarray, count: int, theirs: np.ndarray, groups: Sequence[tuple[np.ndarray, int]]
+) -> np.ndarray:
+    """A list without its last `count` that are neither of one group nor in the places of another."""
+    held = theirs[mine]
+    for others, places in groups:
+        held[np.flatnonzero(others[mine])[:places]] = True
+    free = np.flatnonzero(~held)
+    return np.delete(mine, free[len(free) - max(0, count) :])
 
 
 def best_of(scores: np.ndarray, lists: Ragged, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -141,6 +141,24 @@ def test_every_source_lists_the_best_of_what_it_says(
     assert brought <= {"graph", "text", "als"} and "graph" in brought
 
 
+def test_the_new_item_is_brought_to_the_users_nearest_to_it(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall_bucket, "text_vectors", lambda layout, ids, setting: VECTORS)
+    wanted = settings(("new", "popularity"), new={"top": 1, "users": 3, "decay": 1.0}, quotas={"new": 1})
+    unit_ = unit(layout) | {"buckets": 1}
+    told = recall_unit(unit_, out_of_shared_memory(models(layout)), wanted, layout).to_pylist()[0]
+    untaken = [i for i in range(N) if not any(i in past for past in PAST) and VECTORS[i].any()]
+    assert 38 in untaken and told["counts"][0] == 3 * len(untaken)
+    merged = buckets.read_parquet(buckets.bucket_file(layout.candidates(), 0)).to_pylist()
+    near = [VECTORS[past].sum(axis=0) @ VECTORS[38] / np.linalg.norm(VECTORS[past].sum(axis=0)) for past in PAST[:-2]]
+    got = {u for u, row in enumerate(merged) if "i38" in row["item_ids"]}
+    if untaken == [38]:
+        assert got == set(np.argsort(near)[-3:].tolist())
+    for u in got:
+        assert merged[u]["sources"][0] == "new" and merged[u]["item_ids"][0] == "i38"
+        assert merged[u]["recall_score_new"][0] == pytest.approx(near[u], abs=1e-5)
+    assert not got & {USERS - 2, USERS - 1}, "nothing is known of these"
+
+
 def test_clusters_all_of_which_are_looked_in_find_what_exact_search_does(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

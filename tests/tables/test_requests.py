@@ -325,6 +325,33 @@ def test_a_reranked_list_has_its_own_order_without_gaps_and_every_items_own_scor
     assert rows(Rerank(3, quotas=(kinds,))) == [(1, 1, 2, 4, 40), (2, 1, 8, 9, 90)]
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(2, 5))
+def test_sources_have_their_places_in_every_list_that_they_brought_enough_for(data: st.DataObject, top_k: int) -> None:
+    lists = data.draw(
+        st.dictionaries(st.integers(0, 3), st.lists(st.sampled_from(CATALOGUE), unique=True, min_size=1), min_size=1)
+    )
+    reserve = {"a": data.draw(st.integers(1, 2)), "b": data.draw(st.integers(1, top_k - 1))}
+    reserve["a"] = min(reserve["a"], top_k - reserve["b"])
+    rows = [(u, i, 0.5, data.draw(st.sampled_from(["a", "b", "c", None]))) for u in sorted(lists) for i in lists[u]]
+    work = build(histories_table({}), candidates_in_list_form(long_table(rows), "c"), rules(), "c")
+    scores = np.asarray([data.draw(st.sampled_from([0.0, 1.0, 2.0])) for _ in rows], np.float32)
+    found = rank(work, Scores.unfused(scores), top_k, rules().ids, "m", "r", None, reserve).to_pylist()
+    for user in lists:
+        pairs = [(-float(s), i, of) for s, (u, i, _, of) in zip(scores, rows, strict=True) if u == user]
+        before = sorted(pairs)[:top_k]
+        mine = [(-row["score"], row["item_id"], row["source"]) for row in found if row["user_id"] == user]
+        assert [row["rank"] for row in found if row["user_id"] == user] == list(range(1, len(mine) + 1))
+        assert len(mine) == len(before) and len(set(mine)) == len(mine)
+        stayed = [pair for pair in before if pair in mine]
+        assert mine[: len(stayed)] == stayed, "those that stay are first, in their order"
+        for source, places in reserve.items():
+            theirs = sorted(pair for pair in pairs if pair[2] == source)
+            assert {pair for pair in mine if pair[2] == source} >= set(theirs[: min(places, len(theirs))])
+        came = [pair for pair in mine if pair not in before]
+        assert len(came) <= sum(reserve.values()) and all(pair[2] in reserve for pair in came)
+
+
 def test_shuffled_input_gives_the_same_bytes() -> None:
     rng = np.random.default_rng(1)
     rows = [(u, i, (u * 7 + i) % 5 / 4, "ab"[i % 2]) for u in range(6) for i in CATALOGUE]
