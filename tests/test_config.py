@@ -127,7 +127,7 @@ def test_retrieve_is_a_source_once_it_is_on() -> None:
         ("items: {per_item: 0}", ["items.per_item = 0", "greater than or equal to 1"]),
         (
             "items: {category: [genres]}",
-            ["unknown key 'items.category'", "encoder, max_tokens, id, id_start, vectors, categories"],
+            ["unknown key 'items.category'", "encoder, max_tokens, id, id_start, vectors, images"],
         ),
         ("items: {numbers: year}", ["items.numbers = 'year'"]),
         ("train: {horizon: 0}", ["train.horizon = 0", "greater than or equal to 1"]),

@@ -1,7 +1,7 @@
 """What pictures bring a ranker of items as vectors: where they alone tell what users like, and where they tell nothing.
 
-Two generated data sets (see pictures.py) in the protocol of benchmarks.quality: leave-one-out, the whole catalogue, what
-users had left out; and once more with a tenth of the items without events in training.
+Two generated data sets (see pictures.py) in the protocol of benchmarks.quality: leave-one-out, the whole catalogue but
+what a user had; and once more with a tenth of the items without events in training.
 """
 
 from __future__ import annotations

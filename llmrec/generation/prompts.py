@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from llmrec.generation.instructions import Instructions
+from llmrec.ranker.special_tokens import special_tokens, without
 from llmrec.ranker.templates import as_text, fill
 
 
@@ -28,9 +28,7 @@ class Prompter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, instructions: Instructions, max_input_tokens: int) -> None:
         self.tokenizer, self.instructions, self.limit = tokenizer, instructions, max_input_tokens
         self.chat = bool(tokenizer.chat_template)
-        special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
-        ordered = sorted((s for s in special if s.strip()), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._special = special_tokens(tokenizer)
         self.cut = 0
         shown = [(self._input(e.input), instructions.answer(e.answer)) for e in instructions.examples]
         self._before, self._after = self._frame(shown)
@@ -70,8 +68,7 @@ class Prompter:
     def clean(self, value: str) -> str:
         """A value without special tokens, line breaks and other control characters."""
         value = "".join(c if c.isprintable() else " " for c in value)
-        while self._special is not None and (without := self._special.sub(" ", value)) != value:
-            value = without
+        (value,) = without([value], self._special)
         return " ".join(value.split())
 
     def _frame(self, shown: Sequence[tuple[str, str]]) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from llmrec.config import Prompt
 from llmrec.errors import UserError
 from llmrec.ranker.ragged import Ragged
+from llmrec.ranker.special_tokens import as_data
 from llmrec.ranker.templates import fill
 
 WEIGHTS_FILE, VALUES_FILE = "contexts.safetensors", "contexts.json"
@@ -80,7 +81,7 @@ def read(
         codes = encoder.codes(asked)
         return Contexts(Ragged(codes << CODE_BITS, np.arange(len(codes) + 1, dtype=np.int64)), added=True)
     texts = pa.array(fill(prompt.context, asked, "context"), pa.string()).dictionary_encode()
-    different = texts.dictionary.to_pylist()
+    different = as_data(texts.dictionary.to_pylist(), prompt.context, tokenizer)
     tokens = tokenizer(different, add_special_tokens=False)["input_ids"] if different else []
     for text, of in zip(different, tokens, strict=True):
         if not of:

@@ -19,6 +19,7 @@ from llmrec.errors import UserError
 from llmrec.ranker.contexts import Contexts
 from llmrec.ranker.packing import Request
 from llmrec.ranker.ragged import Ragged
+from llmrec.ranker.special_tokens import as_data
 from llmrec.ranker.templates import fill
 
 
@@ -61,7 +62,7 @@ def tokenise_catalogue(
     if items[item_column].null_count:
         raise UserError(f"items: {items[item_column].null_count} rows have no {item_column}; run jobs/prepare.py")
     items = items.take(pa.compute.sort_indices(items, sort_keys=[(item_column, "ascending")]))
-    texts = fill(prompt.item, items, "item")
+    texts = as_data(fill(prompt.item, items, "item"), prompt.item, tokenizer)
     for i, text in enumerate(texts):
         if not text.strip():
             raise UserError(f"item {items[item_column][i].as_py()!r}: prompt.item {prompt.item!r} gives an empty text")
@@ -98,7 +99,8 @@ def trunk_openings(texts: Sequence[str], prompt: Prompt, tokenizer: PreTrainedTo
     """int32[any] tokens that open each trunk that says such a text of its user."""
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     start = [] if first is None else [first]
-    tokens = _tokenise(tokenizer, [text + prompt.before_history for text in texts])
+    told = as_data(texts, prompt.user, tokenizer)
+    tokens = _tokenise(tokenizer, [text + prompt.before_history for text in told])
     return [np.asarray(start + t, np.int32) for t in tokens]
 
 
