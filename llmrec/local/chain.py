@@ -1,4 +1,4 @@
-"""What the demo and the examples have in common: a cluster and a store on this machine, raw tables put there, stages."""
+"""What the demo and the examples share: a cluster and a store on this machine, raw tables put there, stages."""
 
 from __future__ import annotations
 

@@ -153,9 +153,7 @@ def _print(found: Mapping[str, Any]) -> None:
         f"{found['example']}: {found['users']:,} users, measured by the truth that the generator knows",
         ["", *headings], [[name, *(done["figures"][name] for done in rounds)] for name in names],
     )  # fmt: skip
-    terminal.print_rows(
-        "was the truth recovered?", ["", ""], [[of["what"], of["holds"]] for of in found["promises"]]
-    )
+    terminal.print_rows("was the truth recovered?", ["", ""], [[of["what"], of["holds"]] for of in found["promises"]])
     said = "The truth was recovered" if found["recovered"] else "The truth was NOT recovered"
     terminal.console().print(
         f"{said}; this took {found['minutes']:.1f} minutes, and everything that it started is stopped."
