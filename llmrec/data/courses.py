@@ -3,14 +3,14 @@
 The truth, in the order in which `make` draws it:
 
 - A **course** is of one topic and one level (beginner, intermediate, advanced). Its title names one phrase of the topic
-  and a form of the level, its description the topic and three phrases. A course above beginner level requires one course
-  of the same topic, one level below.
+  and a form of the level, its description the topic and three phrases. A course above beginner level requires one
+  course of the same topic, one level below.
 - A **learner** has a goal, which means three topics, and a level: the highest that he can follow.
 - In a topic he has **reached** the highest level of what he took of it. A course **suits** him now if it is of a topic
   of his goal, he has not had it, he has had what it requires, and its level is the reached one or the next above it
   (beginner at first), not above his own.
-- He takes one after another of the courses that suit him, well-known ones more often, and stops while some still do. One
-  event in ten is **noise**: any course outside his goal whose prerequisites he has.
+- He takes one after another of the courses that suit him, well-known ones more often, and stops while some still do.
+  One event in ten is **noise**: any course outside his goal whose prerequisites he has.
 - Before half of the other events he **typed** something: a phrase of the course's topic in a short sentence, as the
   texts of courses have it, but never a title.
 - One learner in ten is a **newcomer**, with a goal, a level and no event. Half of all learners ask for something now.
@@ -189,9 +189,9 @@ def make(learners: int, courses: int, seed: int = 0) -> World:
 def respond(world: World, shown: pl.DataFrame) -> World:
     """The world after learners saw their lists: a longer log, and new requests.
 
-    A learner looks at the first 5 places. What suits him and is of the topic that he asked for, if he asked, he takes with
-    probability 0.8, anything else with 0.02, two courses at most, and never one whose prerequisites he lacks. These
-    events come after all others, with what he had typed.
+    A learner looks at the first 5 places. What suits him and is of the topic that he asked for, if he asked, he takes
+    with probability 0.8, anything else with 0.02, two courses at most, and never one whose prerequisites he lacks.
+    These events come after all others, with what he had typed.
 
     shown: user_id, rank (from 1) and item_id, as published.
     """
@@ -201,7 +201,8 @@ def respond(world: World, shown: pl.DataFrame) -> World:
     seen = shown.filter(pl.col(RANK) <= LOOKED_AT).sort(USER, RANK)
     lists = {user: found for (user,), found in seen.group_by([USER], maintain_order=True)}
     start = int(np.max(world.interactions[TIMESTAMP].to_numpy())) + DAY
-    events, now = [], []
+    events: list[tuple[str, str, int, str | None]] = []
+    now = []
     for learner in _learners(world):
         query, taken = wanted[learner.user_id], 0
         for item in lists[learner.user_id][ITEM] if learner.user_id in lists else ():

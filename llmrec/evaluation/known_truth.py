@@ -1,7 +1,7 @@
 """How well lists find what is known to be right, where data was made up and the truth is known.
 
-Frames of pairs have the columns user_id and item_id, lists rank (from 1) besides. A place that a list leaves empty counts
-as wrong, and so does a user without a list.
+Frames of pairs have the columns user_id and item_id, lists rank (from 1) besides. A place that a list leaves empty
+counts as wrong, and so does a user without a list.
 """
 
 from __future__ import annotations
