@@ -191,7 +191,7 @@ def respond(world: World, shown: pl.DataFrame) -> World:
 
     A learner looks at the first 5 places. What suits him and is of the topic that he asked for, if he asked, he takes
     with probability 0.8, anything else with 0.02, two courses at most, and never one whose prerequisites he lacks.
-    These events come after all others, with what he had typed.
+    These events come after all others, with what he had typed, even if it was something else that he took.
 
     shown: user_id, rank (from 1) and item_id, as published.
     """

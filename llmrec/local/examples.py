@@ -136,7 +136,8 @@ def _round(example: Example[W], settings: config.Config, world: W, number: int, 
     summaries = {name: chain.stage(name, staged, f"{name} {number}") for name in names}
     for user, about in example.people(world).items():
         terminal.console().print(f"{about}:")
-        terminal.print_user(*show_user(layout, table, user, SHOWN_ITEMS))
+        found, history, ranking = show_user(layout, table, user, SHOWN_ITEMS)
+        terminal.print_user(found, history, ranking[:SHOWN_ITEMS])
     return {"figures": dict(example.measure(world, _shown(table))), "summaries": summaries}
 
 
