@@ -93,7 +93,7 @@ def people(world: World) -> dict[str, str]:
 
 EXAMPLE: Example[World] = Example(
     config="jobs/configs/courses.yaml",
-    sizes={"small": 180, "full": 600},
+    sizes={"small": 180, "full": 480},
     make=make,
     tables=lambda world: world.tables,
     measure=measure,

@@ -94,7 +94,9 @@ def test_the_truth_by_another_way() -> None:
     topic = pl.DataFrame([(i, t[0]) for i, t in tails(world, TOPIC).items()], ["item_id", "topic"], orient="row")
     need = pl.DataFrame([(i, t[0]) for i, t in tails(world, REQUIRES).items()], ["item_id", "needed"], orient="row")
     number = pl.col("level").replace_strict({name: i + 1 for i, name in enumerate(LEVELS)}, return_dtype=pl.Int64)
-    items = frame(world, "items").select("item_id", number).join(topic, on="item_id").join(need, on="item_id", how="left")
+    items = (
+        frame(world, "items").select("item_id", number).join(topic, on="item_id").join(need, on="item_id", how="left")
+    )
     had = frame(world, "interactions").select("user_id", "item_id")
     reached = had.join(items, on="item_id").group_by("user_id", "topic").agg(reached=pl.col("level").max())
     users = frame(world, "users").select("user_id", "goal", own=number)
