@@ -23,6 +23,7 @@ from llmrec.local import chain
 from llmrec.report import terminal
 from llmrec.report.comparison import print_diff
 from llmrec.report.users import show_user
+from llmrec.schema import ITEM, RANK, USER
 from llmrec.tables import rankings
 
 NAMES = ("courses",)
@@ -80,9 +81,8 @@ def named(name: str) -> Example[Any]:
 def run(name: str, example: Example[W], settings: config.Config, users: int) -> dict[str, Any]:
     """Make the data, run every stage on a cluster here, once a round, and print what came of it.
 
-    Returns `example`, `users`, `rounds` (each with its `figures` and the stages' `summaries`), `changes` (what
-    `llmrec diff` tells of the two rounds, None if there was one), `promises`, `recovered` (all of them hold) and
-    `minutes`.
+    Returns `example`, `users`, `rounds` (see `play`), `changes` (what `llmrec diff` tells of the two rounds, None if
+    there was one), `promises`, `recovered` (all of them hold) and `minutes`.
     """
     started = time.monotonic()
     say = progress_line(name)
@@ -108,17 +108,25 @@ def run(name: str, example: Example[W], settings: config.Config, users: int) -> 
 def play(
     example: Example[W], settings: config.Config, world: W, say: Say
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """The rounds of an example on the cluster that this process has joined, and what changed from one to the other."""
+    """The rounds of an example on the cluster that this process has joined, and what changed from one to the other.
+
+    A round has its `figures` and the stages' `summaries`; the second also `lists_of_round_1`, the figures if nothing
+    had run again and users still saw what they have not had of the first lists.
+    """
     layout = Layout.of(settings)
     table = settings.score.output or layout.rankings
     rounds = [_round(example, settings, world, 1, say)]
     if example.respond is None:
         return rounds, None
     say("users respond to what they were shown")
-    rounds.append(_round(example, settings, example.respond(world, _shown(table)), 2, say))
+    first = _shown(table)
+    world = example.respond(world, first)
+    rounds.append(_round(example, settings, world, 2, say))
+    kept = _without_taken(first, example.tables(world)["interactions"], settings.data.columns)
+    rounds[1]["lists_of_round_1"] = dict(example.measure(world, kept))
     ids = [done["summaries"]["publish"]["run_id"] for done in rounds]
-    before, after = (rankings.snapshot(table, run_id) for run_id in ids)
-    changes = diff.diff(before, after, layout.items, say, show_users=0, show_items=SHOWN_ITEMS)
+    a, b = (rankings.snapshot(table, run_id) for run_id in ids)
+    changes = diff.diff(a, b, layout.items, say, show_users=0, show_items=SHOWN_ITEMS)
     print_diff(changes)
     return rounds, changes
 
@@ -141,18 +149,32 @@ def _round(example: Example[W], settings: config.Config, world: W, number: int, 
     return {"figures": dict(example.measure(world, _shown(table))), "summaries": summaries}
 
 
+def _without_taken(lists: pl.DataFrame, log: pa.Table, columns: config.Columns) -> pl.DataFrame:
+    """The same lists without what users have had since, ranks from 1 again."""
+    had = pl.DataFrame(pl.from_arrow(log)).select(
+        pl.col(columns.user).alias(USER), pl.col(columns.item).alias(ITEM)
+    )  # fmt: skip
+    left = lists.join(had, on=[USER, ITEM], how="anti").sort(USER, RANK)
+    return left.with_columns(pl.int_range(1, pl.len() + 1).over(USER).alias(RANK))
+
+
 def _shown(table: str) -> pl.DataFrame:
     """The published rankings, as any reader gets them."""
     return pl.DataFrame(pl.from_arrow(rankings.read(table)))
 
 
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
 def _print(found: Mapping[str, Any]) -> None:
     rounds = found["rounds"]
-    names = list(rounds[0]["figures"])
-    headings = [f"round {number + 1}" for number in range(len(rounds))] if len(rounds) > 1 else [""]
+    columns = {"round 1": rounds[0]["figures"]}
+    if len(rounds) > 1:
+        columns |= {"round 2, lists of round 1": rounds[1]["lists_of_round_1"], "round 2": rounds[1]["figures"]}
     terminal.print_rows(
         f"{found['example']}: {found['users']:,} users, measured by the truth that the generator knows",
-        ["", *headings], [[name, *(done["figures"][name] for done in rounds)] for name in names],
+        ["", *columns], [[name, *(_figure(of[name]) for of in columns.values())] for name in rounds[0]["figures"]],
     )  # fmt: skip
     terminal.print_rows("was the truth recovered?", ["", ""], [[of["what"], of["holds"]] for of in found["promises"]])
     said = "The truth was recovered" if found["recovered"] else "The truth was NOT recovered"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def test_the_truth_is_found_in_both_rounds_and_nothing_locked_is_shown(cluster: 
     shown = pl.DataFrame(pl.from_arrow(rankings.read(f"{ROOT}/rankings")))
     without = example.measure(longer, shown)
     assert without[example_courses.LOCKED] > 0
-    assert not all(of["holds"] for of in map(asdict, example.promises([without])))
+    assert not all(promise.holds for promise in example.promises([without]))
 
 
 def test_an_example_that_is_not_there_is_refused() -> None:
