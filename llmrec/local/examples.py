@@ -142,11 +142,15 @@ def _round(example: Example[W], settings: config.Config, world: W, number: int, 
     names = [name for name in stages.order(settings) if name != "evaluate" or settings.data.split != "none"]
     staged = chain.staged_first(settings)
     summaries = {name: chain.stage(name, staged, f"{name} {number}") for name in names}
+    shown = _shown(table)
     for user, about in example.people(world).items():
         terminal.console().print(f"{about}:")
+        if user not in shown[USER]:
+            terminal.console().print("no list")
+            continue
         found, history, ranking = show_user(layout, table, user, SHOWN_ITEMS)
         terminal.print_user(found, history, ranking[:SHOWN_ITEMS])
-    return {"figures": dict(example.measure(world, _shown(table))), "summaries": summaries}
+    return {"figures": dict(example.measure(world, shown)), "summaries": summaries}
 
 
 def _without_taken(lists: pl.DataFrame, log: pa.Table, columns: config.Columns) -> pl.DataFrame:
