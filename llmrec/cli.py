@@ -61,6 +61,30 @@ def demo(
 
 
 @app.command()
+def example(
+    name: Annotated[str, typer.Argument(help="Which one: courses.")],
+    size: Annotated[str, typer.Option(help="small: a quick look; full: what the documentation shows.")] = "full",
+    users: Annotated[int | None, typer.Option(help="So many users instead of a size.")] = None,
+    config_file: Annotated[str | None, typer.Option("--config", help="Another configuration than its own.")] = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Run an example on made-up data whose truth is known; exit code 3 if the rankings do not recover it."""
+    from llmrec.local import examples
+
+    chosen = examples.named(name)
+    if size not in chosen.sizes:
+        raise UserError(f"--size {size}: there are {', '.join(chosen.sizes)}; or give --users")
+    file = config_file or chosen.config
+    if not Path(file).exists():
+        raise UserError(f"{file}: no such file; run this from a checkout, or name the file with --config")
+    found = examples.run(name, chosen, config.load(file), chosen.sizes[size] if users is None else users)
+    if json_file:
+        storage.write_json(json_file, found)
+    if not found["recovered"]:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
 def show(
     user: Annotated[str, typer.Argument(help="A user's id.")],
     config_file: ConfigFile = None,

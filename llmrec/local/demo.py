@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmrec import assets, config, storage
 from llmrec.data import movielens
 from llmrec.engine import stages
 from llmrec.engine.job import progress_line, terminating
-from llmrec.engine.session import connected
 from llmrec.layout import Layout
-from llmrec.local import service
+from llmrec.local import chain
 from llmrec.report import terminal
 from llmrec.report.users import show_user
 
@@ -32,59 +29,21 @@ def demo(main: config.Config, zero_shot: config.Config) -> dict[str, Any]:
         for model in filter(None, (main.model.base, main.items.encoder)):
             assets.fetch(model, say)
         tables = movielens.tables(assets.fetch("ml-100k", say))
-        with _cluster(main, say):
+        with chain.cluster_and_store(main, say):
             say("putting MovieLens-100k into the bucket")
             for name, table in tables.items():
-                _put(table, getattr(main.data, name))
-            main_stages = main.model_copy(update={"score": main.score.model_copy(update={"publish": False})})
+                chain.put(table, getattr(main.data, name))
+            main_stages = chain.staged_first(main)
             for stage in stages.order(main)[:-1]:
-                summaries[stage] = _stage(stage, main_stages)
-            summaries["zero-shot"] = _stage("score", zero_shot, "zero-shot")
+                summaries[stage] = chain.stage(stage, main_stages)
+            summaries["zero-shot"] = chain.stage("score", zero_shot, "zero-shot")
             # Leave the summary of the main run, which publish without settings goes by.
             storage.write_json(Layout.of(main).summary("score"), {"fingerprint": None, "summary": summaries["score"]})
-            summaries["evaluate"] = _stage("evaluate", main)
+            summaries["evaluate"] = chain.stage("evaluate", main)
             _report(main, summaries)
     summaries["minutes"] = round((time.monotonic() - started) / 60, 2)
     terminal.console().print(f"The demo took {summaries['minutes']:.1f} minutes; everything it started is stopped.")
     return summaries
-
-
-def _stage(stage: str, settings: config.Config, label: str | None = None) -> dict[str, Any]:
-    say = progress_line(label or stage)
-    summary = stages.run(stage, settings, say, reuse=True)
-    say("nothing changed, reused" if summary.get("reused") else "done")
-    return summary
-
-
-@contextlib.contextmanager
-def _cluster(settings: config.Config, say: Callable[[str], None]) -> Iterator[None]:
-    """The service of `llmrec cluster up` if it runs, else a cluster and a store of our own, stopped at the end."""
-    if found := service.state():
-        say("using the local cluster that is up")
-        service.apply(found)
-        with connected(settings.cluster, settings.root):
-            yield
-        return
-    import os
-
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    from llmrec.local.cluster import joined, mini_cluster
-    from llmrec.local.object_store import object_store
-
-    say("starting the object store")
-    with object_store(service.store_directory(), service.BUCKET):
-        say(f"starting {settings.cluster.nodes} Ray nodes")
-        with mini_cluster(settings.cluster) as cluster, joined(cluster):
-            yield
-
-
-def _put(table: Any, uri: str) -> None:
-    """Write a raw table unless the same bytes lie there."""
-    from llmrec.tables.buckets import parquet_bytes
-
-    data = parquet_bytes(table)
-    if not storage.exists(uri) or storage.read_bytes(uri) != data:
-        storage.write_bytes(uri, data)
 
 
 def _report(main: config.Config, summaries: dict[str, Any]) -> None:

@@ -1,0 +1,108 @@
+"""The course platform through the real stages on a cluster, small and with tiny models: the known truth is found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+import yaml
+
+from llmrec import config
+from llmrec.data import courses
+from llmrec.errors import UserError
+from llmrec.local import chain, example_courses, examples
+from llmrec.tables import rankings
+
+HERE = Path(__file__).parents[2]
+ROOT = "s3://llmrec-test/courses"
+LEARNERS = 120
+
+
+def save_tiny_models(world: courses.World, directory: Path) -> tuple[str, str]:
+    """A two-layer random Llama and BERT that know the words of the world: (decoder, encoder) directories."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    texts = [text for name in ("title", "description") for text in world.items[name].to_pylist()]
+    texts += [*courses.ASKED, *courses.GOALS, *courses.LEVELS, *(p for of in courses.TOPICS.values() for p in of)]
+    words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<s>", "<unk>", *words])}, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    form: dict[str, Any] = {
+        "vocab_size": len(words) + 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }  # fmt: skip
+    decoder, encoder = directory / "decoder", directory / "encoder"
+    for where in (decoder, encoder):
+        PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>").save_pretrained(where)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**form, num_key_value_heads=2)).save_pretrained(decoder)
+    BertModel(BertConfig(**form, max_position_embeddings=64)).save_pretrained(encoder)
+    return str(decoder), str(encoder)
+
+
+def settings(decoder: str, encoder: str) -> config.Config:
+    """The example's own configuration with tiny models, elsewhere."""
+    values = yaml.safe_load((HERE / example_courses.EXAMPLE.config).read_text())
+    values["root"] = ROOT
+    for name in ("items", "interactions", "users", "edges", "requests"):
+        values["data"][name] = f"{ROOT}/raw/{name}.parquet"
+    values["data"]["buckets"] = 2
+    values["model"] |= {"base": decoder, "layers": None}
+    values["items"] |= {"encoder": encoder, "max_tokens": 48, "actors": 1}
+    values["train"] |= {"epochs": 30, "learning_rate": 3e-3, "head_learning_rate": 1e-2}
+    return config.build(values)
+
+
+def quietly(message: str) -> None:
+    """A `say` for stages."""
+
+
+def of_lists(figures: examples.Figures, measure: str) -> list[float]:
+    """A share in the published lists, by popularity, at random, and at best."""
+    lists = (example_courses.RANKED, example_courses.POPULAR, example_courses.RANDOM, example_courses.BEST)
+    return [figures[f"{measure}, {name}"] for name in lists]
+
+
+def test_the_truth_is_found_in_both_rounds_and_nothing_locked_is_shown(cluster: Any, tmp_path: Path) -> None:
+    example = example_courses.EXAMPLE
+    world = example.make(LEARNERS)
+    wanted = settings(*save_tiny_models(world, tmp_path))
+    rounds, changes = examples.play(example, wanted, world, quietly)
+    figures = [done["figures"] for done in rounds]
+    assert len(figures) == 2 and all(of[example_courses.LOCKED] == of[example_courses.WITHOUT] == 0 for of in figures)
+    for of in figures:
+        ours, popular, random, best = of_lists(of, example_courses.SUIT)
+        assert (max(popular, random) + best) / 2 < ours <= best, of
+        ours, popular, *_ = of_lists(of, example_courses.NEW)
+        assert ours > popular, of
+        ours, _, random, _ = of_lists(of, example_courses.ASKED)
+        assert ours > 2 * random, of
+    assert rounds[0]["summaries"]["score"]["pairs"]["locked"] > 0  # there was something to leave out
+    # The second round is of the longer log.
+    events = [done["summaries"]["prepare"]["events"] for done in rounds]
+    assert events[0] == world.interactions.num_rows < events[1]
+    assert changes is not None and changes["users"]["in_both"] == LEARNERS
+
+    # Without the rule courses are shown whose prerequisites are missing, and the measure tells. The log is now that of
+    # the second round, as the tables in the store have it.
+    longer = courses.respond(world, pl.DataFrame(pl.from_arrow(rankings.read(
+        f"{ROOT}/rankings", run_id=rounds[0]["summaries"]["publish"]["run_id"]
+    ))))  # fmt: skip
+    assert longer.interactions.num_rows == events[1]
+    lax = wanted.model_copy(update={"score": wanted.score.model_copy(update={"requires": ""})})
+    chain.stage("score", lax)
+    shown = pl.DataFrame(pl.from_arrow(rankings.read(f"{ROOT}/rankings")))
+    without = example.measure(longer, shown)
+    assert without[example_courses.LOCKED] > 0
+    assert not all(promise.holds for promise in example.promises([without]))
+
+
+def test_an_example_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"example 'course': there is none; there are .*courses"):
+        examples.named("course")
