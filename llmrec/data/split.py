@@ -61,7 +61,8 @@ def split_events(
     time: `boundaries` cut; a user without events before the test period keeps an empty history.
     none: everything is for training.
     With `data.event_weights` the events have columns event and event_weight. Of several kinds at the same user, item
-    and time the heaviest stays, of equal ones the first in the input. With `data.target_events` only events of these
+    and time one stays: of a target's kind, if there is one, then the heaviest, then the first in the input; it counts
+    the greatest of their weights. With `data.target_events` only events of these
     kinds are held out. leave_one_out: a user's last such event is the target, what comes after it is set aside
     (`after_target`), and validation begins with the last such event before it; without a target everything trains.
     time: of the test period other events are set aside (`no_target`).
@@ -72,7 +73,10 @@ def split_events(
     weighted = bool(data.event_weights)
     events = events.sort(USER, TIMESTAMP, ROW)
     if weighted:
-        events = events.sort(EVENT_WEIGHT, descending=True, maintain_order=True)  # of copies the first one stays
+        pair = [USER, ITEM, TIMESTAMP]
+        wanted = pl.col(KIND).is_in(list(data.target_events))
+        events = events.sort(wanted, EVENT_WEIGHT, descending=True, maintain_order=True)  # of copies the first stays
+        events = events.with_columns(pl.col(EVENT_WEIGHT).max().over(pair))
     copies = pl.struct(USER, ITEM, TIMESTAMP).is_first_distinct().not_()
     few = pl.len().over(USER) < data.min_user_events
     duplicates = events.filter(copies).with_columns(pl.lit("duplicate_event").alias(REASON))

@@ -121,6 +121,14 @@ def test_of_kinds_at_the_same_time_the_heaviest_stays_and_repeats_stay() -> None
     assert (new["user_id"], new["item_ids"], new["weights"]) == (7, [], [])
 
 
+def test_of_kinds_at_the_same_time_a_target_stays_and_counts_as_the_heaviest() -> None:
+    rows = [(1, 10, 5, "buy"), (1, 10, 6, "view"), (1, 10, 6, "cart"), (1, 10, 6, "buy"), (1, 11, 7, "cart")]
+    found = split(rows, split="none", min_user_events=1, target_events=("cart",))
+    (row,) = found.histories.to_pylist()
+    assert (row["timestamps"], row["weights"]) == ([5, 6, 7], [1.0, 1.0, 0.5])
+    assert found.set_aside.select(KIND, ROW).rows() == [("view", 1), ("buy", 3)]
+
+
 def test_a_user_without_a_wanted_event_is_ranked_and_not_evaluated() -> None:
     rows = [(1, 10, 1, "view"), (1, 11, 2, "view"), (1, 12, 3, "cart"), (2, 10, 1, "view"), (2, 11, 2, "buy"),
             (2, 12, 3, "view")]  # fmt: skip
@@ -150,7 +158,7 @@ def test_held_out_are_wanted_kinds_alone_and_nothing_later_is_known(
     total = sum(len(row["item_ids"]) for row in tables.values()) + sum(map(len, truth.values()))
     assert total + len(found.set_aside) == len(rows)
     clean: dict[int, list[tuple[int, int, str]]] = {}  # time, item, kind: one a user, item and time, in order
-    for user, item, time, what in sorted(rows, key=lambda r: -WEIGHTS[r[3]]):
+    for user, item, time, what in sorted(rows, key=lambda r: -WEIGHTS[r[3]]):  # of which the wanted are the heaviest
         if (time, item) not in [event[:2] for event in clean.setdefault(user, [])]:
             clean[user].append((time, item, what))
     place = {(u, i, t, k): n for n, (u, i, t, k) in reversed(list(enumerate(rows)))}
