@@ -1,18 +1,18 @@
-"""A made-up shop whose truth is known: products, customers, what they viewed, carted and bought, and what they would buy.
+"""A made-up shop whose truth is known: products, customers, what they viewed, carted, bought, and what they would buy.
 
 The truth, in the order in which `make` draws it:
 
 - A **product** is of one category, which a column tells, and of one style, which nothing tells but two words of its
-  title. It has a price level (0, 1, 2), which shows in its price, and an appeal of its own. One in ten is **new**: it has
-  a text and no events. Of the others one in ten is out of **stock** now, though it has sold.
+  title. It has a price level (0, 1, 2), which shows in its price, and an appeal of its own. One in ten is **new**: it
+  has a text and no events. Of the others one in ten is out of **stock** now, though it has sold.
 - A **customer** has a hidden taste: a category that he buys on a phone in the evening, another one that he buys at all
   other times, and one style; and a price level. His age group tells the price level in two cases of three, his country
   tells nothing.
 - The probability that he buys a product is a softmax over all products: 4 if it is of the category of his device and
   hour, 3 if it is of his style, less 1 for each price level apart, plus its appeal.
-- He comes to 24 of the products that are not new, to each once. Half of the visits are **idle**: to a product that is in
-  fashion, whatever his taste; nearly all of them end as a view. In the others the product is drawn as he buys, 7 of 10
-  are put into the cart, and 7 of 10 of these bought.
+- He comes to 24 of the products that are not new, to each once. Half of the visits are **idle**: to a product that is
+  in fashion, whatever his taste; nearly all of them end as a view. In the others the product is drawn as he buys, 7 of
+  10 are put into the cart, and 7 of 10 of these bought.
 
 Each step of a visit is an event of its own in the log, view, cart and buy, with the time at which the visit began. Half
 of the visits are on a phone in the evening, most others on a desktop by day, some crosswise. Nothing here knows how
@@ -167,8 +167,7 @@ def pairs(world: World, which: np.ndarray) -> pl.DataFrame:
 class LastPurchases:
     """What is held out of the log: each customer's last purchase.
 
-    truth: user_id, item_id of it, in the order of customers; evening: bool[c], whether it was on a phone in the evening;
-    pool: user_id, item_id of what could be shown then: in stock, and nothing that he had looked at before it.
+    truth: user_id, item_id of it, in the order of customers; evening: bool[c], whether on a phone in the evening; pool: user_id, item_id of what could be shown then: in stock, and nothing that he had looked at before it.
     """
 
     truth: pl.DataFrame

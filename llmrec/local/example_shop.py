@@ -1,4 +1,4 @@
-"""The shop as an example: what each customer would buy is known; what kinds of events bring is measured without them."""
+"""The shop as an example: what each customer would buy is known; what weights of events bring is measured."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ def people(world: World) -> dict[str, str]:
 
 
 def _lists(layout: Layout, run_id: str) -> dict[str, pl.DataFrame]:
-    """By name, user_id, rank, item_id: what was published, the same candidates by the ranker's score alone, and what two
-    sources brought."""
+    """By name, user_id, rank, item_id: what was published, the same candidates by the ranker's score alone, and what
+    two sources brought."""
     parts = buckets.read_parquet(layout.score_parts(run_id), [USER, ITEMS, score_parts.PART + score_parts.RANKER])
-    scored = pl.DataFrame(pl.from_arrow(parts)).explode(pl.exclude(USER)).rename({ITEMS: ITEM})
+    scored = pl.DataFrame(pl.from_arrow(parts)).explode(parts.column_names[1:]).rename({ITEMS: ITEM})
     published = rankings.read(layout.rankings, run_id=run_id).select([USER, RANK, ITEM])
     return {
         PUBLISHED: pl.DataFrame(pl.from_arrow(published)),

@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from llmrec import assets, config
+from llmrec.config import Config
 from llmrec.engine import diff, stages
 from llmrec.engine.job import progress_line, terminating
 from llmrec.errors import UserError
@@ -68,8 +69,8 @@ class Example(Generic[W]):
     people: Callable[[W], Mapping[Any, str]]
     promises: Callable[[Sequence[Figures]], Sequence[Promise]]
     respond: Callable[[W, pl.DataFrame], W] | None = None
-    beside: Callable[[W, config.Config, str], Figures] | None = None
-    variants: Mapping[str, Callable[[config.Config], config.Config]] = field(default_factory=dict)
+    beside: Callable[[W, Config, str], Figures] | None = None
+    variants: Mapping[str, Callable[[Config], Config]] = field(default_factory=dict)
 
 
 def named(name: str) -> Example[Any]:
@@ -116,8 +117,9 @@ def play(
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The rounds of an example on the cluster that this process has joined, and what changed from one to the other.
 
-    Variants count as further rounds, called by their `variant`. A round has its `figures` and the stages' `summaries`; the second also `lists_of_round_1`, the figures if nothing
-    had run again and users still saw what they have not had of the first lists.
+    Variants count as further rounds, called by their `variant`. A round has its `figures` and the stages' `summaries`;
+    the second also `lists_of_round_1`, the figures if nothing had run again and users still saw what they have not had
+    of the first lists.
     """
     layout = Layout.of(settings)
     table = settings.score.output or layout.rankings
