@@ -167,7 +167,8 @@ def pairs(world: World, which: np.ndarray) -> pl.DataFrame:
 class LastPurchases:
     """What is held out of the log: each customer's last purchase.
 
-    truth: user_id, item_id of it, in the order of customers; evening: bool[c], whether on a phone in the evening; pool: user_id, item_id of what could be shown then: in stock, and nothing that he had looked at before it.
+    truth: user_id, item_id of it, in the order of customers; evening: bool[c], whether on a phone in the evening; pool:
+    user_id, item_id of what could be shown then: in stock, and nothing that he had looked at before it.
     """
 
     truth: pl.DataFrame
