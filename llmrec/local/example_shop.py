@@ -150,7 +150,7 @@ def _share(pairs: pl.DataFrame, right: pl.DataFrame) -> float:
 
 EXAMPLE: Example[World] = Example(
     config="jobs/configs/shop.yaml",
-    sizes={"small": 200, "full": 800},
+    sizes={"small": 200, "full": 600},
     make=make,
     tables=lambda world: {
         "score.blocked_items": world.tables["blocked"],
