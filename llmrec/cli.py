@@ -62,7 +62,7 @@ def demo(
 
 @app.command()
 def example(
-    name: Annotated[str, typer.Argument(help="Which one: courses.")],
+    name: Annotated[str, typer.Argument(help="Which one: courses, or shop.")],
     size: Annotated[str, typer.Option(help="small: a quick look; full: what the documentation shows.")] = "full",
     users: Annotated[int | None, typer.Option(help="So many users instead of a size.")] = None,
     config_file: Annotated[str | None, typer.Option("--config", help="Another configuration than its own.")] = None,

@@ -42,12 +42,17 @@ class Section(BaseModel):
 
 
 class Columns(Section):
-    """What the columns of the input are called. `event` and `value` are optional in the data."""
+    """What the columns of the input are called. `event` is read with data.event_weights alone."""
 
     user: str = "user_id"
     item: str = "item_id"
     timestamp: str = "timestamp"
     title: str = "title"
+    event: str = Field(
+        "event",
+        exclude_if=lambda value: value == "event",
+        description="kinds of events: texts, whole numbers or booleans",
+    )
 
 
 class Data(Section):
@@ -61,6 +66,13 @@ class Data(Section):
         "relation, tail and, if you have it, weight; empty for none"
     )  # fmt: skip
     columns: Columns = Columns()
+    event_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        {}, exclude_if=_none, description="kinds of events and what each counts, such as {view: 0.2, buy: 1}; 0: the "
+        "kind is dropped; empty: all events count the same, and columns.event is not read"
+    )  # fmt: skip
+    target_events: tuple[str, ...] = Field(
+        (), exclude_if=_none, description="kinds of event_weights that held-out truth may be, such as buy; empty: any"
+    )  # fmt: skip
     context: tuple[str, ...] = Field(
         (), exclude_if=_none, description="columns of the log that say what an event happened in, known before its "
         "item is (place, device, weather ...): texts, whole numbers or booleans; and time:hour, time:weekday, "
@@ -82,6 +94,15 @@ class Data(Section):
     validation_share: Share = Field(0.1, description="split=time: newest share of the rest, for validation")
     buckets: Annotated[int, Field(ge=1, le=100_000)] = Field(16, description="units of work; about 10,000 users each")
     max_bad_share: Share = Field(0.1, description="more bad rows than this stop the job before it writes a table")
+
+    @model_validator(mode="after")
+    def _events(self) -> Data:
+        if self.event_weights and not any(self.event_weights.values()):
+            raise ValueError("event_weights drops every kind of event; give one at least a weight above 0")
+        for kind in self.target_events:
+            if not self.event_weights.get(kind):
+                raise ValueError(f"target_events names '{kind}', to which event_weights gives no weight above 0")
+        return self
 
     @model_validator(mode="after")
     def _contexts(self) -> Data:

@@ -14,6 +14,7 @@ from llmrec.errors import UserError
 
 USER, ITEM, TIMESTAMP, TITLE = "user_id", "item_id", "timestamp", "title"
 ITEMS, TIMESTAMPS, RECALL_SCORES, SOURCES = "item_ids", "timestamps", "recall_scores", "sources"
+WEIGHTS = "weights"  # in histories: what each event counts
 SCORES = "scores"  # in score parts: what ranks each candidate
 TRAIN_LENGTH, USERS = "train_length", "users"
 CONTEXT, NOW = "context_", "now_"  # and the context's name: of each event, of what is asked for
@@ -33,14 +34,16 @@ def edges(item: pa.DataType) -> pa.Schema:
     return pa.schema([(HEAD, item), (RELATION, pa.string()), (TAIL, pa.string()), (WEIGHT, pa.float32())])
 
 
-def histories(user: pa.DataType, item: pa.DataType, context: Sequence[str] = ()) -> pa.Schema:
+def histories(user: pa.DataType, item: pa.DataType, context: Sequence[str] = (), weighted: bool = False) -> pa.Schema:
     """One row a user: what the models may see, oldest first.
 
     The first `train_length` events are for training, the rest for validation; scoring sees them all.
-    context: names of what is known of each event, and of the one that is asked for.
+    context: names of what is known of each event, and of the one that is asked for; weighted: with what each event
+    counts, above 0.
     """
     return pa.schema([
         (USER, user), (ITEMS, pa.list_(item)), (TIMESTAMPS, pa.list_(pa.int64())), (TRAIN_LENGTH, pa.int32()),
+        *([(WEIGHTS, pa.list_(pa.float32()))] if weighted else []),
         *_contexts(context), *((NOW + name, pa.string()) for name in context),
     ])  # fmt: skip
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute
 
 from llmrec.config import Columns
-from llmrec.data.context import unix_seconds, values
+from llmrec.data.context import has_text, texts, unix_seconds, values
 from llmrec.errors import UserError
 from llmrec.schema import (
     DETAIL,
@@ -32,6 +32,12 @@ from llmrec.schema import (
 
 ROW = "row"
 """int64: place of an event in the input, files in name order; breaks ties in time."""
+
+KIND, EVENT_WEIGHT = "event", "event_weight"
+"""string, float32: an event's kind and what it counts, where data.event_weights tells."""
+
+DROPPED = "dropped_event"
+"""Reason of rows whose kind counts nothing: left out on purpose, so that they are counted, but neither bad nor kept."""
 
 
 def clean_items(items: pa.Table, columns: Columns, source: str) -> tuple[pa.Table, pa.Table]:
@@ -112,12 +118,15 @@ def clean_edges(rows: pa.Table, known_items: pa.Array, source: str) -> tuple[pa.
 
 def judge_interactions(
     rows: pa.Table, columns: Columns, known_items: pa.Array, min_timestamp: int, max_timestamp: int, source: str,
-    context: Sequence[str] = (),
+    context: Sequence[str] = (), event_weights: Mapping[str, float] | None = None,
 ) -> pl.DataFrame:  # fmt: skip
     """The rows as user_id, item_id, timestamp (int64 seconds) and reason_code, which is null for good ones, and for
     each name in `context` a column `context_<name>`, see `context.values`.
 
-    Reasons: `null_id`, `null_timestamp`, `impossible_timestamp`, `unknown_item`.
+    Reasons: `null_id`, `null_timestamp`, `impossible_timestamp`, `unknown_item`. With event_weights (kinds of events
+    and what they count) there are columns event (String) and event_weight (Float32), and two more reasons:
+    `dropped_event`, before all others, where the weight is 0, and `unknown_event`, after them, where the kind is null
+    or not named.
 
     Raises:
         UserError: a column is missing or of the wrong type.
@@ -137,9 +146,16 @@ def judge_interactions(
             TIMESTAMP: pl.Series(values=unix_seconds(rows[columns.timestamp])),
         }
     )
-    known = pl.Series(values=known_items)
+    known, weights = pl.Series(values=known_items), event_weights or {}
+    if weights:
+        check_kinds(rows.schema, columns, source)
+        kind = texts(rows[columns.event]).alias(KIND)
+        told = kind.replace_strict(list(weights), list(weights.values()), default=None, return_dtype=pl.Float32)
+        frame = frame.with_columns(kind, told.alias(EVENT_WEIGHT))
     judged = frame.with_columns(
-        pl.when(pl.col(USER).is_null() | pl.col(ITEM).is_null())
+        pl.when(pl.col(EVENT_WEIGHT) == 0 if weights else pl.lit(False))
+        .then(pl.lit(DROPPED))
+        .when(pl.col(USER).is_null() | pl.col(ITEM).is_null())
         .then(pl.lit("null_id"))
         .when(pl.col(TIMESTAMP).is_null())
         .then(pl.lit("null_timestamp"))
@@ -147,6 +163,8 @@ def judge_interactions(
         .then(pl.lit("impossible_timestamp"))
         .when(~pl.col(ITEM).is_in(known.implode()))
         .then(pl.lit("unknown_item"))
+        .when(pl.col(EVENT_WEIGHT).is_null() if weights else pl.lit(False))
+        .then(pl.lit("unknown_event"))
         .alias(REASON)
     )
     if not context:
@@ -155,12 +173,29 @@ def judge_interactions(
     return judged.with_columns(values(rows, good, context, source))
 
 
+def check_kinds(found: pa.Schema, columns: Columns, source: str) -> None:
+    """Does a table have the column of the kinds of events, of texts, whole numbers or booleans?
+
+    Raises:
+        UserError: it is missing or of another type.
+    """
+    if columns.event not in found.names:
+        raise UserError(
+            f"{source}: column '{columns.event}', whose kinds data.event_weights weighs, is missing (it has: "
+            f"{', '.join(found.names)}); map it in data.columns.event"
+        )
+    if not has_text(kind := found.field(columns.event).type):
+        raise UserError(
+            f"{source}: column '{columns.event}' has type {kind}; kinds of events are texts, whole numbers or booleans"
+        )
+
+
 def interactions_quarantine(bad: pl.DataFrame, source: str) -> pa.Table:
-    """Set-aside events: the key is the user, the detail is item and time."""
+    """Set-aside events: the key is the user, the detail is item and time, and the kind where there are kinds."""
+    shown = {"item": ITEM, "timestamp": TIMESTAMP} | ({"event": KIND} if KIND in bad.columns else {})
     detail = pl.format(
-        "item={} timestamp={}",
-        pl.col(ITEM).cast(pl.String).fill_null("null"),
-        pl.col(TIMESTAMP).cast(pl.String).fill_null("null"),
+        " ".join(f"{name}={{}}" for name in shown),
+        *(pl.col(column).cast(pl.String).fill_null("null") for column in shown.values()),
     )
     return _quarantine(bad.select(pl.col(USER).alias(KEY), REASON, detail.alias(DETAIL)), source)
 

@@ -35,13 +35,24 @@ def check(found: pa.Schema, context: Sequence[str], source: str) -> None:
                 f"{source}: column '{name}', which data.context names, is missing (it has: {', '.join(found.names)})"
             )
         kind = found.field(name).type
-        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-        text = pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_string_view(plain)
-        if not (text or pa.types.is_integer(plain) or pa.types.is_boolean(plain) or pa.types.is_null(plain)):
+        if not has_text(kind):
             raise UserError(
                 f"{source}: column '{name}' has type {kind}; data.context takes texts, whole numbers and booleans, so "
                 "bring it to some of these first"
             )
+
+
+def has_text(kind: pa.DataType) -> bool:
+    """Whether values of a type are texts, whole numbers or booleans (or nulls), which `texts` takes."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_string_view(plain)
+    return bool(text or pa.types.is_integer(plain) or pa.types.is_boolean(plain) or pa.types.is_null(plain))
+
+
+def texts(given: pa.ChunkedArray) -> pl.Series:
+    """String[n] of a column of such a type."""
+    given = given.cast(given.type.value_type) if pa.types.is_dictionary(given.type) else given
+    return pl.Series(values=given.cast(pa.string()), dtype=pl.String)
 
 
 def values(rows: pa.Table, seconds: pl.Series, context: Sequence[str], source: str) -> list[pl.Series]:
@@ -63,12 +74,7 @@ def values(rows: pa.Table, seconds: pl.Series, context: Sequence[str], source: s
     }
     found = []
     for name in context:
-        if name.startswith(TIME):
-            column = derived[context_name(name)]()
-        else:
-            given = rows[name]
-            given = given.cast(given.type.value_type) if pa.types.is_dictionary(given.type) else given
-            column = pl.Series(values=given.cast(pa.string()), dtype=pl.String)
+        column = derived[context_name(name)]() if name.startswith(TIME) else texts(rows[name])
         found.append(column.alias(CONTEXT + context_name(name)))
     return found
 

@@ -14,7 +14,7 @@ from llmrec import config
 from llmrec.ranker.ragged import Ragged, offsets_of, within
 from llmrec.recall import context, item_item
 from llmrec.recall.neighbours import by_column, by_users, by_vectors, in_blocks, work_of
-from llmrec.schema import ITEMS, TIMESTAMPS, TRAIN_LENGTH
+from llmrec.schema import ITEMS, TIMESTAMPS, TRAIN_LENGTH, WEIGHTS
 from llmrec.tables import buckets, contexts
 from llmrec.tables.histories import flatten, item_rows, keep
 
@@ -41,32 +41,56 @@ def _events(uri: str, catalogue_ids: pa.Array, training_only: bool) -> Ragged:
     return item_item.distinct(known_histories(buckets.read_parquet(uri), catalogue_ids, training_only))[0]
 
 
+def events_and_weights(
+    histories: str, catalogue_ids: pa.Array, training_only: bool
+) -> tuple[Ragged, np.ndarray | None]:
+    """`events`, and of each item the greatest weight of the user's events of it: float32[total], None if all count the
+    same."""
+    found = list(_of_buckets(_events_and_weights, histories, catalogue_ids, training_only))
+    weights = [part for _, part in found if part is not None]
+    return joined([items for items, _ in found]), np.concatenate(weights) if weights else None
+
+
+def _events_and_weights(uri: str, catalogue_ids: pa.Array, training_only: bool) -> tuple[Ragged, np.ndarray | None]:
+    table = buckets.read_parquet(uri)
+    known, weights = known_histories(table, catalogue_ids, training_only), None
+    if (given := known_weights(table, catalogue_ids, training_only)) is not None:
+        weights = item_item.heaviest(known, given)
+    return item_item.distinct(known)[0], weights
+
+
 def joined(parts: list[Ragged]) -> Ragged:
     """Some sequences after others."""
     values = np.concatenate([np.empty(0, np.int32), *(part.values for part in parts)])
     return Ragged(values, offsets_of(np.concatenate([np.empty(0, np.int64), *(part.lengths for part in parts)])))
 
 
-def matrix(items: Ragged, n_items: int) -> sparse.csr_matrix:
-    """float32[users, n_items]: 1 where a user had an item. items: of `events`."""
-    ones = np.ones(len(items.values), np.float32)
+def matrix(items: Ragged, n_items: int, weights: np.ndarray | None = None) -> sparse.csr_matrix:
+    """float32[users, n_items]: 1 where a user had an item, or its weight, float32[total]. items: of `events`."""
+    data = np.ones(len(items.values), np.float32) if weights is None else weights.copy()
     rows = items.values.copy()  # shared memory is read-only, and they are sorted where they are
-    found = sparse.csr_matrix((ones, rows, items.offsets), shape=(len(items), n_items))
+    found = sparse.csr_matrix((data, rows, items.offsets), shape=(len(items), n_items))
     found.sort_indices()
     return found
 
 
-def similar_by_users(events: Ragged, n_items: int, settings: config.ItemItem) -> sparse.csr_matrix:
+def similar_by_users(
+    events: Ragged, n_items: int, settings: config.ItemItem, weights: np.ndarray | None = None
+) -> sparse.csr_matrix:
     """float32[n_items, n_items]: column j holds item j's nearest by who had them, one task some items.
 
     What all users had lies in shared memory, by user and by item, at about 12 bytes an event; a task's memory goes by
-    WORK_AT_ONCE. events: of `events`.
+    WORK_AT_ONCE. events: of `events`; weights: of `events_and_weights`, see `neighbours.by_users`.
     """
-    newest, _ = item_item.distinct(events, settings.max_history)
-    users = matrix(newest, n_items)
-    items = users.T.tocsr()
-    items.data = users.data  # all 1: one array, which then lies there once
-    return _similar(items, users, _of_users, (settings.neighbours, settings.shrinkage), settings.reach)
+    newest, at = item_item.distinct(events, settings.max_history)
+    if weights is None:
+        users = matrix(newest, n_items)
+        items, squares = users.T.tocsr(), None
+        items.data = users.data  # all 1: one array, which then lies there once
+    else:
+        users = matrix(newest, n_items, weights[at])
+        items, squares = users.T.tocsr(), np.bincount(newest.values, weights[at].astype(np.float64) ** 2, n_items)
+    return _similar(items, users, _of_users, (settings.neighbours, settings.shrinkage, squares), settings.reach)
 
 
 def similar_by_vectors(vectors: sparse.csr_matrix, settings: config.Graph) -> sparse.csr_matrix:
@@ -86,9 +110,10 @@ def _similar(
 
 
 def _of_users(
-    both: tuple[sparse.csr_matrix, sparse.csr_matrix], rows: slice, count: int, shrinkage: float
-) -> sparse.csr_matrix:
-    return by_users(*both, rows, count, shrinkage)
+    both: tuple[sparse.csr_matrix, sparse.csr_matrix], rows: slice, count: int, shrinkage: float,
+    squares: np.ndarray | None,
+) -> sparse.csr_matrix:  # fmt: skip
+    return by_users(*both, rows, count, shrinkage, squares)
 
 
 def _of_vectors(both: tuple[sparse.csr_matrix, sparse.csr_matrix], rows: slice, count: int) -> sparse.csr_matrix:
@@ -147,6 +172,13 @@ def known_events(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) 
     """`known_histories`, and when each event was: int64[total], seconds."""
     rows, mask = _known(table, catalogue_ids, training_only)
     return keep(rows, mask), flatten(table[TIMESTAMPS])[0].to_numpy(zero_copy_only=False)[mask]
+
+
+def known_weights(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> np.ndarray | None:
+    """What each event of `known_histories` counts, float32[total]; None if all count the same."""
+    if WEIGHTS not in table.column_names:
+        return None
+    return flatten(table[WEIGHTS])[0].to_numpy(zero_copy_only=False)[_known(table, catalogue_ids, training_only)[1]]
 
 
 def known_contexts(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> dict[str, pa.Array]:

@@ -22,9 +22,9 @@ from llmrec.fusion.parts import Parts
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import offsets_of, within
 from llmrec.recall.candidates import pair_keys
-from llmrec.schema import ITEMS, TRAIN_LENGTH, USER
+from llmrec.schema import ITEMS, TRAIN_LENGTH, USER, WEIGHTS
 from llmrec.tables import buckets
-from llmrec.tables.histories import item_rows, keep
+from llmrec.tables.histories import flatten, item_rows, keep
 
 FIT_CPUS = 1
 
@@ -123,13 +123,21 @@ def fit(files: list[tuple[str, str]], layout: Layout, settings: config.Fusion) -
 
 
 def _with_truth(uri: str, histories: str, ids: pa.Array) -> tuple[Parts, np.ndarray]:
-    """A bucket's parts of users with validation events, and bool[total]: which of their candidates are such."""
+    """A bucket's parts of users with validation events, and bool[total]: which of their candidates are such, of events
+    with weights the heaviest."""
     table, parts = score_parts.read(uri)
-    past = buckets.read_parquet(histories, [USER, ITEMS, TRAIN_LENGTH])
+    there = buckets.schema_of(histories).names
+    past = buckets.read_parquet(histories, [USER, ITEMS, TRAIN_LENGTH, *({WEIGHTS} & set(there))])
     place = pa.compute.index_in(table[USER].combine_chunks(), past[USER].combine_chunks())
     past = past.take(place)
     events = item_rows(past[ITEMS], ids)
     later = within(events.lengths) >= np.repeat(past[TRAIN_LENGTH].to_numpy(), events.lengths)
+    if WEIGHTS in there:  # a view after a purchase that validates is no truth beside it
+        counted = flatten(past[WEIGHTS])[0].to_numpy(zero_copy_only=False)
+        user = np.repeat(np.arange(len(events)), events.lengths)
+        greatest = np.zeros(len(events), np.float32)
+        np.maximum.at(greatest, user[later], counted[later])
+        later &= counted == greatest[user]
     truth = keep(events, later & (events.values >= 0))
     candidates = item_rows(table[ITEMS], ids)
     true = np.isin(pair_keys(candidates, len(ids)), pair_keys(truth, len(ids)))

@@ -20,7 +20,17 @@ import pyarrow.parquet as pq
 from llmrec import schema, storage
 from llmrec.config import Columns, Data, context_name
 from llmrec.data import context
-from llmrec.data.clean import ROW, clean_edges, clean_items, interactions_quarantine, judge_interactions
+from llmrec.data.clean import (
+    DROPPED,
+    EVENT_WEIGHT,
+    KIND,
+    ROW,
+    check_kinds,
+    clean_edges,
+    clean_items,
+    interactions_quarantine,
+    judge_interactions,
+)
 from llmrec.data.split import Boundaries, split_events, with_new_users
 from llmrec.errors import UserError
 from llmrec.layout import Layout
@@ -96,7 +106,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     for row in counted:
         reasons.update(dict(zip(row["reasons"], row["counts"], strict=True)))
     total = sum(reasons.values())
-    bad = total - reasons["good"]
+    bad = total - reasons["good"] - reasons[DROPPED]
     if reasons["good"] == 0:
         raise UserError(f"{data.interactions}: none of its {total:,} rows is usable ({_tally(reasons)})")
     if bad > data.max_bad_share * total:
@@ -143,7 +153,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
         written.append(_write_bucket(empty, _no_events(job), job))
     for table in (layout.histories, layout.targets):
         buckets.delete_others(table, range(data.buckets))
-    set_aside: Counter[str] = Counter()
+    set_aside: Counter[str] = Counter({DROPPED: reasons[DROPPED]} if reasons[DROPPED] else {})
     for row in written:
         set_aside.update(dict(zip(row["reasons"], row["counts"], strict=True)))
     return Prepared(
@@ -218,6 +228,8 @@ def _input_units(data: Data) -> tuple[list[dict[str, Any]], pa.DataType, pa.Data
         types.add((schema.id_type(arrow, columns.user, uri), schema.id_type(arrow, columns.item, uri)))
         schema.require(arrow, {columns.timestamp: "time"}, uri)
         context.check(arrow, data.context, uri)
+        if data.event_weights:
+            check_kinds(arrow, columns, uri)
         for group in range(footer.num_row_groups):
             rows = footer.row_group(group).num_rows
             if rows:
@@ -236,13 +248,12 @@ def _judged(
     """wanted: of data.context, where it is asked for."""
     fs, _ = storage.filesystem(unit[FILE])
     file = pq.ParquetFile(unit[FILE].removeprefix("s3://"), filesystem=fs)
-    rows = file.read_row_group(
-        unit[GROUP],
-        columns=list(
-            dict.fromkeys((columns.user, columns.item, columns.timestamp, *context.columns_of(wanted, columns)))
-        ),
+    read = (columns.user, columns.item, columns.timestamp, *context.columns_of(wanted, columns))
+    read = (*read, columns.event) if data.event_weights else read
+    rows = file.read_row_group(unit[GROUP], columns=list(dict.fromkeys(read)))
+    return judge_interactions(
+        rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE], wanted, data.event_weights
     )
-    return judge_interactions(rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE], wanted)
 
 
 def _count(batch: pa.Table, columns: Columns, known: Any, data: Data) -> pa.Table:
@@ -277,11 +288,13 @@ def _boundaries(counted: list[dict[str, Any]], data: Data) -> Boundaries:
 
 
 def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
-    """One unit's rows, good and bad, with their bucket."""
+    """One unit's rows, good and bad, with their bucket; those that are dropped on purpose end here."""
     (unit,) = batch.to_pylist()
     judged = _judged(unit, job.data.columns, _fetched(known), job.data, job.data.context)
-    rows = judged.with_row_index(ROW, offset=unit[FIRST_ROW]).with_columns(
-        pl.col(ROW).cast(pl.Int64), pl.lit(unit[FILE]).alias(FILE)
+    rows = (
+        judged.with_row_index(ROW, offset=unit[FIRST_ROW])
+        .with_columns(pl.col(ROW).cast(pl.Int64), pl.lit(unit[FILE]).alias(FILE))
+        .filter(pl.col(REASON).ne_missing(DROPPED))
     )
     table = rows.to_arrow().cast(_no_events(job).schema.remove(0))
     bucket = buckets.bucket_of(table[USER], job.data.buckets)
@@ -326,9 +339,10 @@ _WRITTEN = pa.schema([
 
 
 def _no_events(job: _Job) -> pa.Table:
+    kinds = [(KIND, pa.string()), (EVENT_WEIGHT, pa.float32())] if job.data.event_weights else []
     return pa.schema([
         (BUCKET, pa.int32()), (ROW, pa.int64()), (USER, job.user_type), (ITEM, job.item_type),
-        (TIMESTAMP, pa.int64()), (REASON, pa.string()),
+        (TIMESTAMP, pa.int64()), *kinds, (REASON, pa.string()),
         *((CONTEXT + context_name(wanted), pa.string()) for wanted in job.data.context),
         (FILE, pa.string()),
     ]).empty_table()  # fmt: skip

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from llmrec import config
 from llmrec.engine.clustered import clustered
-from llmrec.engine.counts import known_histories
+from llmrec.engine.counts import known_histories, known_weights
 from llmrec.engine.recall_models import BUCKETS, Models, keys_of
 from llmrec.engine.text_vectors import described, text_vectors
 from llmrec.layout import Layout
@@ -47,11 +47,14 @@ class _Bucket:
     asked: np.ndarray
     clusters: dict[str, Clusters]
 
-    def scores(self, name: str, users: np.ndarray, histories: Ragged, settings: config.Recall) -> Scores:
-        """What a source says of some users: int64[m], and the histories of these."""
+    def scores(
+        self, name: str, users: np.ndarray, histories: Ragged, settings: config.Recall, weights: np.ndarray | None
+    ) -> Scores:
+        """What a source says of some users: int64[m], the histories of these, and what their events count, float32 of
+        each, None if all count the same."""
         models, n_items = self.models, len(self.models.ids)
         if name == "popularity":
-            return Same(models.popularity, len(histories))
+            return Same(models.popularity if models.weighted is None else models.weighted, len(histories))
         if name == "recent":
             assert models.recent is not None
             return Same(models.recent, len(histories))
@@ -60,7 +63,7 @@ class _Bucket:
             return models.groups.scores(self.keys.take(pa.array(users)), settings.segment.prior)
         if name == "item_item":
             assert models.similar is not None
-            return Sparse(item_item.score(histories, models.similar, settings.item_item.decay))
+            return Sparse(item_item.score(histories, models.similar, settings.item_item.decay, weights))
         if name == "graph":
             assert models.linked is not None
             return Sparse(item_item.score(histories, models.linked, settings.graph.decay))
@@ -70,7 +73,8 @@ class _Bucket:
             return Dense(ease.score(item_item.interaction_matrix(histories, n_items), rows, weights), rows, n_items)
         if name == "als":
             assert models.factors is not None
-            events = item_item.interaction_matrix(histories, n_items)
+            events = item_item.interaction_matrix(histories, n_items, weights=weights)
+            events = events if weights is None else als.confidences(events, settings.als.alpha)
             found = als.user_factors(models.factors, events, settings.als)
             return Vectors(found, models.factors, clusters=self.clusters.get(name))
         if name == RETRIEVE:
@@ -105,6 +109,8 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
     """
     table = buckets.read_parquet(unit["uri"])
     histories = known_histories(table, known.ids, settings.history == "training")
+    weights = known_weights(table, known.ids, settings.history == "training")
+    weighted = None if weights is None else Ragged(weights, histories.offsets)
     names: list[str] = list(settings.merge)
     quotas = [settings.quotas.get(name, 0) for name in settings.merge]
     found: dict[str, list[Candidates]] = {name: [] for name in [*names, MERGED]}
@@ -127,8 +133,9 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
     )  # fmt: skip
     for users in _blocks(histories, known, settings):
         part = histories.take(users)
+        counted = None if weighted is None else weighted.take(users).values
         seen = part if settings.exclude_seen else None
-        scores = {name: here.scores(name, users, part, settings) for name in parts if name != CLOSENESS}
+        scores = {name: here.scores(name, users, part, settings, counted) for name in parts if name != CLOSENESS}
         for name in checked:
             if users[0] == 0:  # the bucket's first ones stand for it
                 source = scores[name]
@@ -142,7 +149,7 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
             scored[name].append(of.at(merged.items))
         for name, decay in decays.items():
             assert known.similar is not None
-            scored[name].append(Sparse(item_item.score(part, known.similar, decay)).at(merged.items))
+            scored[name].append(Sparse(item_item.score(part, known.similar, decay, counted)).at(merged.items))
         if known.entities is not None:
             near = settings.closeness
             scored[CLOSENESS].append(known.entities.closeness(part, merged.items, near.decay, near.weight))

@@ -29,7 +29,8 @@ BUCKETS = "buckets"
 
 @dataclass(frozen=True)
 class Models:
-    """ids: ascending item ids; popularity: float32[n_items], users who had each; recent: float32[n_items], of
+    """ids: ascending item ids; popularity: float32[n_items], users who had each; weighted: the same, each user counting
+    the greatest weight of his events of it, where events have weights; recent: float32[n_items], of
     `popularity.recent`; groups: users by group and item; similar, linked: each item's neighbours by who had them and by
     what the graph says; linear: item rows and the float32[m, m] weights of `ease.weights` among them; factors:
     float32[n_items, any] of `als.item_factors`, with a hash of them where clusters need it; entities: what closeness
@@ -39,6 +40,7 @@ class Models:
 
     ids: pa.Array
     popularity: np.ndarray
+    weighted: np.ndarray | None = None
     recent: np.ndarray | None = None
     groups: Groups | None = None
     similar: sparse.csr_matrix | None = None
@@ -86,7 +88,7 @@ def fit(settings: config.Recall, layout: Layout) -> Models:
     where = units(settings, layout)
     ids, training_only = buckets.catalogue_ids(layout.items), settings.history == "training"
     graph = _edges(settings, layout, ids)
-    items = counts.events(layout.histories, ids, training_only)
+    items, weights = counts.events_and_weights(layout.histories, ids, training_only)
     had = np.bincount(items.values, minlength=len(ids)).astype(np.float32)
     users = int((items.lengths > 0).sum())
     linear, factors, similar, linked = None, None, None, None
@@ -96,14 +98,15 @@ def fit(settings: config.Recall, layout: Layout) -> Models:
         linear = known, ray.get(ray.remote(_linear).options(num_cpus=EASE_CPUS).remote(items, known, settings.ease.l2))
     if "als" in settings.merge:
         factors = ray.get(
-            ray.remote(_factors).options(num_cpus=settings.als.cpus).remote(items, len(ids), settings.als)
+            ray.remote(_factors).options(num_cpus=settings.als.cpus).remote(items, weights, len(ids), settings.als)
         )
     if "item_item" in settings.merge:
-        similar = counts.similar_by_users(items, len(ids), settings.item_item)
+        similar = counts.similar_by_users(items, len(ids), settings.item_item, weights)
     if "graph" in settings.merge:
         linked = counts.similar_by_vectors(entity_vectors(graph, settings.graph.max_items), settings.graph)
     return Models(
         ids, had,
+        weighted=None if weights is None else np.bincount(items.values, weights, len(ids)).astype(np.float32),
         recent=_recent(where, ids, training_only, settings.recent) if "recent" in settings.merge else None,
         groups=_groups(where, ids, settings, had, users) if "segment" in settings.merge else None,
         similar=similar, linked=linked, linear=linear, factors=factors,
@@ -142,9 +145,11 @@ def _linear(items: Ragged, known: np.ndarray, l2: float) -> np.ndarray:
         raise UserError(f"recall.ease: {error} (recall.ease.l2)") from None
 
 
-def _factors(items: Ragged, n_items: int, settings: config.Als) -> np.ndarray:
+def _factors(items: Ragged, weights: np.ndarray | None, n_items: int, settings: config.Als) -> np.ndarray:
     """Of all users' events: one matrix, in one process."""
-    return als.item_factors(counts.matrix(items, n_items), settings, settings.cpus)
+    events = counts.matrix(items, n_items, weights)
+    events = events if weights is None else als.confidences(events, settings.alpha)
+    return als.item_factors(events, settings, settings.cpus)
 
 
 def _edges(settings: config.Recall, layout: Layout, ids: pa.Array) -> sparse.csr_matrix | None:

@@ -82,13 +82,13 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     if config.train.teacher:
         _check_teacher(storage.absolute(config.train.teacher), layout)
     n_items, settings = len(ids := buckets.catalogue_ids(layout.items)), config.recall.item_item
-    events = counts.events(layout.histories, ids, training_only)
+    events, weights = counts.events_and_weights(layout.histories, ids, training_only)
     had = np.bincount(events.values, minlength=n_items)
     trained = had > 0
     # The retrieve head learns and validates against the whole catalogue: it asks for no neighbours.
     similar = (
         sparse.csr_matrix((n_items, n_items), dtype=np.float32) if config.model.head == "retrieve"
-        else counts.similar_by_users(events, n_items, settings)
+        else counts.similar_by_users(events, n_items, settings, weights)
     )  # fmt: skip
     steps_per_epoch = math.ceil(users // config.train.workers / config.train.users_per_step)
     steps = steps_per_epoch * config.train.epochs

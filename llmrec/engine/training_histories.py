@@ -15,7 +15,19 @@ import pyarrow.compute
 
 from llmrec import storage
 from llmrec.config import Train
-from llmrec.schema import BUCKET, CONTEXT, ITEM, ITEMS, RANK, SCORE, TEACHER_ITEMS, TEACHER_SCORES, TRAIN_LENGTH, USER
+from llmrec.schema import (
+    BUCKET,
+    CONTEXT,
+    ITEM,
+    ITEMS,
+    RANK,
+    SCORE,
+    TEACHER_ITEMS,
+    TEACHER_SCORES,
+    TRAIN_LENGTH,
+    USER,
+    WEIGHTS,
+)
 from llmrec.tables import buckets, rankings
 
 MIN_EVENTS = 2
@@ -24,13 +36,13 @@ MIN_EVENTS = 2
 def streamed(histories: str, train: Train, names: Sequence[str] = ()) -> Any:
     """A Ray Data set of the users with MIN_EVENTS or more training events, with their teacher's scores if there is one.
 
-    histories: URI of a bucketed table; names: of the contexts of events that go along.
+    histories: URI of a bucketed table, whose weights go along; names: of the contexts of events that do.
     """
     import ray
 
-    columns = [USER, ITEMS, TRAIN_LENGTH, *(CONTEXT + name for name in names)]
-
     files = buckets.bucket_files(histories)
+    weighted = WEIGHTS in buckets.schema_of(next(iter(files.values()))).names
+    columns = [USER, ITEMS, TRAIN_LENGTH, *(CONTEXT + name for name in names), *([WEIGHTS] if weighted else [])]
     if train.teacher:
         units = [{BUCKET: bucket, "uri": uri} for bucket, uri in files.items()]
         found = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(

@@ -9,7 +9,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import get_cosine_schedule_with_warmup
 
 from llmrec import assets, config, storage
-from llmrec.engine.counts import known_contexts, known_histories
+from llmrec.engine.counts import known_contexts, known_histories, known_weights
 from llmrec.engine.prompts import Prompts, load_prompts
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
@@ -143,7 +143,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     draw: Any = sample if causal else sample_last
     for users in _steps(task, prompts, ranker, rng, progress.step):
         examples: list[Entry] = [
-            draw(user.history, train, task.prompt.max_history, negatives_from, rng) for user in users
+            user.weighed(draw(user.history, train, task.prompt.max_history, negatives_from, rng)) for user in users
         ]
         taught = [user for user in users if len(user.lesson.items)]
         entries = [*examples, *(user.lesson for user in taught)]
@@ -153,7 +153,8 @@ def run_worker(settings: dict[str, Any]) -> None:
         ]
         decisions = _sum(float(sum(len(e.decisions) for e in examples if isinstance(e, Example))), device, world)
         lessons = max(1.0, _sum(float(len(taught)), device, world))
-        objective = partial(loss_of, train=train, choices=choices, decisions=decisions, lessons=lessons)
+        counted = _sum(sum(e.weight for e in examples if isinstance(e, Example)), device, world)
+        objective = partial(loss_of, train=train, choices=choices, decisions=counted, lessons=lessons)
         loss = _step(model, causal, requests, entries, objective, train.batch_tokens, dtype, device, world)
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
         optimizer.step()
@@ -242,12 +243,20 @@ class User(NamedTuple):
     """A user of a step: his training history, int64[>= 1] catalogue rows, and a lesson, of no items if he has none.
 
     contexts: of his history's events and, last, one of which nothing is known; None if the ranker reads none.
+    weights: float32, what each event of his history counts; None if all count the same.
     """
 
     id: Any
     history: np.ndarray
     lesson: Lesson
     contexts: Contexts | None
+    weights: np.ndarray | None = None
+
+    def weighed(self, example: Example) -> Example:
+        """An example of his whose decisions count what their events do."""
+        if self.weights is None:
+            return example
+        return replace(example, weights=self.weights[example.first + example.decisions])
 
     def asked(self, entry: Entry) -> Contexts | None:
         """The context of each decision of an entry of his: of its event, or of none at the history's end."""
@@ -282,6 +291,7 @@ def _users(batch: pa.Table, task: Task, prompts: Prompts, ranker: Ranker) -> lis
     if names := placeholders(task.prompt.context):
         events, nothing = known_contexts(batch, ids, training_only), pa.nulls(1, pa.string())
         told = ranker.read_contexts(pa.table({name: pa.concat_arrays([events[name], nothing]) for name in names}))
+    weights = known_weights(batch, ids, training_only)
     taught = scores = None
     if TEACHER_SCORES in batch.column_names:
         lists = item_rows(batch[TEACHER_ITEMS], ids)
@@ -296,7 +306,8 @@ def _users(batch: pa.Table, task: Task, prompts: Prompts, ranker: Ranker) -> lis
         if len(history):
             places = np.append(np.arange(rows.offsets[i], rows.offsets[i + 1]), len(rows.values))
             lesson = Lesson(history[-prompts.max_history :], items, own)
-            users.append(User(user, history, lesson, None if told is None else told.take(places)))
+            own_weights = None if weights is None else weights[places[:-1]]
+            users.append(User(user, history, lesson, None if told is None else told.take(places), own_weights))
     return users
 
 

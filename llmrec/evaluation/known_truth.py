@@ -18,6 +18,23 @@ def share_right(lists: pl.DataFrame, right: pl.DataFrame, users: pl.Series, plac
     return hits / (places * len(users)) if len(users) else float("nan")
 
 
+def gain_of_one(lists: pl.DataFrame, truth: pl.DataFrame, users: pl.Series, places: int) -> float:
+    """Mean NDCG of these users' first `places` places, where truth has one item a user: 1 / log2(rank + 1) of it, 0 if
+    it is not there (Järvelin and Kekäläinen, 2002); NaN for no users."""
+    shown = lists.filter((pl.col(RANK) <= places) & pl.col(USER).is_in(users.to_list()))
+    hits = shown.join(truth, on=[USER, ITEM], how="semi").select(1 / (pl.col(RANK) + 1).log(2))
+    return float(hits.to_series().sum()) / len(users) if len(users) else float("nan")
+
+
+def within_quota(lists: pl.DataFrame, group: pl.DataFrame, most: int, places: int) -> pl.DataFrame:
+    """The first `places` of each list, of which an item is left out where its group has `most` places already:
+    user_id, rank, item_id. group: item_id and one more column."""
+    (name,) = (column for column in group.columns if column != ITEM)
+    ordered = lists.select(USER, RANK, ITEM).join(group, on=ITEM).sort(USER, RANK)
+    kept = ordered.filter(pl.int_range(pl.len()).over(USER, name) < most)
+    return kept.select(USER, pl.int_range(1, pl.len() + 1).over(USER).alias(RANK), ITEM).filter(pl.col(RANK) <= places)
+
+
 def best_share(right: pl.DataFrame, users: pl.Series, places: int) -> float:
     """The share that lists of nothing but right items reach, where there are fewer of these than places."""
     there = _count(right, users)["len"].clip(upper_bound=places).sum()

@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 import polars as pl
 import pyarrow as pa
 
 from llmrec import assets, config
+from llmrec.config import Config
 from llmrec.engine import diff, stages
 from llmrec.engine.job import progress_line, terminating
 from llmrec.errors import UserError
@@ -26,7 +27,7 @@ from llmrec.report.users import show_user
 from llmrec.schema import ITEM, RANK, USER
 from llmrec.tables import rankings
 
-NAMES = ("courses",)
+NAMES = ("courses", "shop")
 SHOWN_ITEMS = 5
 
 W = TypeVar("W")
@@ -48,8 +49,12 @@ class Example(Generic[W]):
 
     config: its configuration, a path from the root of a checkout; sizes: users of a world by the name of a size.
     make: a world of so many users; raises UserError for a number that it cannot make.
-    tables: its raw tables by the settings that say where they lie, such as `items` for `data.items`.
+    tables: its raw tables by the settings that say where they lie, such as `items` for `data.items`, or
+    `score.blocked_items`.
     measure: figures of published rankings (user_id, rank, item_id and the other columns of the table), by name.
+    beside: further figures, of what the stages left of the run with this id, such as other lists.
+    variants: by a name, settings that are tried as well: the same world through every stage once more. They say another
+    root. Of an example of one round.
     people: a few users to show, by id, and a line about each.
     promises: of the figures of all rounds, the first one first.
     respond: the world after users saw these rankings; with it there is a second round, on the longer log. None: one
@@ -64,6 +69,8 @@ class Example(Generic[W]):
     people: Callable[[W], Mapping[Any, str]]
     promises: Callable[[Sequence[Figures]], Sequence[Promise]]
     respond: Callable[[W, pl.DataFrame], W] | None = None
+    beside: Callable[[W, Config, str], Figures] | None = None
+    variants: Mapping[str, Callable[[Config], Config]] = field(default_factory=dict)
 
 
 def named(name: str) -> Example[Any]:
@@ -110,13 +117,16 @@ def play(
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """The rounds of an example on the cluster that this process has joined, and what changed from one to the other.
 
-    A round has its `figures` and the stages' `summaries`; the second also `lists_of_round_1`, the figures if nothing
-    had run again and users still saw what they have not had of the first lists.
+    Variants count as further rounds, called by their `variant`. A round has its `figures` and the stages' `summaries`;
+    the second also `lists_of_round_1`, the figures if nothing had run again and users still saw what they have not had
+    of the first lists.
     """
     layout = Layout.of(settings)
     table = settings.score.output or layout.rankings
     rounds = [_round(example, settings, world, 1, say)]
     if example.respond is None:
+        for name, varied in example.variants.items():
+            rounds.append({"variant": name, **_round(example, varied(settings), world, len(rounds) + 1, say)})
         return rounds, None
     say("users respond to what they were shown")
     first = _shown(table)
@@ -137,7 +147,7 @@ def _round(example: Example[W], settings: config.Config, world: W, number: int, 
     table = settings.score.output or layout.rankings
     say(f"round {number}: putting the tables into the bucket")
     for of, raw in example.tables(world).items():
-        chain.put(raw, getattr(settings.data, of))
+        chain.put(raw, _where(settings, of))
     # Without held-out events there is nothing that evaluate could measure; the truth is measured below.
     names = [name for name in stages.order(settings) if name != "evaluate" or settings.data.split != "none"]
     staged = chain.staged_first(settings)
@@ -150,7 +160,16 @@ def _round(example: Example[W], settings: config.Config, world: W, number: int, 
             continue
         found, history, ranking = show_user(layout, table, user, SHOWN_ITEMS)
         terminal.print_user(found, history, ranking[:SHOWN_ITEMS])
-    return {"figures": dict(example.measure(world, shown)), "summaries": summaries}
+    figures = dict(example.measure(world, shown))
+    if example.beside is not None:
+        figures |= example.beside(world, settings, summaries["publish"]["run_id"])
+    return {"figures": figures, "summaries": summaries}
+
+
+def _where(settings: config.Config, name: str) -> str:
+    """Where a raw table lies, by the setting that says so; of `data` if no section is named."""
+    section, _, key = name.rpartition(".")
+    return str(getattr(getattr(settings, section or "data"), key))
 
 
 def without_taken(lists: pl.DataFrame, log: pa.Table, columns: config.Columns) -> pl.DataFrame:
@@ -173,8 +192,9 @@ def _figure(value: float) -> str:
 
 def _print(found: Mapping[str, Any]) -> None:
     rounds = found["rounds"]
-    columns = {"round 1": rounds[0]["figures"]}
-    if len(rounds) > 1:
+    columns = {done.get("variant", "as configured"): done["figures"] for done in rounds}
+    if "lists_of_round_1" in rounds[-1]:
+        columns = {"round 1": rounds[0]["figures"]}
         columns |= {"round 2, lists of round 1": rounds[1]["lists_of_round_1"], "round 2": rounds[1]["figures"]}
     terminal.print_rows(
         f"{found['example']}: {found['users']:,} users, measured by the truth that the generator knows",

@@ -21,7 +21,7 @@ class Example:
     negatives: int64[d, n] rows; usable: bool[d, n], false where a negative is no wrong answer;
     answers: int64[d, w] rows, each decision's event and those after it, -1 beyond the history's end;
     earlier: int64[any] rows, what the user had before the history. first: the place of the history's first event among
-    all of the user's.
+    all of the user's; weights: float32[d], what each decision counts, None if all count 1.
     """
 
     history: np.ndarray
@@ -31,6 +31,12 @@ class Example:
     answers: np.ndarray
     earlier: np.ndarray
     first: int = 0
+    weights: np.ndarray | None = None
+
+    @property
+    def weight(self) -> float:
+        """What its decisions count together."""
+        return float(len(self.decisions)) if self.weights is None else float(self.weights.sum())
 
     def had(self) -> Ragged:
         """What the user had by each decision, in d sequences of rows."""

@@ -12,15 +12,21 @@ from llmrec.ranker.packing import WHOLE, whole
 CELLS = 1 << 22  # scores of decisions and items at once, 16 MiB
 
 
-def listwise_softmax(positive: torch.Tensor, negative: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
+def listwise_softmax(
+    positive: torch.Tensor, negative: torch.Tensor, usable: torch.Tensor, counted: torch.Tensor | None = None
+) -> torch.Tensor:
     """Softmax cross-entropy of the true item among its candidates, summed over decisions.
 
     ListNet's top-one likelihood with a single relevant item (Cao et al., 2007, eq. 5).
 
-    positive: float32[D]; negative: float32[D, n]; usable: bool[D, n], false where a negative is the true item itself.
+    positive: float32[D]; negative: float32[D, n]; usable: bool[D, n], false where a negative is the true item itself;
+    counted: float32[D], what each decision weighs, None if all weigh 1.
     """
     scores = torch.cat([positive[:, None], negative.masked_fill(~usable, float("-inf"))], dim=1)
-    return cross_entropy(scores, torch.zeros(len(positive), dtype=torch.long, device=scores.device), reduction="sum")
+    first = torch.zeros(len(positive), dtype=torch.long, device=scores.device)
+    if counted is None:
+        return cross_entropy(scores, first, reduction="sum")
+    return (cross_entropy(scores, first, reduction="none") * counted).sum()
 
 
 def distillation(scores: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -39,6 +45,7 @@ def catalogue_softmax(
     answers: torch.Tensor,
     decay: float,
     closed: tuple[torch.Tensor, torch.Tensor] | None = None,
+    counted: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Softmax cross-entropy over the whole catalogue, summed over decisions.
 
@@ -50,12 +57,12 @@ def catalogue_softmax(
     users: [D, hidden]; items: [n_items, hidden], of the same type, in which they are multiplied; bias:
     float32[n_items], -inf for items that are no choice; answers: int64[D, w] catalogue rows, -1 for none, the first
     always one. closed: int64[N] decisions, ascending, and int64[N] the items that are no choice for them, unless they
-    are their answers.
+    are their answers. counted: float32[D], what each decision weighs, None if all weigh 1.
     """
     weight = (answers >= 0) * decay ** torch.arange(answers.shape[1], device=answers.device)
     weight = weight / weight.sum(1, keepdim=True)
     answers = torch.where(answers < 0, answers[:, :1], answers)
-    return _CatalogueSoftmax.apply(users, items, bias, answers, weight, closed)
+    return _CatalogueSoftmax.apply(users, items, bias, answers, weight, closed, counted)
 
 
 class _CatalogueSoftmax(torch.autograd.Function):
@@ -68,6 +75,7 @@ class _CatalogueSoftmax(torch.autograd.Function):
         answers: torch.Tensor,
         weight: torch.Tensor,
         closed: tuple[torch.Tensor, torch.Tensor] | None,
+        counted: torch.Tensor | None,
     ) -> torch.Tensor:
         wanted = any(ctx.needs_input_grad)
         loss, to_users = bias.new_zeros(()), torch.empty_like(users)
@@ -84,9 +92,12 @@ class _CatalogueSoftmax(torch.autograd.Function):
                 scores.scatter_(1, answers[here], own)
             total = scores.logsumexp(1, keepdim=True)
             surprise = (total - own).masked_fill(weight[here] == 0, 0.0)
-            loss += (surprise * weight[here]).sum()
+            surprise *= weight[here]
+            loss += surprise.sum() if counted is None else (surprise.sum(1) * counted[here]).sum()
             if wanted:
                 gradient = (scores - total).exp_().scatter_add_(1, answers[here], -weight[here])
+                if counted is not None:
+                    gradient *= counted[here, None]
                 to_bias += gradient.sum(0)
                 gradient = pad(gradient.to(users.dtype), (0, 0, 0, len(some) - count))
                 to_users[here] = (gradient @ items)[:count]
@@ -98,4 +109,4 @@ class _CatalogueSoftmax(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         to_users, to_items, to_bias = ctx.saved_tensors
-        return gradient * to_users, gradient * to_items, gradient * to_bias, None, None, None
+        return gradient * to_users, gradient * to_items, gradient * to_bias, None, None, None, None

@@ -59,7 +59,8 @@ def loss_of(
     both, whichever scores there are, and the mean distillation loss of lessons times its weight.
 
     scores: of the entries' requests, in their order. choices: bool[n_items], what may be an answer. decisions, lessons:
-    what to divide by, the numbers of the whole step.
+    what to divide by, what the decisions of the whole step count together (their number, if they have no weights) and
+    the number of its lessons.
     """
     examples = [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, Example)]
     lessons_of = [(i, entry) for i, entry in enumerate(entries) if isinstance(entry, Lesson)]
@@ -73,8 +74,9 @@ def loss_of(
             answers = torch.from_numpy(np.concatenate([entry.answers for _, entry in examples])).to(users.device)
             among = bias.masked_fill(~choices, float("-inf"))
             closed = _had([entry for _, entry in examples], users.device) if train.exclude_seen else None
+            counted = _weights([entry for _, entry in examples], users.device)
             parts.append(
-                catalogue_softmax(users[asked], items, among, answers, train.horizon_decay, closed) / decisions
+                catalogue_softmax(users[asked], items, among, answers, train.horizon_decay, closed, counted) / decisions
             )
         for i, entry in lessons_of if scores.items is None else ():
             listed = torch.from_numpy(entry.items).to(users.device)
@@ -88,6 +90,12 @@ def loss_of(
         wanted = torch.from_numpy(entry.scores).to(own.device)
         parts.append(train.teacher_weight * distillation(own, wanted, train.teacher_temperature) / lessons)
     return torch.stack(parts).sum()
+
+
+def _weights(examples: Sequence[Example], device: torch.device) -> torch.Tensor | None:
+    """float32: what each decision counts; None if all count 1."""
+    given = [example.weights for example in examples if example.weights is not None]
+    return torch.from_numpy(np.concatenate(given)).to(device) if given else None
 
 
 def _had(examples: Sequence[Example], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,4 +125,5 @@ def _against_negatives(asked: Sequence[tuple[torch.Tensor, Example]]) -> torch.T
         positive.append(found[:d])
         negative.append(found[d:].view(d, n))
     usable = torch.from_numpy(np.concatenate([example.usable for _, example in asked])).to(positive[0].device)
-    return listwise_softmax(torch.cat(positive), torch.cat(negative), usable)
+    counted = _weights([example for _, example in asked], positive[0].device)
+    return listwise_softmax(torch.cat(positive), torch.cat(negative), usable, counted)

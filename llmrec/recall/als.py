@@ -11,8 +11,16 @@ from threadpoolctl import threadpool_limits
 from llmrec.config import Als
 
 
+def confidences(weights: sparse.csr_matrix, alpha: float) -> sparse.csr_matrix:
+    """Events that `implicit`, which multiplies them by alpha, takes for a confidence of 1 + alpha * weight (Hu et al.,
+    section 4), so that a light event, too, counts more than none. weights: float32[users, n_items]."""
+    found = weights.copy()
+    found.data += np.float32(1 / alpha)
+    return found
+
+
 def item_factors(events: sparse.csr_matrix, settings: Als, threads: int = 1) -> np.ndarray:
-    """float32[n_items, factors]. events: float32[users, n_items], 1 where a user had an item."""
+    """float32[n_items, factors]. events: float32[users, n_items], 1 where a user had an item, or of `confidences`."""
     with threadpool_limits(1, "blas"):  # `implicit` has threads of its own, and is slow on top of others
         model = _model(settings, threads)
         model.fit(events, show_progress=False)

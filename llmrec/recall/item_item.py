@@ -28,16 +28,34 @@ def distinct(histories: Ragged, newest: int | None = None) -> tuple[Ragged, np.n
     return Ragged(histories.values[at], offsets_of(np.bincount(users[at], minlength=len(histories)))), at
 
 
-def interaction_matrix(histories: Ragged, n_items: int, decay: float = 1.0) -> sparse.csr_matrix:
+def heaviest(histories: Ragged, weights: np.ndarray) -> np.ndarray:
+    """float32: of each item of `distinct`, in its order, the greatest weight of the user's events of it.
+
+    histories: item rows per user; weights: float32[total], of each event.
+    """
+    users = np.repeat(np.arange(len(histories)), histories.lengths)
+    keys = users * (int(histories.values.max(initial=0)) + 1) + histories.values
+    order = np.lexsort((weights, keys))
+    last = np.append(keys[order][1:] != keys[order][:-1], True)[: len(order)]  # of each pair, which is its greatest
+    _, at = distinct(histories)
+    return weights[order][last][np.searchsorted(keys[order][last], keys[at])].astype(np.float32)
+
+
+def interaction_matrix(
+    histories: Ragged, n_items: int, decay: float = 1.0, weights: np.ndarray | None = None
+) -> sparse.csr_matrix:
     """float32[users, n_items]: decay ** age of each event, age 0 the newest; a repeated item keeps its newest event.
 
-    histories: item rows per user, oldest first.
+    histories: item rows per user, oldest first; weights: float32[total] of each event, if they do not all count 1: an
+    item counts decay ** age * the greatest of its weights.
     """
     lengths = histories.lengths
     items, at = distinct(histories)
     age = (np.repeat(lengths - 1, lengths) - within(lengths))[at]
-    weights = np.power(np.float32(decay), age.astype(np.float32))
-    found = sparse.csr_matrix((weights, items.values, items.offsets), shape=(len(histories), n_items))
+    data = np.power(np.float32(decay), age.astype(np.float32))
+    if weights is not None:
+        data *= heaviest(histories, weights)
+    found = sparse.csr_matrix((data, items.values, items.offsets), shape=(len(histories), n_items))
     found.sort_indices()
     return found
 
@@ -91,6 +109,9 @@ def neighbours(cooccurrence: sparse.csr_matrix, count: int, shrinkage: float) ->
     return by_column([best(found, count)], cooccurrence.shape[0])
 
 
-def score(histories: Ragged, similar: sparse.csr_matrix, decay: float) -> sparse.csr_matrix:
-    """float32[users, n_items]: sum over a user's items of decay ** age * similarity."""
-    return (interaction_matrix(histories, similar.shape[0], decay) @ similar).tocsr()
+def score(
+    histories: Ragged, similar: sparse.csr_matrix, decay: float, weights: np.ndarray | None = None
+) -> sparse.csr_matrix:
+    """float32[users, n_items]: sum over a user's items of decay ** age * similarity, times the item's weight if events
+    have any (float32[total], see `interaction_matrix`)."""
+    return (interaction_matrix(histories, similar.shape[0], decay, weights) @ similar).tocsr()

@@ -53,14 +53,18 @@ def work_of(left: sparse.csr_matrix, right: sparse.csr_matrix) -> np.ndarray:
 
 
 def by_users(
-    items: sparse.csr_matrix, users: sparse.csr_matrix, rows: slice, count: int, shrinkage: float
-) -> sparse.csr_matrix:
+    items: sparse.csr_matrix, users: sparse.csr_matrix, rows: slice, count: int, shrinkage: float,
+    squares: np.ndarray | None = None,
+) -> sparse.csr_matrix:  # fmt: skip
     """float32[rows, n_items]: of each of these items the `count` most similar others, as `item_item.neighbours` says.
 
-    items: float32[n_items, users], 1 where a user had it; users: the same transposed.
+    items: float32[n_items, users], 1 where a user had it; users: the same transposed. If users' items count something
+    else than 1: squares, float[n_items], the sum of an item's squares; co(i, j) is then the sum of products and n_i
+    that of squares, so that without shrinkage it is the cosine of the weighted columns.
     """
     co = (items[rows] @ users).tocsr()
-    return best_of_rows(similarities(co, np.diff(items.indptr), rows.start, shrinkage), count)
+    had = np.diff(items.indptr) if squares is None else squares
+    return best_of_rows(similarities(co, had, rows.start, shrinkage), count)
 
 
 def similarities(co: sparse.csr_matrix, users: np.ndarray, first: int, shrinkage: float) -> sparse.csr_matrix:

@@ -54,3 +54,19 @@ def test_popular_lists_are_of_the_pool_alone() -> None:
     by_user = {user: "".join(items) for user, items in found.group_by("user_id").agg("item_id").iter_rows()}
     assert by_user == {"a": "sqt", "b": "qp", "c": "sqp"}
     assert found.sort("user_id", "rank")["rank"].to_list() == [1, 2, 3, 1, 2, 1, 2, 3]
+
+
+def test_the_gain_of_one_true_item_falls_with_its_rank() -> None:
+    lists = pl.DataFrame({"user_id": [1, 1, 1, 2, 2], "rank": [1, 2, 3, 1, 2], "item_id": [5, 6, 7, 5, 6]})
+    truth = pl.DataFrame({"user_id": [1, 2, 3], "item_id": [6, 9, 5]})
+    found = known_truth.gain_of_one(lists, truth, pl.Series([1, 2, 3]), 2)
+    assert found == pytest.approx(1 / math.log2(3) / 3)
+    assert known_truth.gain_of_one(lists, truth, pl.Series([1]), 1) == 0
+
+
+def test_a_quota_leaves_out_what_a_full_group_has_and_closes_the_ranks() -> None:
+    lists = pl.DataFrame({"user_id": [2, 1, 1, 1, 1], "rank": [1, 4, 1, 2, 3], "item_id": [8, 8, 5, 6, 7]})
+    group = pl.DataFrame({"item_id": [5, 6, 7, 8], "of": ["a", "a", "a", "b"]})
+    found = known_truth.within_quota(lists, group, 2, 3).sort("user_id", "rank")
+    assert found.rows() == [(1, 1, 5), (1, 2, 6), (1, 3, 8), (2, 1, 8)]
+    assert known_truth.within_quota(lists, group, 1, 1).sort("user_id").rows() == [(1, 1, 5), (2, 1, 8)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from llmrec.config import Train
 from llmrec.ranker.examples import Example, Lesson
-from llmrec.ranker.losses import distillation
+from llmrec.ranker.losses import catalogue_softmax, distillation
 from llmrec.ranker.model import Ranker, score_pair_by_pair
 from llmrec.ranker.objective import loss_of, request_of
 from llmrec.ranker.packing import WHOLE, pack
@@ -97,3 +98,42 @@ def test_the_softmax_over_the_catalogue_leaves_out_what_is_no_choice(
     train = TRAIN.model_copy(update={"exclude_seen": exclude_seen})
     found = loss_of(scores, [entry], train, choices, 1.0, 1.0).detach()
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
+@pytest.mark.parametrize(("items", "head"), [("text", "linear"), ("token", "retrieve"), ("token", "rank")])
+def test_a_decision_weighs_as_its_event(tiny: Tiny, items: str, head: str) -> None:
+    """Two decisions of one pass against each of them alone."""
+    ranker, catalogue = made(tiny("llama"), items, head)
+    both = example(0 if head == "retrieve" else 2)
+    alone = [
+        replace(both, **{name: getattr(both, name)[[d]] for name in ("decisions", "negatives", "usable", "answers")})
+        for d in (0, 1)
+    ]
+    single = [loss(ranker, catalogue, [entry], 1.0, 1.0) for entry in alone]
+    weighed = replace(both, weights=np.asarray([0.5, 2.0], np.float32))
+    assert weighed.weight == 2.5 and both.weight == 2
+    found = loss(ranker, catalogue, [weighed], weighed.weight, 1.0)
+    assert found == pytest.approx((0.5 * single[0] + 2.0 * single[1]) / 2.5, rel=1e-4)
+    equal = replace(both, weights=np.asarray([3.0, 3.0], np.float32))
+    assert loss(ranker, catalogue, [equal], equal.weight, 1.0) == pytest.approx(
+        loss(ranker, catalogue, [both], both.weight, 1.0), rel=1e-5
+    )
+
+
+def test_the_gradient_of_weighed_decisions_is_that_of_a_plain_softmax() -> None:
+    torch.manual_seed(0)
+    users, items, bias = torch.randn(5, 4), torch.randn(N, 4), torch.randn(N)
+    answers = torch.tensor([[1, 2], [0, -1], [6, 6], [3, 0], [2, -1]])
+    counted = torch.tensor([0.5, 1.0, 3.0, 0.25, 2.0])
+    leaves = [t.clone().requires_grad_() for t in (users, items, bias)]
+    catalogue_softmax(*leaves, answers, 0.5, None, counted).backward()
+    plain = [t.clone().requires_grad_() for t in (users, items, bias)]
+    surprise = -(plain[0] @ plain[1].T + plain[2]).log_softmax(1)
+    total = torch.zeros(())
+    for row, (first, second) in enumerate(answers.tolist()):
+        of = surprise[row, first] if second < 0 else (surprise[row, first] + 0.5 * surprise[row, second]) / 1.5
+        total = total + counted[row] * of
+    total.backward()
+    for own, wanted in zip(leaves, plain, strict=True):
+        assert own.grad is not None and wanted.grad is not None
+        torch.testing.assert_close(own.grad, wanted.grad)
