@@ -30,7 +30,7 @@ from llmrec.ranker.ragged import Ragged
 
 Say = Callable[[str], None]
 METRIC = "ndcg@10"
-TRAIN = {"epochs": 4, "users_per_step": 64}
+TRAIN = {"epochs": 16, "users_per_step": 32}
 SPLITS = {TEST: "all items", COLD: "items without training events"}
 COLUMNS: list[Column] = [
     ("pictures", lambda r: r["data"]),
@@ -64,8 +64,8 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     # fmt: off
-    add("--users", type=int, default=2000)
-    add("--items", type=int, default=400)
+    add("--users", type=int, default=1500)
+    add("--items", type=int, default=240)
     add("--seed", type=int, default=0, help="of the data and of training")
     add("--base", default="smollm2-135m-instruct", metavar="MODEL", help="the backbone, of which two layers are kept")
     add("--encoder", default="all-minilm-l6-v2", metavar="MODEL", help="of the titles")
