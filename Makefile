@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-faults chaos lint bench bench-scale bench-recall bench-quality clean
+.PHONY: demo test test-faults chaos lint bench bench-scale bench-recall bench-quality bench-effects clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,11 @@ bench-recall: $(STAMP)
 bench-quality: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.quality $(QUALITY)
+
+bench-effects: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.images --threads 2
+	$(BIN)/python -m benchmarks.cold_start
 
 clean:
 	rm -rf $(VENV) build *.egg-info

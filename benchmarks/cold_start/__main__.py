@@ -108,10 +108,10 @@ def measure(asked: argparse.Namespace, say: Say) -> dict[str, Any]:
     return {
         "setup": {"cpu": processor(), "items": asked.items, "users": asked.users, "seed": asked.seed},
         "encoded": {name: run["embed"]["encoded"] for name, run in runs.items()},
-        "new_users": _of_users(days, {name: run["lists"] for name, run in runs.items()} | others["users"]),
+        "new_users": of_users(days, {name: run["lists"] for name, run in runs.items()} | others["users"]),
         "new_items": [
-            *(_of_items(name, run["lists"], days, run["ndcg"]) for name, run in runs.items()),
-            *(_of_items(name, lists, days, None) for name, lists in others["items"].items()),
+            *(of_items(name, run["lists"], days, run["ndcg"]) for name, run in runs.items()),
+            *(of_items(name, lists, days, None) for name, lists in others["items"].items()),
         ],
     }  # fmt: skip
 
@@ -163,7 +163,7 @@ def _other_lists(days: Days, layout: Layout) -> dict[str, dict[str, pl.DataFrame
     }
 
 
-def _of_users(days: Days, lists: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
+def of_users(days: Days, lists: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
     users = pl.DataFrame({USER: days.new_users})
     right = {}
     for name, shown in lists.items():
@@ -183,7 +183,7 @@ def _of_users(days: Days, lists: Mapping[str, pl.DataFrame]) -> list[dict[str, A
     return rows
 
 
-def _of_items(name: str, shown: pl.DataFrame, days: Days, ndcg: float | None) -> dict[str, Any]:
+def of_items(name: str, shown: pl.DataFrame, days: Days, ndcg: float | None) -> dict[str, Any]:
     """places: of known users' lists; right: of those, where the user had the item."""
     theirs = shown.filter(pl.col(ITEM).is_in(days.new_items) & (pl.col(RANK) <= K))
     known = theirs.filter(~pl.col(USER).is_in(days.new_users))

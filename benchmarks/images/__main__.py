@@ -116,7 +116,7 @@ def _row(
     asked = split(dataset, split_name)
     without, with_, truth = (
         protocol.metrics(ranks)[METRIC]
-        for ranks in (off, on, protocol.target_ranks(partial(_by_look, made.looks), asked))
+        for ranks in (off, on, protocol.target_ranks(partial(by_look, made.looks), asked))
     )
     return {
         "data": kind, "split": split_name, "users": len(on), "off": float(without.mean()), "on": float(with_.mean()),
@@ -124,7 +124,7 @@ def _row(
     }  # fmt: skip
 
 
-def _by_look(looks: np.ndarray, histories: Ragged) -> np.ndarray:
+def by_look(looks: np.ndarray, histories: Ragged) -> np.ndarray:
     """float32[m, n_items]."""
     users = np.repeat(np.arange(len(histories)), histories.lengths)
     taken = np.zeros((len(histories), len(pictures.LOOKS)), np.float32)
