@@ -27,6 +27,7 @@ SILENT = ("in-context", "closeness")  # members that bring no candidates
 CONTEXT, GRAPH = ("in-context",), ("graph", "closeness")
 FUSIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "fused": ((*WITHOUT, "lm"), "linear"),
+    "fused-random": ((*WITHOUT, "lm-random"), "linear"),
     "fused-trees": ((*WITHOUT, "lm"), "trees"),
     "fused-without-lm": (WITHOUT, "linear"),
     "fused-trees-without-lm": (WITHOUT, "trees"),
