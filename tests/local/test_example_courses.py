@@ -57,7 +57,7 @@ def settings(decoder: str, encoder: str) -> config.Config:
     values["data"]["buckets"] = 2
     values["model"] |= {"base": decoder, "layers": None}
     values["items"] |= {"encoder": encoder, "max_tokens": 48, "actors": 1}
-    values["train"] |= {"workers": 1, "epochs": 15, "learning_rate": 3e-3, "head_learning_rate": 1e-2}
+    values["train"] |= {"workers": 1, "epochs": 12, "learning_rate": 3e-3, "head_learning_rate": 1e-2}
     return config.build(values)
 
 
@@ -85,14 +85,14 @@ def test_the_truth_is_found_and_nothing_locked_is_shown(cluster: Any, tmp_path: 
     assert ours > popular, of
     ours, _, random, _ = of_lists(of, example_courses.ASKED)
     assert ours > 2 * random, of
-    assert summaries["prepare"]["events"] == world.interactions.num_rows
+    assert summaries["prepare"]["events_kept"] == world.interactions.num_rows
     assert summaries["score"]["pairs"]["locked"] > 0  # there was something to leave out
 
     # What learners do then, by the published table, makes a log that the stages take.
     shown = published()
     longer = courses.respond(world, shown)
     chain.put(longer.interactions, wanted.data.interactions)
-    events = chain.stage("prepare", wanted)["events"]
+    events = chain.stage("prepare", wanted)["events_kept"]
     assert events == longer.interactions.num_rows > world.interactions.num_rows
 
     # Without the rule courses are shown whose prerequisites are missing, and the measure tells.
