@@ -110,7 +110,7 @@ def published() -> pl.DataFrame:
 def test_lists_of_before_lose_what_was_taken() -> None:
     lists = pl.DataFrame({"user_id": ["a", "a", "a", "b"], "rank": [1, 2, 3, 1], "item_id": ["p", "q", "r", "p"]})
     log = pa.table({"customer": ["a", "b"], "sku": ["p", "q"]})
-    left = examples.without_taken(lists, log, config.Columns(user="customer", item="sku"))
+    left = examples._without_taken(lists, log, config.Columns(user="customer", item="sku"))
     assert list(left.iter_rows()) == [("a", 1, "q"), ("a", 2, "r"), ("b", 1, "p")]
 
 
