@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
-import torch
+import word_models
 import yaml
 
 from llmrec import config
@@ -25,27 +24,9 @@ LEARNERS = 120
 
 
 def save_tiny_models(world: courses.World, directory: Path) -> tuple[str, str]:
-    """A two-layer random Llama and BERT that know the words of the world: (decoder, encoder) directories."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     texts = [text for name in ("title", "description") for text in world.items[name].to_pylist()]
     texts += [*courses.ASKED, *courses.GOALS, *courses.LEVELS, *(p for of in courses.TOPICS.values() for p in of)]
-    words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<s>", "<unk>", *words])}, unk_token="<unk>"))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    form: dict[str, Any] = {
-        "vocab_size": len(words) + 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }  # fmt: skip
-    decoder, encoder = directory / "decoder", directory / "encoder"
-    for where in (decoder, encoder):
-        PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>").save_pretrained(where)
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**form, num_key_value_heads=2)).save_pretrained(decoder)
-    BertModel(BertConfig(**form, max_position_embeddings=64)).save_pretrained(encoder)
-    return str(decoder), str(encoder)
+    return word_models.save(texts, directory)
 
 
 def settings(decoder: str, encoder: str) -> config.Config:
