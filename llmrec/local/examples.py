@@ -132,7 +132,7 @@ def play(
     first = _shown(table)
     world = example.respond(world, first)
     rounds.append(_round(example, settings, world, 2, say))
-    kept = without_taken(first, example.tables(world)["interactions"], settings.data.columns)
+    kept = _without_taken(first, example.tables(world)["interactions"], settings.data.columns)
     rounds[1]["lists_of_round_1"] = dict(example.measure(world, kept))
     ids = [done["summaries"]["publish"]["run_id"] for done in rounds]
     a, b = (rankings.snapshot(table, run_id) for run_id in ids)
@@ -172,7 +172,7 @@ def _where(settings: config.Config, name: str) -> str:
     return str(getattr(getattr(settings, section or "data"), key))
 
 
-def without_taken(lists: pl.DataFrame, log: pa.Table, columns: config.Columns) -> pl.DataFrame:
+def _without_taken(lists: pl.DataFrame, log: pa.Table, columns: config.Columns) -> pl.DataFrame:
     """The same lists without what users have had since, ranks from 1 again."""
     had = pl.DataFrame(pl.from_arrow(log)).select(
         pl.col(columns.user).alias(USER), pl.col(columns.item).alias(ITEM)

@@ -66,14 +66,14 @@ def test_the_truth_is_found_and_nothing_locked_is_shown(cluster: Any, tmp_path: 
     assert ours > popular, of
     ours, _, random, _ = of_lists(of, example_courses.ASKED)
     assert ours > 2 * random, of
-    assert summaries["prepare"]["events"] == world.interactions.num_rows
+    assert summaries["prepare"]["events_kept"] == world.interactions.num_rows
     assert summaries["score"]["pairs"]["locked"] > 0  # there was something to leave out
 
     # What learners do then, by the published table, makes a log that the stages take.
     shown = published()
     longer = courses.respond(world, shown)
     chain.put(longer.interactions, wanted.data.interactions)
-    events = chain.stage("prepare", wanted)["events"]
+    events = chain.stage("prepare", wanted)["events_kept"]
     assert events == longer.interactions.num_rows > world.interactions.num_rows
 
     # Without the rule courses are shown whose prerequisites are missing, and the measure tells.
@@ -91,7 +91,7 @@ def published() -> pl.DataFrame:
 def test_lists_of_before_lose_what_was_taken() -> None:
     lists = pl.DataFrame({"user_id": ["a", "a", "a", "b"], "rank": [1, 2, 3, 1], "item_id": ["p", "q", "r", "p"]})
     log = pa.table({"customer": ["a", "b"], "sku": ["p", "q"]})
-    left = examples.without_taken(lists, log, config.Columns(user="customer", item="sku"))
+    left = examples._without_taken(lists, log, config.Columns(user="customer", item="sku"))
     assert list(left.iter_rows()) == [("a", 1, "q"), ("a", 2, "r"), ("b", 1, "p")]
 
 
