@@ -21,7 +21,7 @@ rankings are made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -168,7 +168,7 @@ class LastPurchases:
     """What is held out of the log: each customer's last purchase.
 
     truth: user_id, item_id of it, in the order of customers; evening: bool[c], whether on a phone in the evening; pool:
-    user_id, item_id of what could be shown then: in stock, and nothing that he had looked at before it.
+    user_id, item_id of what could be shown then: in stock, and nothing that he had an event of before it.
     """
 
     truth: pl.DataFrame
@@ -176,9 +176,9 @@ class LastPurchases:
     pool: pl.DataFrame
 
 
-def last_purchases(world: World) -> LastPurchases:
-    """Of the customers who bought anything."""
-    log = pl.DataFrame(pl.from_arrow(world.tables["interactions"]))
+def last_purchases(world: World, kinds: Collection[str] = (VIEW, CART, BUY)) -> LastPurchases:
+    """Of the customers who bought anything. kinds: of events that count; buys do."""
+    log = pl.DataFrame(pl.from_arrow(world.tables["interactions"])).filter(pl.col(EVENT).is_in(list(kinds)))
     buys = log.filter(pl.col(EVENT) == BUY).sort(USER, TIMESTAMP).group_by(USER, maintain_order=True).last()
     before = log.join(buys.select(USER, pl.col(TIMESTAMP).alias("at")), on=USER)
     had = before.filter(pl.col(TIMESTAMP) < pl.col("at")).select(USER, ITEM).unique()

@@ -55,10 +55,11 @@ def measure(world: World, shown: pl.DataFrame) -> Figures:
 def beside(world: World, settings: config.Config, run_id: str) -> Figures:
     """The published lists beside others that keep the same rules, for the customers whose last purchase is held out.
 
-    At random is what lists of anything in stock that the customer had not looked at are expected to have; the oracle
+    At random is what lists of anything in stock that the customer had no event of are expected to have; the oracle
     ranks by the probability to buy that the world knows.
     """
-    layout, held = Layout.of(settings), shop.last_purchases(world)
+    kinds = [kind for kind, weight in settings.data.event_weights.items() if weight]
+    layout, held = Layout.of(settings), shop.last_purchases(world, kinds)
     most = settings.rerank.quotas.get(shop.CATEGORY, PLACES)
     categories = pl.DataFrame({ITEM: world.items, "of": world.category})
     users, fit, hour = held.truth[USER], shop.fitting(world), shop.in_context(world, held.evening)
@@ -150,7 +151,7 @@ def _share(pairs: pl.DataFrame, right: pl.DataFrame) -> float:
 
 EXAMPLE: Example[World] = Example(
     config="jobs/configs/shop.yaml",
-    sizes={"small": 200, "full": 600},
+    sizes={"small": 200, "full": 500},
     make=make,
     tables=lambda world: {
         "score.blocked_items": world.tables["blocked"],

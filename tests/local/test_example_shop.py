@@ -87,7 +87,7 @@ def test_the_gain_is_what_evaluate_says(played: tuple[Any, Any, dict[str, Any]])
 
 def test_purchases_alone_are_held_out(played: tuple[shop.World, config.Config, dict[str, Any]]) -> None:
     world, _, _ = played
-    truth = dict(shop.last_purchases(world).truth.iter_rows())
+    truth = dict(shop.last_purchases(world, (shop.BUY,)).truth.iter_rows())
     held = {row["user_id"]: row["item_ids"] for row in buckets.read_parquet(f"{ROOT}/tables/targets").to_pylist()}
     assert held == {user: [item] for user, item in truth.items()}
 
