@@ -65,11 +65,9 @@ def promises(rounds: Sequence[Figures]) -> list[Promise]:
     for number, of in enumerate(rounds, start=1):
         for name in (SUIT, ASKED, NEW):
             ours, others = of[f"{name}, {RANKED}"], (of[f"{name}, {POPULAR}"], of[f"{name}, {RANDOM}"])
-            found.append(Promise(
-                f"round {number}, {name}: {ours:.3f} is more than halfway from popularity ({others[0]:.3f}) and chance "
-                f"({others[1]:.3f}) to the best there is ({of[f'{name}, {BEST}']:.3f})",
-                ours > (max(others) + of[f"{name}, {BEST}"]) / 2,
-            ))  # fmt: skip
+            halfway = (max(others) + of[f"{name}, {BEST}"]) / 2
+            said = f"{ours:.3f}, more than {halfway:.3f}, halfway from popularity or chance to the best"
+            found.append(Promise(f"round {number}, {name}: {said}", ours > halfway))
         found.append(Promise(f"round {number}, {LOCKED}: {of[LOCKED]:,.0f}", of[LOCKED] == 0))
         found.append(Promise(f"round {number}, {WITHOUT}: {of[WITHOUT]:,.0f}", of[WITHOUT] == 0))
     return found
