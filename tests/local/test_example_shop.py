@@ -36,7 +36,7 @@ def settings(decoder: str, encoder: str) -> config.Config:
     values["data"]["buckets"] = 2
     values["model"] |= {"base": decoder, "layers": None}
     values["items"] |= {"encoder": encoder, "max_tokens": 48, "actors": 1}
-    values["train"] |= {"epochs": 20, "learning_rate": 3e-3, "head_learning_rate": 1e-2, "average": 0.9}
+    values["train"] |= {"workers": 1, "epochs": 15, "learning_rate": 3e-3, "head_learning_rate": 1e-2, "average": 0.9}
     return config.build(values)
 
 
