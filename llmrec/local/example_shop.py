@@ -89,12 +89,16 @@ def promises(rounds: Sequence[Figures]) -> list[Promise]:
     """What has to hold with the weights of events; without them the rules alone."""
     found = []
     first = rounds[0]
-    for what in (FIT, HOUR):
-        ours = first[f"{what}, {PUBLISHED}"]
-        other = max(first[f"{what}, {name}"] for name in (POPULAR, RANDOM))
-        best = first[f"{what}, {ORACLE}"]
-        halfway = f"more than halfway from popularity and chance ({other:.3f}) to the oracle ({best:.3f})"
-        found.append(Promise(f"{what}: {ours:.3f} is {halfway}", ours > (other + best) / 2))
+    ours, best = (first[f"{FIT}, {name}"] for name in (PUBLISHED, ORACLE))
+    other = max(first[f"{FIT}, {name}"] for name in (POPULAR, RANDOM))
+    halfway = f"more than halfway from popularity and chance ({other:.3f}) to the oracle ({best:.3f})"
+    found.append(Promise(f"{FIT}: {ours:.3f} is {halfway}", ours > (other + best) / 2))
+    if len(rounds) > 1:
+        without = rounds[1][f"{FIT}, {PUBLISHED}"]
+        found.append(Promise(f"{FIT}: {ours:.3f} is more than with all events alike ({without:.3f})", ours > without))
+    ours, best = (first[f"{HOUR}, {name}"] / first[f"{FIT}, {name}"] for name in (PUBLISHED, ORACLE))
+    half = f"more than 0.6; half if nothing is known of it, the oracle has {best:.3f}"
+    found.append(Promise(f"of the places that fit the taste, {ours:.3f} fit the hour: {half}", ours > 0.6))
     ours, other = first[NEW_FIT], first[NEW_RANDOM]
     found.append(Promise(f"{NEW_FIT}: {ours:.3f} is more than twice chance ({other:.3f})", ours > 2 * other))
     for number, of in enumerate(rounds, start=1):
