@@ -5,8 +5,8 @@ The truth, in the order in which `make` draws it:
 - A **product** is of one category, which a column tells, and of one style, which nothing tells but two words of its
   title. It has a price level (0, 1, 2), which shows in its price, and an appeal of its own. One in ten is **new**: it
   has a text and no events. Of the others one in ten is out of **stock** now, though it has sold.
-- A **customer** has a hidden taste: a category that he buys on a phone in the evening, another one that he buys at all
-  other times, and one style; and a price level. His age group tells the price level in two cases of three, his country
+- A **customer** has a hidden taste: a category that he buys on a phone in the evening, one of four such, another one,
+  of the other four, that he buys at all other times, and one style; and a price level. His age group tells the price level in two cases of three, his country
   tells nothing.
 - The probability that he buys a product is a softmax over all products: 4 if it is of the category of his device and
   hour, 3 if it is of his style, less 1 for each price level apart, plus its appeal.
@@ -21,7 +21,7 @@ rankings are made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,13 +38,14 @@ PHONE, DESKTOP = "phone", "desktop"
 NOUNS: Mapping[str, tuple[str, str]] = {
     "lighting": ("lamp", "lantern"),
     "seating": ("chair", "stool"),
+    "stationery": ("notebook", "desk tray"),
+    "kitchen": ("kettle", "bread box"),
     "carpets": ("rug", "runner"),
     "tableware": ("mug", "bowl"),
     "bags": ("backpack", "satchel"),
     "clothing": ("jacket", "scarf"),
-    "stationery": ("notebook", "desk tray"),
-    "kitchen": ("kettle", "bread box"),
 }
+EVENING = 4  # so many of them, the last, are bought on a phone in the evening
 STYLES: Mapping[str, tuple[str, ...]] = {
     "rustic": ("weathered", "oak", "farmhouse", "hand-woven", "reclaimed", "rough-hewn"),
     "industrial": ("riveted", "steel", "concrete", "factory", "welded", "gunmetal"),
@@ -109,8 +110,8 @@ def make(customers: int, products: int, seed: int = 0) -> World:
     level, appeal = rng.integers(3, size=products), rng.normal(0, 0.5, products)
     new = rng.permutation(products) < round(NEW_SHARE * products)
     out = ~new & (rng.random(products) < OUT_SHARE)
-    usual = rng.integers(len(NOUNS), size=customers)
-    evening = (usual + rng.integers(1, len(NOUNS), customers)) % len(NOUNS)
+    usual = rng.integers(len(NOUNS) - EVENING, size=customers)
+    evening = rng.integers(len(NOUNS) - EVENING, len(NOUNS), customers)
     taste, budget = rng.integers(len(STYLES), size=customers), rng.integers(3, size=customers)
     told = np.where(rng.random(customers) < 2 / 3, budget, rng.integers(3, size=customers))
     items = pa.table({
@@ -168,7 +169,7 @@ class LastPurchases:
     """What is held out of the log: each customer's last purchase.
 
     truth: user_id, item_id of it, in the order of customers; evening: bool[c], whether on a phone in the evening; pool:
-    user_id, item_id of what could be shown then: in stock, and nothing that he had looked at before it.
+    user_id, item_id of what could be shown then: in stock, and nothing that he had an event of before it.
     """
 
     truth: pl.DataFrame
@@ -176,9 +177,9 @@ class LastPurchases:
     pool: pl.DataFrame
 
 
-def last_purchases(world: World) -> LastPurchases:
-    """Of the customers who bought anything."""
-    log = pl.DataFrame(pl.from_arrow(world.tables["interactions"]))
+def last_purchases(world: World, kinds: Collection[str] = (VIEW, CART, BUY)) -> LastPurchases:
+    """Of the customers who bought anything. kinds: of events that count; buys do."""
+    log = pl.DataFrame(pl.from_arrow(world.tables["interactions"])).filter(pl.col(EVENT).is_in(list(kinds)))
     buys = log.filter(pl.col(EVENT) == BUY).sort(USER, TIMESTAMP).group_by(USER, maintain_order=True).last()
     before = log.join(buys.select(USER, pl.col(TIMESTAMP).alias("at")), on=USER)
     had = before.filter(pl.col(TIMESTAMP) < pl.col("at")).select(USER, ITEM).unique()
