@@ -6,8 +6,8 @@ The truth, in the order in which `make` draws it:
   title. It has a price level (0, 1, 2), which shows in its price, and an appeal of its own. One in ten is **new**: it
   has a text and no events. Of the others one in ten is out of **stock** now, though it has sold.
 - A **customer** has a hidden taste: a category that he buys on a phone in the evening, one of four such, another one,
-  of the other four, that he buys at all other times, and one style; and a price level. His age group tells the price level in two cases of three, his country
-  tells nothing.
+  of the other four, that he buys at all other times, and one style; and a price level. His age group tells the price
+  level in two cases of three, his country tells nothing.
 - The probability that he buys a product is a softmax over all products: 4 if it is of the category of his device and
   hour, 3 if it is of his style, less 1 for each price level apart, plus its appeal.
 - He comes to 24 of the products that are not new, to each once. Half of the visits are **idle**: to a product that is
