@@ -8,9 +8,7 @@ items, nobody has seen: it is the truth.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,11 @@ from rich.console import Console
 
 from benchmarks.cold_start.days import Days, movielens_days
 from benchmarks.speed.processes import ROOT, processor
-from benchmarks.speed.report import Column, started, table
+from benchmarks.speed.report import Column, Say, run, table
 from llmrec import config
 from llmrec.engine import stages
 from llmrec.engine.session import connected
 from llmrec.engine.text_vectors import text_vectors
-from llmrec.errors import UserError
 from llmrec.evaluation.bootstrap import interval
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
@@ -33,7 +30,6 @@ from llmrec.recall import content, search
 from llmrec.schema import ITEM, RANK, TIMESTAMP, USER
 from llmrec.tables import buckets, rankings
 
-Say = Callable[[str], None]
 K, RESAMPLES = 10, 2000
 SETTINGS = Path(__file__).parent / "settings.yaml"
 MERGE = "retrieve,item_item,segment,text,popularity"
@@ -55,17 +51,7 @@ OF_ITEMS: list[Column] = [
 
 
 def main() -> None:
-    asked = options()
-    console, say = started(asked.out)
-    try:
-        found = measure(asked, say)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    show(console, found)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n")
-        console.print("written:", asked.json)
+    run(options(), measure, show)
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -7,10 +7,7 @@ what a user had; and once more with a tenth of the items without events in train
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,9 @@ from benchmarks.quality import cache, datasets, protocol, rankers
 from benchmarks.quality.language_model import LanguageModel
 from benchmarks.quality.splits import COLD, TEST, split
 from benchmarks.speed.processes import ROOT, processor
-from benchmarks.speed.report import Column, started, table
-from llmrec.errors import UserError
+from benchmarks.speed.report import Column, Say, run, table
 from llmrec.ranker.ragged import Ragged
 
-Say = Callable[[str], None]
 METRIC = "ndcg@10"
 TRAIN = {"epochs": 16, "users_per_step": 32}
 SPLITS = {TEST: "all items", COLD: "items without training events"}
@@ -45,17 +40,8 @@ COLUMNS: list[Column] = [
 
 def main() -> None:
     asked = options()
-    console, say = started(asked.out)
     torch.set_num_threads(asked.threads)
-    try:
-        found = measure(asked, say)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    show(console, found)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n")
-        console.print("written:", asked.json)
+    run(asked, measure, show)
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -5,10 +5,7 @@ out. Prints a table per data set; ranks are kept, so that a second run only prin
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,27 +22,15 @@ from benchmarks.quality.language_model import LanguageModel
 from benchmarks.quality.methods import TITLES, Baseline, Fusion, Method, baseline
 from benchmarks.quality.splits import split
 from benchmarks.speed.processes import processor
-from benchmarks.speed.report import started
+from benchmarks.speed.report import Say, run
 from llmrec import assets
-from llmrec.errors import UserError
-
-Say = Callable[[str], None]
 
 
 def main() -> None:
     asked = options(str(__doc__))
-    console, say = started(asked.out)
     torch.set_num_threads(asked.threads)
-    try:
-        with threadpool_limits(asked.threads):
-            found = measure(asked, say)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    report.show(console, found)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n")
-        console.print("written:", asked.json)
+    with threadpool_limits(asked.threads):
+        run(asked, measure, report.show)
 
 
 def measure(asked: argparse.Namespace, say: Say) -> dict[str, Any]:

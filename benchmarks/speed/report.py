@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import signal
 import sys
 import time
@@ -13,7 +15,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from llmrec.errors import UserError
+
 Row = dict[str, Any]
+Say = Callable[[str], None]
 Column = tuple[str, Callable[[Row], str]]
 
 SPEED: list[Column] = [
@@ -46,7 +51,25 @@ AGREEMENT: list[Column] = [
 ]
 
 
-def started(out: Path) -> tuple[Console, Callable[[str], None]]:
+def run(
+    asked: argparse.Namespace, measure: Callable[[argparse.Namespace, Say], dict[str, Any]],
+    show: Callable[[Console, dict[str, Any]], None],
+) -> None:  # fmt: skip
+    """Measure and show; write the figures to `asked.json`, too, if that is set. What a user can mend ends the process
+    with exit code 2 and one line."""
+    console, say = started(asked.out)
+    try:
+        found = measure(asked, say)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    show(console, found)
+    if asked.json:
+        asked.json.write_text(json.dumps(found, indent=2) + "\n")
+        console.print("written:", asked.json)
+
+
+def started(out: Path) -> tuple[Console, Say]:
     """The terminal, and what prints a line of progress there. SIGTERM ends the process, and so its children, from now.
 
     out: the directory for what will be written, made if need be.
