@@ -159,7 +159,7 @@ def _revision(model: str) -> str:
     return model_version(directory) if directory and Path(directory).is_dir() else directory
 
 
-def _catalogue(layout: Layout, prompt: config.Prompt, images: str) -> pa.Table:
+def _catalogue(layout: Layout, prompt: config.Prompt, images: str = "") -> pa.Table:
     """The ids, ascending, the columns that the template of items names, those that other tables tell included, and the
     one of pictures."""
     found = buckets.schema_of(layout.items)
@@ -170,7 +170,7 @@ def _catalogue(layout: Layout, prompt: config.Prompt, images: str) -> pa.Table:
     return items.take(pa.compute.sort_indices(items, sort_keys=[(ITEM, "ascending")])).combine_chunks()
 
 
-def _rows(items: pa.Table, settings: config.Config, revision: str, image_revision: str) -> pa.Table:
+def _rows(items: pa.Table, settings: config.Config, revision: str, image_revision: str = "") -> pa.Table:
     """item_id, mark and, with an encoder, the text of some items; without one a mark is 0. With pictures their marks
     and where they lie, too, null for none."""
     rows = {ITEM: items[ITEM], MARK: np.zeros(items.num_rows, np.uint64)}
