@@ -24,14 +24,13 @@ from benchmarks.speed.processes import ROOT, processor
 from benchmarks.speed.report import Column, Say, run, table
 from llmrec.ranker.ragged import Ragged
 
-METRIC = "ndcg@10"
 TRAIN = {"epochs": 16, "users_per_step": 32}
 SPLITS = {TEST: "all items", COLD: "items without training events"}
 COLUMNS: list[Column] = [
     ("pictures", lambda r: r["data"]),
     ("asked for", lambda r: SPLITS[r["split"]]),
     ("users", lambda r: f"{r['users']:,}"),
-    (f"{METRIC} without", lambda r: f"{r['off']:.4f}"),
+    ("AUC without", lambda r: f"{r['off']:.4f}"),
     ("with", lambda r: f"{r['on']:.4f}"),
     ("difference, 95%", lambda r: f"{r['difference']:+.4f} [{r['low']:+.4f}, {r['high']:+.4f}]"),
     ("by the truth", lambda r: f"{r['truth']:.4f}"),
@@ -98,12 +97,12 @@ def _ranker(asked: argparse.Namespace, photos: dict[str, str], say: Say) -> Lang
 def _row(
     kind: str, split_name: str, dataset: datasets.Dataset, made: pictures.Pictured, off: np.ndarray, on: np.ndarray
 ) -> dict[str, Any]:
-    """truth: the metric of one who knows every item's look, and ranks by how often the user took it."""
-    asked = split(dataset, split_name)
-    without, with_, truth = (
-        protocol.metrics(ranks)[METRIC]
-        for ranks in (off, on, protocol.target_ranks(partial(by_look, made.looks), asked))
-    )
+    """AUC: how often the true item is ranked before another one that the user had not had; of some sixty items that
+    suit him he took any, so that the first ten places say little. truth: that of one who knows every item's look, and
+    ranks by how often the user took it."""
+    others = asked.candidates.sum() - 1 - asked.seen.lengths
+    by_truth = protocol.target_ranks(partial(by_look, made.looks), asked)
+    without, with_, truth = (1 - (ranks - 1) / others for ranks in (off, on, by_truth))
     return {
         "data": kind, "split": split_name, "users": len(on), "off": float(without.mean()), "on": float(with_.mean()),
         "truth": float(truth.mean()), **protocol.paired(with_, without),
