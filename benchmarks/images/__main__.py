@@ -100,6 +100,7 @@ def _row(
     """AUC: how often the true item is ranked before another one that the user had not had; of some sixty items that
     suit him he took any, so that the first ten places say little. truth: that of one who knows every item's look, and
     ranks by how often the user took it."""
+    asked = split(dataset, split_name)
     others = asked.candidates.sum() - 1 - asked.seen.lengths
     by_truth = protocol.target_ranks(partial(by_look, made.looks), asked)
     without, with_, truth = (1 - (ranks - 1) / others for ranks in (off, on, by_truth))
