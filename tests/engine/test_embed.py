@@ -244,7 +244,7 @@ class TestEmbed:
         assert stages.run("embed", as_text, said.append)["table"] is None
         assert "items are read as text" in said[-1] and storage.exists(Layout(root).embeddings)
         assert stages.run("embed", settings(root, ""), said.append)["table"] is None
-        assert "items.encoder and data.edges are empty" in said[-1]
+        assert "items.encoder, items.images and data.edges are empty" in said[-1]
         assert not storage.exists(Layout(root).embeddings)
 
     def test_training_on_item_vectors_needs_embed(self, tiny_encoder: Path, tmp_path: Path) -> None:
