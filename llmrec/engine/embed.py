@@ -103,10 +103,8 @@ def embed(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
     say(f"{len(ids):,} items in {len(shards)} shards, {len(shards) - len(units)} of them there already")
     done = _run(Job(items, table), units, settings.cluster.no_progress_seconds, say) if units else []
     dimensions, shards = _facts(table, shards, done, before)
-    unreadable, with_part = (
-        sum(s.unreadable for s in shards),
-        {p: sum(s.present[p] for s in shards) for p in dimensions},
-    )
+    unreadable = sum(shard.unreadable for shard in shards)
+    with_part = {part: sum(shard.present[part] for shard in shards) for part in dimensions}
     images = unreadable + with_part.get(IMAGE, 0)
     if unreadable > items.max_bad_images * images:
         raise UserError(_too_many(unreadable, images, done, table, items))

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from llmrec.generation.instructions import Instructions
-from llmrec.ranker.special_tokens import special_tokens, without
+from llmrec.ranker.special_tokens import special_pattern, without
 from llmrec.ranker.templates import as_text, fill
 
 
@@ -28,7 +28,7 @@ class Prompter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, instructions: Instructions, max_input_tokens: int) -> None:
         self.tokenizer, self.instructions, self.limit = tokenizer, instructions, max_input_tokens
         self.chat = bool(tokenizer.chat_template)
-        self._special = special_tokens(tokenizer)
+        self._special = special_pattern(tokenizer, added=True)
         self.cut = 0
         shown = [(self._input(e.input), instructions.answer(e.answer)) for e in instructions.examples]
         self._before, self._after = self._frame(shown)
@@ -68,8 +68,7 @@ class Prompter:
     def clean(self, value: str) -> str:
         """A value without special tokens, line breaks and other control characters."""
         value = "".join(c if c.isprintable() else " " for c in value)
-        (value,) = without([value], self._special)
-        return " ".join(value.split())
+        return " ".join(without(value, self._special).split())
 
     def _frame(self, shown: Sequence[tuple[str, str]]) -> tuple[str, str]:
         """What comes before and after a row's own input."""

@@ -8,27 +8,25 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """As text, the longest first; those of white space are none."""
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    found = {token for token in (*tokenizer.all_special_tokens, *added) if token.strip()}
-    return sorted(found, key=lambda token: (-len(token), token))
+def special_pattern(tokenizer: PreTrainedTokenizerBase, but: str = "", added: bool = False) -> re.Pattern[str] | None:
+    """What finds them, the longest first; None if there are none. Those of white space, and those in `but`, are left.
+
+    added: also tokens that were added to the vocabulary without being special, which may be words of titles.
+    """
+    more = (str(token) for token in tokenizer.added_tokens_decoder.values() if added or token.special)
+    found = {token for token in (*tokenizer.all_special_tokens, *more) if token.strip() and token not in but}
+    ordered = sorted(found, key=lambda token: (-len(token), token))
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
-def without(texts: Sequence[str], tokens: Sequence[str]) -> list[str]:
-    """The texts with a blank in place of each token, also of one that comes about when another has gone."""
-    if not tokens:
-        return list(texts)
-    pattern = re.compile("|".join(map(re.escape, tokens)))
-    return [_without(text, pattern) for text in texts]
+def without(text: str, pattern: re.Pattern[str] | None) -> str:
+    """The text with a blank in place of each, also of one that comes about when another has gone."""
+    while pattern is not None and (less := pattern.sub(" ", text)) != text:
+        text = less
+    return text
 
 
 def as_data(texts: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts that a template was filled to, without the special tokens that the template itself has not."""
-    return without(texts, [token for token in special_tokens(tokenizer) if token not in template])
-
-
-def _without(text: str, pattern: re.Pattern[str]) -> str:
-    while (less := pattern.sub(" ", text)) != text:
-        text = less
-    return text
+    pattern = special_pattern(tokenizer, but=template)
+    return [without(text, pattern) for text in texts]

@@ -88,3 +88,9 @@ def test_a_hash_changes_exactly_when_something_changes_what_is_written(tmp_path:
         hashed(temperature=0.5, seed=1), hashed(temperature=0.5, top_p=0.9),
     ]  # fmt: skip
     assert len({h for hashes in (before, *other) for h in hashes}) == 2 * (len(other) + 1)
+
+
+def test_tokens_that_were_added_without_being_special_are_taken_out_too() -> None:
+    own = AutoTokenizer.from_pretrained(assets.resolve_model("smollm2-135m-instruct"))
+    own.add_tokens(["<think>"])
+    assert Prompter(own, ITEM, 128).clean("Heat <think>no</think>") == "Heat no</think>"
