@@ -286,6 +286,14 @@ class Items(Section):
 class Train(Section):
     """Fine-tuning with the listwise softmax objective."""
 
+    start: str = Field(
+        "", exclude_if=_none, description="a saved ranker that training goes on from, a directory or s3://; previous: "
+        "the one under the root, if there is one; empty: the untouched model.base"
+    )  # fmt: skip
+    new_events: bool = Field(
+        False, exclude_if=lambda value: value is False, description="with start: only events since those that the "
+        "earlier ranker was trained on are decisions, and only users with such are trained"
+    )  # fmt: skip
     tune: Literal["full", "top_n", "lora", "head"] = "full"
     top_n: Count = Field(2, description="tune=top_n: how many of the last layers learn")
     train_embeddings: bool = Field(False, description="tune=full, items=text: let the token embeddings learn too")
@@ -347,6 +355,12 @@ class Train(Section):
     patience: Count = Field(3, description="validations without a better metric before training stops")
     max_failures: Annotated[int, Field(ge=0)] = Field(2, description="restarts from the last checkpoint")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _goes_on(self) -> Train:
+        if self.new_events and not self.start:
+            raise ValueError("new_events goes on from an earlier ranker; set start, such as previous")
+        return self
 
 
 class Popularity(Section):

@@ -25,6 +25,7 @@ from llmrec.engine import (
     score,
     train,
 )
+from llmrec.engine.warm_start import PREVIOUS
 from llmrec.errors import UserError
 from llmrec.generation import instructions
 from llmrec.layout import Layout
@@ -198,7 +199,9 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         dump["items"]["wanted"] = embed.wanted(config)
     elif name == "train":
         edges = (layout.edges,) if config.model.items == "text" and edge_texts.wanted(config.prompt.item) else ()
-        inputs = (*prepared, layout.users, embedded, *edges, *written)
+        # Not the previous ranker, which is what the stage leaves: with the same events there is nothing to go on with.
+        start = () if config.train.start in ("", PREVIOUS) else (config.train.start,)
+        inputs = (*prepared, layout.users, embedded, *edges, *written, *start)
         sections = ["model", "prompt", "items", "train"]
         dump["train"]["negatives_from"] = dump["recall"]["item_item"]
     elif name == "recall":

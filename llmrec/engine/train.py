@@ -24,12 +24,13 @@ from llmrec import assets, storage
 from llmrec.config import Config
 from llmrec.engine import counts, training_histories
 from llmrec.engine.counts import in_context
-from llmrec.engine.prompts import check_trainable, load_prompts
-from llmrec.engine.training_worker import AVERAGE, METRIC, MODEL, STATE_FILE, Task, run_worker
+from llmrec.engine.prompts import check_trainable
+from llmrec.engine.training_worker import AVERAGE, METRIC, MODEL, STATE_FILE, Task, begin, run_worker
+from llmrec.engine.warm_start import copy_of_previous, starting_ranker
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.card import model_version
-from llmrec.ranker.contexts import COMMON, ContextEncoder
+from llmrec.ranker.card import RankerCard, model_version
+from llmrec.ranker.contexts import COMMON
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.templates import placeholders
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
@@ -42,13 +43,15 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Trained:
-    """What train did; `ranker` is where the model lies, `version` a hash of its files."""
+    """What train did. ranker: where the model lies; version: a hash of its files; start: the earlier ranker that it
+    went on from, empty if it began with the base."""
 
     ranker: str
     version: str
     users: int
     steps: int
     steps_planned: int
+    start: str
     tokens: int
     decisions: int
     metric: str
@@ -73,12 +76,20 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
             "model.head = yes_no scores an untouched model; to train, set model.head to linear, or model.items to token"
         )
     check_trainable(config.prompt, layout)
-    base = assets.resolve_model(config.model.base)  # a wrong name is told before workers start
     training_only = config.train.events == "training"
-    users, held_out = training_histories.count(layout.histories, training_only)
+    name = _run_name(config, layout)
+    earlier, card = starting_ranker(config, layout, name)
+    if card is None:
+        assets.resolve_model(config.model.base)  # a wrong name is told before workers start
+    since = _since(config, card)
+    there = training_histories.count(layout.histories, training_only, since)
+    users, held_out = there.users, there.held_out
     if users < config.train.workers:
         enough = training_histories.MIN_EVENTS
-        raise UserError(f"{layout.histories}: {users} users with {enough} or more training events; too few to train on")
+        later = "" if since is None else f" and one since those that {config.train.start} was trained on"
+        raise UserError(
+            f"{layout.histories}: {users} users with {enough} or more training events{later}; too few to train on"
+        )
     if config.train.teacher:
         _check_teacher(storage.absolute(config.train.teacher), layout)
     n_items, settings = len(ids := buckets.catalogue_ids(layout.items)), config.recall.item_item
@@ -97,21 +108,17 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     values = _context_values(config, layout, training_only)
     task = Task(
         config.model, config.items, config.prompt, config.train, layout, steps, ray.put(similar), settings.decay,
-        ray.put(trained), _start(config, layout, had),
+        ray.put(trained), None if earlier else _start(config, layout, had),
         ray.put(training_histories.validation(layout.histories, config.train.validation_users, held_out)),
-        values,
+        values, earlier, since,
     )  # fmt: skip
-    name = _run_name(config, layout)
     say(
-        f"fine-tuning {config.model.base}: {users:,} users, {steps} steps, {config.train.workers} workers "
-        "(they take a while to start)"
+        f"fine-tuning {config.train.start if earlier else config.model.base}: {users:,} users, {steps} steps, "
+        f"{config.train.workers} workers (they take a while to start)"
     )
     checkpoint, metrics = _fit(config, layout, task, name, say)
 
-    ranker = Ranker.from_base(config.model, config.prompt, base, items=config.items)
-    load_prompts(ranker, layout, trained)
-    if values is not None:
-        ranker.contexts = ContextEncoder(values, ranker.backbone.config.hidden_size)
+    ranker, _ = begin(task, trained)
     prepare_tuning(ranker, config.train)
     parameters = sum(t.numel() for t in trainable(ranker).values())
     with checkpoint.as_directory() as directory:
@@ -123,7 +130,7 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     merge_adapters(ranker)
     if ranker.items is not None:
         ranker.items.foretell()
-    ranker.card = ranker.card.model_copy(update={"trained": True})
+    ranker.card = ranker.card.model_copy(update={"trained": True, "trained_until": there.newest})
     version = _save(ranker, layout, _model_card(config, users, metrics))
     _forget_run(layout, name)
     return Trained(
@@ -132,6 +139,7 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         users=users,
         steps=metrics["steps_done"],
         steps_planned=steps,
+        start=config.train.start if earlier else "",
         tokens=metrics["tokens"],
         decisions=metrics["decisions"],
         metric=METRIC,
@@ -139,6 +147,27 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         trainable_parameters=parameters,
         seconds=time.monotonic() - started,
     )
+
+
+def _since(config: Config, card: RankerCard | None) -> int | None:
+    """Unix seconds after which events are new to the ranker that training goes on from; None if all events train.
+
+    Raises:
+        UserError: nothing says which events are new to it.
+    """
+    if not config.train.new_events or card is None:
+        return None
+    if config.data.split == "leave_one_out":
+        raise UserError(
+            "train.new_events with data.split = leave_one_out: what was held out of a user before is older than what "
+            "the ranker has seen of others; set data.split to time or none, or train.new_events to false"
+        )
+    if card.trained_until is None:
+        raise UserError(
+            f"train.start = {config.train.start}: that ranker does not say up to when it was trained; set "
+            "train.new_events to false once"
+        )
+    return card.trained_until
 
 
 def _start(config: Config, layout: Layout, users: np.ndarray) -> Any:
@@ -191,7 +220,11 @@ def _fit(
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"task": task, "news": news},
-        datasets={"train": training_histories.streamed(layout.histories, train, placeholders(config.prompt.context))},
+        datasets={
+            "train": training_histories.streamed(
+                layout.histories, train, placeholders(config.prompt.context), task.since
+            )
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -260,8 +293,9 @@ def _save(ranker: Ranker, layout: Layout, card: str) -> str:
 
 
 def _forget_run(layout: Layout, name: str) -> None:
-    """The ranker is saved: drop the checkpoints, keep the curves."""
-    storage.delete(storage.join(layout.training, name))
+    """The ranker is saved: drop the checkpoints and what training began with, keep the curves."""
+    for gone in (storage.join(layout.training, name), copy_of_previous(layout, name)):
+        storage.delete(gone)
 
 
 def _model_card(config: Config, users: int, metrics: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ What Ray Data's tasks call lies here, apart from the model's code, which their p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,25 +25,39 @@ from llmrec.schema import (
     SCORE,
     TEACHER_ITEMS,
     TEACHER_SCORES,
+    TIMESTAMPS,
     TRAIN_LENGTH,
     USER,
     WEIGHTS,
 )
 from llmrec.tables import buckets, rankings
+from llmrec.tables.histories import flatten
 
 MIN_EVENTS = 2
 
 
-def streamed(histories: str, train: Train, names: Sequence[str] = ()) -> Any:
+@dataclass(frozen=True)
+class Counted:
+    """users: who can be trained on; held_out: with events that validate; newest: unix seconds of the last training
+    event, None if there is none."""
+
+    users: int
+    held_out: int
+    newest: int | None
+
+
+def streamed(histories: str, train: Train, names: Sequence[str] = (), since: int | None = None) -> Any:
     """A Ray Data set of the users with MIN_EVENTS or more training events, with their teacher's scores if there is one.
 
-    histories: URI of a bucketed table, whose weights go along; names: of the contexts of events that do.
+    histories: URI of a bucketed table, whose weights go along; names: of the contexts of events that do; since: unix
+    seconds; only users with later training events, and the times of all their events go along.
     """
     import ray
 
     files = buckets.bucket_files(histories)
     weighted = WEIGHTS in buckets.schema_of(next(iter(files.values()))).names
     columns = [USER, ITEMS, TRAIN_LENGTH, *(CONTEXT + name for name in names), *([WEIGHTS] if weighted else [])]
+    columns += [] if since is None else [TIMESTAMPS]
     if train.teacher:
         units = [{BUCKET: bucket, "uri": uri} for bucket, uri in files.items()]
         found = ray.data.from_items(units, override_num_blocks=min(len(units), 10_000)).map_batches(
@@ -52,18 +67,22 @@ def streamed(histories: str, train: Train, names: Sequence[str] = ()) -> Any:
     else:
         found = ray.data.read_parquet(list(files.values())).select_columns(columns)
     return found.map_batches(
-        _long_enough, fn_kwargs={"training_only": train.events == "training"}, batch_format="pyarrow"
+        _trainable, fn_kwargs={"training_only": train.events == "training", "since": since}, batch_format="pyarrow"
     )
 
 
-def count(histories: str, training_only: bool) -> tuple[int, int]:
-    """Users who can be trained on, and users with events that validate."""
-    trained = held_out = 0
+def count(histories: str, training_only: bool, since: int | None = None) -> Counted:
+    """What can be trained on. since: as of `streamed`."""
+    users = held_out = 0
+    newest: int | None = None
     for uri in buckets.bucket_files(histories).values():
-        table = buckets.read_parquet(uri, [ITEMS, TRAIN_LENGTH])
-        trained += _long_enough(table, training_only).num_rows
+        table = buckets.read_parquet(uri, [ITEMS, TIMESTAMPS, TRAIN_LENGTH])
+        users += _trainable(table, training_only, since).num_rows
         held_out += int((_lengths(table) > table[TRAIN_LENGTH].to_numpy()).sum()) if training_only else 0
-    return trained, held_out
+        last = _last_times(table, training_only)
+        if len(last):
+            newest = max(int(last.max()), newest if newest is not None else int(last.max()))
+    return Counted(users, held_out, newest)
 
 
 def validation(histories: str, wanted: int, held_out: int) -> pa.Table:
@@ -90,9 +109,21 @@ def _with_lessons(batch: pa.Table, teacher: str, columns: list[str]) -> pa.Table
     return histories.join(lessons, on=USER, how="left", maintain_order="left").to_arrow()
 
 
-def _long_enough(batch: pa.Table, training_only: bool) -> pa.Table:
-    lengths = batch[TRAIN_LENGTH] if training_only else pa.compute.list_value_length(batch[ITEMS])
-    return batch.filter(pa.compute.greater_equal(lengths, MIN_EVENTS))
+def _trainable(batch: pa.Table, training_only: bool, since: int | None) -> pa.Table:
+    enough = _trained_lengths(batch, training_only) >= MIN_EVENTS
+    batch = batch.filter(pa.array(enough))
+    return batch if since is None else batch.filter(pa.array(_last_times(batch, training_only) > since))
+
+
+def _trained_lengths(batch: pa.Table, training_only: bool) -> np.ndarray:
+    return batch[TRAIN_LENGTH].to_numpy() if training_only else _lengths(batch)
+
+
+def _last_times(batch: pa.Table, training_only: bool) -> np.ndarray:
+    """int64: when the last training event was of each user who has any."""
+    lengths = _trained_lengths(batch, training_only)
+    times, offsets = flatten(batch[TIMESTAMPS])
+    return times.to_numpy()[(offsets[:-1] + lengths - 1)[lengths > 0]]
 
 
 def _lengths(table: pa.Table) -> np.ndarray:

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import get_cosine_schedule_with_warmup
 
 from llmrec import assets, config, storage
-from llmrec.engine.counts import known_contexts, known_histories, known_weights
+from llmrec.engine.counts import known_contexts, known_events, known_histories, known_weights
 from llmrec.engine.prompts import Prompts, load_prompts
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
@@ -53,7 +53,9 @@ class Task:
 
     similar: object reference to the item-item csr matrix; trained: one to bool[n_items], the items with events that are
     trained; start: one to float32[n_items, any], where learned parts of items begin, or None; validation: one to
-    histories. contexts: values of each context of which a ranker of vectors learns one, or None.
+    histories. contexts: values of each context of which a ranker of vectors learns one, or None. ranker: where that
+    lies from which training goes on; empty: the untouched base. since: unix seconds, only later events are decisions;
+    None: all are.
     """
 
     model: config.Model
@@ -68,6 +70,8 @@ class Task:
     start: Any
     validation: Any
     contexts: dict[str, list[str]] | None = None
+    ranker: str = ""
+    since: int | None = None
 
 
 @dataclass
@@ -99,15 +103,12 @@ def run_worker(settings: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(train.cpus_per_worker)))
     torch.manual_seed(train.seed)
 
-    base = assets.resolve_model(task.model.base)
-    ranker = Ranker.from_base(task.model, task.prompt, base, items=task.items)
     trained = ray.get(task.trained)
-    prompts = load_prompts(ranker, task.layout, trained)
+    ranker, prompts = begin(task, trained)
     if task.start is not None:
         assert ranker.items is not None
         ranker.items.start_from(ray.get(task.start))
-    if task.contexts is not None:
-        ranker.contexts = ContextEncoder(task.contexts, ranker.backbone.config.hidden_size)
+    if ranker.contexts is not None:
         ranker.contexts.dropout = train.id_dropout
     prepare_tuning(ranker, train)
     ranker.dropout.p = train.dropout
@@ -143,7 +144,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     draw: Any = sample if causal else sample_last
     for users in _steps(task, prompts, ranker, rng, progress.step):
         examples: list[Entry] = [
-            user.weighed(draw(user.history, train, task.prompt.max_history, negatives_from, rng)) for user in users
+            user.weighed(draw(user.history, train, task.prompt.max_history, negatives_from, rng, user.first))
+            for user in users
         ]
         taught = [user for user in users if len(user.lesson.items)]
         entries = [*examples, *(user.lesson for user in taught)]
@@ -205,6 +207,21 @@ def run_worker(settings: dict[str, Any]) -> None:
         curves.close()
 
 
+def begin(task: Task, trained: np.ndarray) -> tuple[Ranker, Prompts]:
+    """The ranker as training finds it, bound to the catalogue: the untouched base, or an earlier one, which knows of
+    new items what their other parts foretell. trained: bool[n_items]."""
+    if task.ranker:
+        earlier = storage.local_directory(task.ranker, assets.cache_directory() / "models")
+        ranker = Ranker.from_pretrained(earlier)
+    else:
+        ranker = Ranker.from_base(task.model, task.prompt, assets.resolve_model(task.model.base), items=task.items)
+    prompts = load_prompts(ranker, task.layout, trained)
+    if task.contexts is not None:
+        fresh = ContextEncoder(task.contexts, ranker.backbone.config.hidden_size)
+        ranker.contexts = fresh if ranker.contexts is None else ranker.contexts.extended(task.contexts)
+    return ranker, prompts
+
+
 def held_out(
     histories: pa.Table,
     prompts: Prompts,
@@ -243,7 +260,8 @@ class User(NamedTuple):
     """A user of a step: his training history, int64[>= 1] catalogue rows, and a lesson, of no items if he has none.
 
     contexts: of his history's events and, last, one of which nothing is known; None if the ranker reads none.
-    weights: float32, what each event of his history counts; None if all count the same.
+    weights: float32, what each event of his history counts; None if all count the same. first: the first event that
+    may be a decision.
     """
 
     id: Any
@@ -251,6 +269,7 @@ class User(NamedTuple):
     lesson: Lesson
     contexts: Contexts | None
     weights: np.ndarray | None = None
+    first: int = 0
 
     def weighed(self, example: Example) -> Example:
         """An example of his whose decisions count what their events do."""
@@ -292,6 +311,7 @@ def _users(batch: pa.Table, task: Task, prompts: Prompts, ranker: Ranker) -> lis
         events, nothing = known_contexts(batch, ids, training_only), pa.nulls(1, pa.string())
         told = ranker.read_contexts(pa.table({name: pa.concat_arrays([events[name], nothing]) for name in names}))
     weights = known_weights(batch, ids, training_only)
+    old = None if task.since is None else known_events(batch, ids, training_only)[1] <= task.since
     taught = scores = None
     if TEACHER_SCORES in batch.column_names:
         lists = item_rows(batch[TEACHER_ITEMS], ids)
@@ -303,11 +323,12 @@ def _users(batch: pa.Table, task: Task, prompts: Prompts, ranker: Ranker) -> lis
         items, own = np.empty(0, np.int64), np.empty(0, np.float32)
         if taught is not None and scores is not None:
             items, own = taught[i].astype(np.int64), scores[taught.offsets[i] : taught.offsets[i + 1]]
-        if len(history):
+        first = 0 if old is None else int(old[rows.offsets[i] : rows.offsets[i + 1]].sum())
+        if first < len(history):
             places = np.append(np.arange(rows.offsets[i], rows.offsets[i + 1]), len(rows.values))
             lesson = Lesson(history[-prompts.max_history :], items, own)
             own_weights = None if weights is None else weights[places[:-1]]
-            users.append(User(user, history, lesson, None if told is None else told.take(places), own_weights))
+            users.append(User(user, history, lesson, None if told is None else told.take(places), own_weights, first))
     return users
 
 

@@ -20,6 +20,7 @@ class RankerCard(BaseModel):
     parts: what items' vectors are made of, with items=token.
     packing: "branches" is the mask that training uses; "pairs", for an encoder that training has not touched, scores
     every pair as a plain sequence, since its trunk has learned to see the item.
+    trained_until: unix seconds of the newest event that it was trained on; None if it was not, or it does not say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +35,7 @@ class RankerCard(BaseModel):
     prompt: Prompt
     trained: bool
     packing: Literal["branches", "pairs"] = "branches"
+    trained_until: int | None = None
 
 
 def read_card(directory: str | Path) -> RankerCard:

@@ -147,6 +147,18 @@ class ContextEncoder(nn.Module):
             first += size
         return vectors.index_add(0, where, total.to(vectors.dtype))
 
+    @torch.no_grad()
+    def extended(self, values: Mapping[str, Sequence[str]]) -> ContextEncoder:
+        """An encoder of other values of the same columns, with what this one has learned of those that it knows."""
+        found = ContextEncoder(values, self.table.shape[1]).to(self.table.device)
+        theirs, ours = 1, 1  # the first row of a column is of no value
+        for name, before in self.values.items():
+            for row, value in enumerate(found.values[name]):
+                if value in before:
+                    found.table[ours + row] = self.table[theirs + before.index(value)]
+            theirs, ours = theirs + len(before) + 1, ours + len(found.values[name]) + 1
+        return found
+
     def save_pretrained(self, directory: Path) -> None:
         save_file({"table": self.table.detach().float().cpu().contiguous()}, directory / WEIGHTS_FILE)
         (directory / VALUES_FILE).write_text(json.dumps(self.values, indent=1) + "\n")

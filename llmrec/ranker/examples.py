@@ -81,30 +81,32 @@ class Recaller:
 
 
 def sample(
-    history: np.ndarray, train: Train, max_history: int, recaller: Recaller | None, rng: np.random.Generator
-) -> Example:
+    history: np.ndarray, train: Train, max_history: int, recaller: Recaller | None, rng: np.random.Generator,
+    first: int = 0,
+) -> Example:  # fmt: skip
     """A random window of at most `max_history` events, some of them decisions, each with its own negatives.
 
     Without a recaller there are no negatives: the decisions are against the whole catalogue. A negative is drawn, with
     probability `hard_share`, from what recall would have brought at that point, else uniformly from its pool.
-    history: int64[>= 1].
+    history: int64[>= 1]; first: the first event that may be a decision, below its length.
     """
     end = len(history)
     if end > max_history:
-        end = int(rng.integers(max_history, end + 1))
+        end = int(rng.integers(max(max_history, first + 1), end + 1))
     start = max(0, end - max_history)
-    count = min(train.decisions_per_user, end - start)
-    found = _without_negatives(history, start, end, np.sort(rng.permutation(end - start)[:count]), train.horizon)
+    before = max(0, first - start)  # events of the window that are no decisions
+    chosen = before + np.sort(rng.permutation(end - start - before)[: train.decisions_per_user])
+    found = _without_negatives(history, start, end, chosen, train.horizon)
     return found if recaller is None else _against_negatives(found, train, recaller, rng)
 
 
 def sample_last(
-    history: np.ndarray, train: Train, max_history: int, recaller: Recaller, rng: np.random.Generator
+    history: np.ndarray, train: Train, max_history: int, recaller: Recaller, rng: np.random.Generator, first: int = 0
 ) -> Example:
     """One decision, for an encoder, whose history's tokens see each other: a random event after its newest
-    `max_history` predecessors. It is the last event of the example. history: int64[>= 1].
+    `max_history` predecessors. It is the last event of the example. history: int64[>= 1]; first: as of `sample`.
     """
-    event = int(rng.integers(len(history)))
+    event = int(rng.integers(first, len(history)))
     start = max(0, event - max_history)
     last = np.asarray([event - start])
     return _against_negatives(_without_negatives(history, start, event + 1, last, train.horizon), train, recaller, rng)

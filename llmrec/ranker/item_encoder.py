@@ -123,6 +123,29 @@ class ItemEncoder(nn.Module):
         rows = pa.compute.index_in(features.ids, self.ids).fill_null(-1).to_numpy(zero_copy_only=False)
         self.features = _Bound(features, self.plan, rows.astype(np.int64)).to(self.bias.device)
 
+    @torch.no_grad()
+    def grow(self, features: ItemFeatures, trained: np.ndarray) -> None:
+        """Encode these items from now on, and learn of those that training will see and has not seen before: each
+        begins where its other parts foretell it. trained: bool[n].
+
+        Raises:
+            UserError: as of `bind`.
+        """
+        self.bind(features)
+        assert self.features is not None
+        new = (self.features.known.cpu() < 0) & torch.from_numpy(trained)
+        if not new.any():
+            return
+        if self.own is not None:
+            there = new.to(self.own.device)
+            blocks = (slice(start, start + ROWS_AT_ONCE) for start in range(0, len(new), ROWS_AT_ONCE))
+            others = torch.cat([self._without_own(block)[there[block]] for block in blocks])
+            self.own = nn.Parameter(torch.cat([self.own, others @ self.foretold + self.foretold_offset]))
+        self.bias = nn.Parameter(torch.cat([self.bias, self.bias.mean().expand(int(new.sum()))]))
+        self.ids = pa.concat_arrays([self.ids, features.ids.filter(pa.array(new.numpy()))])
+        self.plan["items"] = len(self.ids)
+        self.bind(features)
+
     def _apply(self, fn: Any, recurse: bool = True) -> ItemEncoder:
         super()._apply(fn, recurse)
         if self.features is not None:  # which goes where the weights go

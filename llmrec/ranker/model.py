@@ -178,7 +178,7 @@ class Ranker(nn.Module):
         """Make ready for a catalogue, and return it in the form that this ranker packs.
 
         features: with items=token, what is known of each item, in the catalogue's order. trained: bool[n], the items
-        that training sees events of, for a ranker that is not trained yet (None: all).
+        that training sees events of, for a ranker that is to be trained (None: for a fresh one all).
 
         Raises:
             UserError: the features lack what the ranker was trained with.
@@ -191,8 +191,10 @@ class Ranker(nn.Module):
             seen = np.ones(len(features.ids), bool) if trained is None else trained
             length = float(words.norm(dim=-1).mean())
             self.items = ItemEncoder.fresh(features, self.card.parts, seen, words.shape[1], length).to(words.device)
-        else:
+        elif trained is None:
             self.items.to(words.device).bind(features)
+        else:
+            self.items.to(words.device).grow(features, trained)
         self.frozen = None
         return catalogue.as_item_tokens(self.vocabulary, self.items.k)
 

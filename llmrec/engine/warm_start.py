@@ -1,0 +1,69 @@
+"""The ranker that training goes on from: where it lies, whether it is of the same kind, what it has seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmrec import assets, storage
+from llmrec.config import Config
+from llmrec.errors import UserError
+from llmrec.layout import Layout
+from llmrec.ranker.card import RANKER_FILE, RankerCard, read_card
+
+PREVIOUS, COMPLETE = "previous", "complete"
+
+
+def starting_ranker(config: Config, layout: Layout, run: str) -> tuple[str, RankerCard | None]:
+    """Where the ranker lies that train.start names, and its card; "" and None for the untouched base.
+
+    The previous ranker is copied beside the run's checkpoints first: the run will write another in its place, and may
+    be cut off in that and have to resume. run: the training run's name.
+
+    Raises:
+        UserError: no ranker lies there, or one of another kind than the configuration asks for.
+    """
+    start = config.train.start
+    if start == PREVIOUS:
+        start = copy_of_previous(layout, run)
+        if not storage.exists(storage.join(start, COMPLETE)):
+            if not storage.exists(storage.join(layout.ranker, RANKER_FILE)):
+                return "", None
+            storage.delete(start)
+            storage.upload_directory(_local(layout.ranker), start)
+            storage.write_bytes(storage.join(start, COMPLETE), b"")
+    if not start:
+        return "", None
+    start = storage.absolute(start)
+    card = read_card(_local(start))
+    _check_same(card, config)
+    return start, card
+
+
+def copy_of_previous(layout: Layout, run: str) -> str:
+    """Where the previous ranker lies while a training run goes on from it."""
+    return storage.join(layout.training, "start", run)
+
+
+def _local(uri: str) -> Path:
+    return storage.local_directory(uri, assets.cache_directory() / "models")
+
+
+def _check_same(card: RankerCard, config: Config) -> None:
+    model = config.model
+    asked: dict[str, tuple[Any, Any]] = {
+        "model.base": (card.base, model.base), "model.items": (card.items, model.items),
+        "model.head": (card.head, model.head), "model.layers": (card.layers, model.layers or card.layers),
+    }  # fmt: skip
+    sections: dict[str, tuple[Any, Any]] = {"prompt": (card.prompt, config.prompt)}
+    if model.items == "token":
+        sections["items"] = (card.parts, config.items)
+    for section, (before, now) in sections.items():
+        for name in type(now).model_fields:
+            asked[f"{section}.{name}"] = (getattr(before, name), getattr(now, name))
+    for key, (before, now) in asked.items():
+        if before != now:
+            raise UserError(
+                f"train.start = {config.train.start}: that ranker was trained with {key} = {before!r}, and now it is "
+                f"{now!r}; set it back, or train from model.base (train.start empty)"
+            )
