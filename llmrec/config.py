@@ -124,6 +124,29 @@ class Data(Section):
         return self
 
 
+class Feedback(Section):
+    """What came of published rankings. Users, items and times are called as in data.columns; a column run_id, if there
+    is one, says of which run an impression is."""
+
+    impressions: str = Field(
+        "", description="Parquet file or directory of what users were shown, one row an item: user, item, time, "
+        "position and outcome; prepare then reads what was taken beside the log; empty for none"
+    )  # fmt: skip
+    position: str = Field("position", description="column of whole numbers: the place in the list, 1 the first")
+    outcome: str = Field("outcome", description="column: true, or above 0, where the user took the item")
+    event: str = Field("", description="with data.event_weights: which of its kinds an outcome is")
+    correction: Literal["inverse_propensity", "none"] = Field(
+        "inverse_propensity", description="an outcome counts one over how probable it is that its place is looked at; "
+        "none: every outcome counts the same"
+    )  # fmt: skip
+    examination: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (), description="how probable it is that each place is looked at, if you know from an experiment, the last one "
+        "for all behind it; empty: estimated from the impressions"
+    )  # fmt: skip
+    positions: Count = Field(50, description="places that are told apart; those behind count as the last")
+    max_weight: Annotated[float, Field(ge=1)] = Field(10.0, description="an outcome counts so much at most")
+
+
 class Prompt(Section):
     """How a user and an item become text. Placeholders name columns of the items and users tables."""
 
@@ -847,6 +870,33 @@ class Evaluate(Section):
         return self
 
 
+class Drift(Section):
+    """How far inputs and scores may move from when the rankings were last published, by the population stability index:
+    below 0.1 is usually taken for nothing, above 0.25 for a lot."""
+
+    warn: Annotated[float, Field(gt=0)] = Field(0.1, description="from here on the pipeline says so")
+    stop: Annotated[float, Field(gt=0)] = Field(0.25, description="from here on it publishes nothing")
+    stop_on: tuple[Literal["text_length", "activity", "item_mix", "scores", "source_mix", "shown_mix"], ...] = Field(
+        ("text_length", "activity", "item_mix"), description="what may stop it; the others only warn (scores move with "
+        "every training)"
+    )  # fmt: skip
+    window_days: Annotated[float, Field(gt=0)] = Field(
+        7.0, description="item_mix: events so long before the newest one count"
+    )
+    max_event_age_hours: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="a newest event older than this stops the pipeline, for the log has not come; null: any age"
+    )
+
+
+class Pipeline(Section):
+    """What the daily run does beside its stages."""
+
+    pushgateway: str = Field(
+        "", description="host:port of a Prometheus Pushgateway that gets the run's metrics; empty: only the file"
+    )
+    job: str = Field("llmrec", description="the name under which it gets them")
+
+
 class Cluster(Section):
     """Where jobs run."""
 
@@ -869,6 +919,7 @@ class Config(BaseSettings):
 
     root: str = Field("", description="local path or s3://bucket/prefix under which every table is written")
     data: Data = Data()
+    feedback: Feedback = Feedback()
     prompt: Prompt = Prompt()
     model: Model = Model()
     augment: Augment = Augment()
@@ -881,6 +932,8 @@ class Config(BaseSettings):
     rerank: Rerank = Rerank()
     explain: Explain = Explain()
     evaluate: Evaluate = Evaluate()
+    drift: Drift = Drift()
+    pipeline: Pipeline = Pipeline()
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
@@ -905,6 +958,12 @@ class Config(BaseSettings):
             raise ValueError(
                 "prompt.before_candidate and prompt.after_candidate need model.head = yes_no: "
                 "the other heads read a candidate exactly as an item of the history"
+            )
+        kinds = self.data.event_weights
+        if self.feedback.impressions and kinds and not kinds.get(self.feedback.event):
+            raise ValueError(
+                f"feedback.event = '{self.feedback.event}': data.event_weights weighs kinds of events, so name "
+                f"which of them an outcome is ({', '.join(kind for kind, weight in kinds.items() if weight)})"
             )
         if sum(self.rerank.reserve.values()) > self.score.top_k:
             raise ValueError(

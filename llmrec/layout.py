@@ -62,6 +62,11 @@ class Layout:
         return self._at("tables", "embeddings")
 
     @property
+    def feedback(self) -> str:
+        """What was taken of published rankings, as a log beside the log."""
+        return self._at("tables", "feedback")
+
+    @property
     def histories(self) -> str:
         return self._at("tables", "histories")
 
@@ -141,6 +146,16 @@ class Layout:
     @property
     def evaluation(self) -> str:
         return self._at("evaluation", "evaluation.json")
+
+    @property
+    def profile(self) -> str:
+        """What inputs and scores looked like when the rankings were last published."""
+        return self._at("drift", "reference.json")
+
+    @property
+    def metrics(self) -> str:
+        """Of the last pipeline, as Prometheus reads them."""
+        return self._at("metrics", "llmrec.prom")
 
     @property
     def report(self) -> str:

@@ -89,7 +89,7 @@ def test_retrieve_is_a_source_once_it_is_on() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("colour: red", ["unknown key 'colour'", "allowed here: root, data, prompt"]),
+        ("colour: red", ["unknown key 'colour'", "allowed here: root, data, feedback, prompt"]),
         ("score: {top: 5}", ["unknown key 'score.top'", "allowed here:", "top_k", "max_candidates"]),
         ("recall: {item_item: {k: 5}}", ["unknown key 'recall.item_item.k'", "neighbours, shrinkage, decay"]),
         ("score: {top_k: many}", ["score.top_k = 'many'", "valid integer"]),

@@ -118,7 +118,7 @@ def clean_edges(rows: pa.Table, known_items: pa.Array, source: str) -> tuple[pa.
 
 def judge_interactions(
     rows: pa.Table, columns: Columns, known_items: pa.Array, min_timestamp: int, max_timestamp: int, source: str,
-    context: Sequence[str] = (), event_weights: Mapping[str, float] | None = None,
+    context: Sequence[str] = (), event_weights: Mapping[str, float] | None = None, own_weight: str = "",
 ) -> pl.DataFrame:  # fmt: skip
     """The rows as user_id, item_id, timestamp (int64 seconds) and reason_code, which is null for good ones, and for
     each name in `context` a column `context_<name>`, see `context.values`.
@@ -126,7 +126,8 @@ def judge_interactions(
     Reasons: `null_id`, `null_timestamp`, `impossible_timestamp`, `unknown_item`. With event_weights (kinds of events
     and what they count) there are columns event (String) and event_weight (Float32), and two more reasons:
     `dropped_event`, before all others, where the weight is 0, and `unknown_event`, after them, where the kind is null
-    or not named.
+    or not named. own_weight: a column of what each row counts, by which the weight of its kind is multiplied; without
+    kinds that is its weight.
 
     Raises:
         UserError: a column is missing or of the wrong type.
@@ -152,6 +153,10 @@ def judge_interactions(
         kind = texts(rows[columns.event]).alias(KIND)
         told = kind.replace_strict(list(weights), list(weights.values()), default=None, return_dtype=pl.Float32)
         frame = frame.with_columns(kind, told.alias(EVENT_WEIGHT))
+    if own_weight:
+        own = pl.Series(values=rows[own_weight].cast(pa.float32()))
+        frame = frame if weights else weighing_the_same(frame, "")
+        frame = frame.with_columns(pl.col(EVENT_WEIGHT) * own)
     judged = frame.with_columns(
         pl.when(pl.col(EVENT_WEIGHT) == 0 if weights else pl.lit(False))
         .then(pl.lit(DROPPED))
@@ -171,6 +176,11 @@ def judge_interactions(
         return judged
     good = judged.select(pl.when(pl.col(REASON).is_null()).then(pl.col(TIMESTAMP)).alias(TIMESTAMP))[TIMESTAMP]
     return judged.with_columns(values(rows, good, context, source))
+
+
+def weighing_the_same(events: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """Events that are all of one kind and count 1."""
+    return events.with_columns(pl.lit(kind).alias(KIND), pl.lit(1.0, pl.Float32).alias(EVENT_WEIGHT))
 
 
 def check_kinds(found: pa.Schema, columns: Columns, source: str) -> None:

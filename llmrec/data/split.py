@@ -60,9 +60,9 @@ def split_events(
     leave_one_out: the last event is the target, the one before it is for validation.
     time: `boundaries` cut; a user without events before the test period keeps an empty history.
     none: everything is for training.
-    With `data.event_weights` the events have columns event and event_weight. Of several kinds at the same user, item
-    and time one stays: of a target's kind, if there is one, then the heaviest, then the first in the input; it counts
-    the greatest of their weights. With `data.target_events` only events of these
+    Events may have columns event and event_weight: their kind and what they count. Of several kinds at the same user,
+    item and time one stays: of a target's kind, if there is one, then the heaviest, then the first in the input; it
+    counts the greatest of their weights. With `data.target_events` only events of these
     kinds are held out. leave_one_out: a user's last such event is the target, what comes after it is set aside
     (`after_target`), and validation begins with the last such event before it; without a target everything trains.
     time: of the test period other events are set aside (`no_target`).
@@ -70,7 +70,7 @@ def split_events(
     first event in the test period, null if he has none.
     """
     names = [context_name(wanted) for wanted in data.context]
-    weighted = bool(data.event_weights)
+    weighted = EVENT_WEIGHT in events.columns
     events = events.sort(USER, TIMESTAMP, ROW)
     if weighted:
         pair = [USER, ITEM, TIMESTAMP]

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 from llmrec import config, storage
@@ -17,21 +18,56 @@ from llmrec.layout import Layout
 from llmrec.report import terminal
 
 EXIT_USER, EXIT_BUG, EXIT_INTERRUPTED = 2, 1, 130
+EXIT_REFUSED = 3  # a guard, or a condition of promotion, does not hold
 
 
 def run_job(stage: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a stage from the command line and exit: 0 done, 2 for what the user can mend, 130 on Ctrl-C, 1 else."""
+    parser = _parser(stage, f"Run the {stage} stage.")
+    known, settings = parser.parse_known_args(arguments)
+    sys.exit(guarded(lambda: _run(stage, known.config, known.json, settings)))
+
+
+def run_pipeline(arguments: Sequence[str] | None = None) -> NoReturn:
+    """`run_job` for the daily run of all stages: 3, too, if something refused to publish."""
+    parser = _parser("pipeline", "Run every stage for which something changed, and publish if nothing refuses.")
+    parser.add_argument("--accept-drift", action="store_true", help="what has drifted is right and stops nothing")
+    known, settings = parser.parse_known_args(arguments)
+    refused: list[bool] = []
+
+    def work() -> None:
+        refused.append(whole_pipeline(config.load(known.config, settings), known.json, known.accept_drift))
+
+    code = guarded(work)
+    sys.exit(EXIT_REFUSED if code == 0 and refused[0] else code)
+
+
+def whole_pipeline(loaded: config.Config, json_file: str | None, accept: bool) -> bool:
+    """Run the pipeline and print what it did; whether something refused to publish."""
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.engine.pipeline import pipeline
+    from llmrec.report.pipeline import print_pipeline
+
+    with terminating(), connected(loaded.cluster, layout.root):
+        done = asdict(pipeline(loaded, layout, progress_line, accept))
+    print_pipeline(done)
+    if json_file:
+        storage.write_json(json_file, done)
+    return bool(done["refused"])
+
+
+def _parser(job: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"jobs/{stage}.py",
-        description=f"Run the {stage} stage. Any setting can be given as --section.key VALUE.",
+        prog=f"jobs/{job}.py",
+        description=f"{description} Any setting can be given as --section.key VALUE.",
         epilog=terminal.settings_help(config.Config),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML configuration, a local file or s3://")
     parser.add_argument("--json", metavar="FILE", help="also write the summary as JSON, a local file or s3://")
-    known, settings = parser.parse_known_args(arguments)
-    sys.exit(guarded(lambda: _run(stage, known.config, known.json, settings)))
+    return parser
 
 
 def _run(stage: str, file: str | None, json_file: str | None, settings: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from llmrec.data.clean import (
     clean_items,
     interactions_quarantine,
     judge_interactions,
+    weighing_the_same,
 )
 from llmrec.data.split import Boundaries, split_events, with_new_users
 from llmrec.errors import UserError
@@ -37,7 +38,7 @@ from llmrec.layout import Layout
 from llmrec.schema import BUCKET, CONTEXT, ITEM, REASON, TIMESTAMP, USER
 from llmrec.tables import buckets
 
-FILE, GROUP, FIRST_ROW = "file", "row_group", "first_row"
+FILE, GROUP, FIRST_ROW, FED_BACK = "file", "row_group", "first_row", "fed_back"
 TIME_QUANTILES = 1000
 
 
@@ -61,11 +62,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every task of the second pass needs. requests: object reference to the table of `context.requests`; known:
-    to the users to rank whatever the log says, by bucket, and int64[buckets + 1], where each bucket's begin."""
+    """What every task of the second pass needs. weighted: events have a weight; requests: object reference to the table
+    of `context.requests`; known: to the users to rank whatever the log says, by bucket, and int64[buckets + 1], where
+    each bucket's begin."""
 
     data: Data
     layout: Layout
+    weighted: bool
     user_type: pa.DataType
     item_type: pa.DataType
     boundaries: Boundaries | None
@@ -73,8 +76,10 @@ class _Job:
     known: Any
 
 
-def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
+def prepare(data: Data, layout: Layout, say: Callable[[str], None], feedback: bool = False) -> Prepared:
     """Write items, users, edges, histories, targets and quarantine under the root.
+
+    feedback: what was taken of published rankings, as feedback left it, is part of the log.
 
     Raises:
         UserError: the input is missing, unreadable or of the wrong shape, or more of it is bad than allowed.
@@ -89,7 +94,8 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
         raise UserError(f"{data.items}: the items table is empty")
     items, bad_items = clean_items(items, data.columns, data.items)
     edges, bad_edges = _read_edges(data, items[ITEM].combine_chunks())
-    units, user_type, item_type = _input_units(data)
+    units, user_type, item_type = _input_units(data, layout.feedback if feedback else "")
+    weighted = feedback or bool(data.event_weights)
     users = _read_users(data, user_type)
     asked = None
     if data.requests:
@@ -100,7 +106,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     source = ray.data.from_items(units, override_num_blocks=min(len(units), 1000))
     say(f"checking {sum(u['rows'] for u in units):,} rows in {len(units)} row groups")
     counted = source.map_batches(
-        _count, batch_size=1, fn_kwargs={"columns": data.columns, "known": known, "data": data}, batch_format="pyarrow"
+        _count, batch_size=1, fn_kwargs={"known": known, "data": data, "weighted": weighted}, batch_format="pyarrow"
     ).take_all()
     reasons: Counter[str] = Counter()
     for row in counted:
@@ -133,7 +139,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     say(f"sorting {reasons['good']:,} events into {data.buckets} buckets")
     anyway = [table[USER].combine_chunks() for table in (users, asked) if table is not None and data.new_users]
     job = _Job(
-        data, layout, user_type, item_type, boundaries, None if asked is None else ray.put(asked),
+        data, layout, weighted, user_type, item_type, boundaries, None if asked is None else ray.put(asked),
         ray.put(_by_bucket(pa.concat_arrays([pa.array([], user_type), *anyway]), data.buckets)),
     )  # fmt: skip
     running = ray.data.DataContext.get_current()
@@ -210,8 +216,9 @@ def _read_edges(data: Data, known_items: pa.Array) -> tuple[pa.Table, pa.Table]:
     return edges, set_aside
 
 
-def _input_units(data: Data) -> tuple[list[dict[str, Any]], pa.DataType, pa.DataType]:
-    """Every row group of the log, in file order, and the types of its ids. Reads footers only."""
+def _input_units(data: Data, feedback: str) -> tuple[list[dict[str, Any]], pa.DataType, pa.DataType]:
+    """Every row group of the log, in file order, then those of what was fed back, and the types of their ids. Reads
+    footers only."""
     files = storage.list_files(data.interactions, ".parquet")
     if not files:
         raise UserError(f"{data.interactions}: no Parquet files there")
@@ -219,47 +226,58 @@ def _input_units(data: Data) -> tuple[list[dict[str, Any]], pa.DataType, pa.Data
     units: list[dict[str, Any]] = []
     first_row = 0
     types: set[tuple[pa.DataType, pa.DataType]] = set()
-    for uri, _ in files:
+    fed_back = storage.list_files(feedback, ".parquet") if feedback else []
+    for uri, own in [(uri, False) for uri, _ in files] + [(uri, True) for uri, _ in fed_back]:
         try:
             footer = pq.read_metadata(uri.removeprefix("s3://"), filesystem=fs)
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{uri}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
-        columns, arrow = data.columns, footer.schema.to_arrow_schema()
+        columns, arrow = Columns() if own else data.columns, footer.schema.to_arrow_schema()
         types.add((schema.id_type(arrow, columns.user, uri), schema.id_type(arrow, columns.item, uri)))
         schema.require(arrow, {columns.timestamp: "time"}, uri)
-        context.check(arrow, data.context, uri)
+        if not own:  # which may lack contexts
+            context.check(arrow, data.context, uri)
         if data.event_weights:
             check_kinds(arrow, columns, uri)
         for group in range(footer.num_row_groups):
             rows = footer.row_group(group).num_rows
             if rows:
-                units.append({FILE: uri, GROUP: group, FIRST_ROW: first_row, "rows": rows})
+                units.append({FILE: uri, GROUP: group, FIRST_ROW: first_row, "rows": rows, FED_BACK: own})
             first_row += rows
     if not units:
         raise UserError(f"{data.interactions}: the table is empty")
     if len(types) > 1:
-        raise UserError(f"{data.interactions}: its files disagree on the type of ids ({', '.join(map(str, types))})")
+        where = f"{data.interactions} and {feedback}" if fed_back else data.interactions
+        raise UserError(f"{where}: files disagree on the type of ids ({', '.join(map(str, types))})")
     return units, *types.pop()
 
 
 def _judged(
-    unit: dict[str, Any], columns: Columns, known: pa.Array, data: Data, wanted: Sequence[str] = ()
+    unit: dict[str, Any], known: pa.Array, data: Data, weighted: bool, wanted: Sequence[str] = ()
 ) -> pl.DataFrame:
     """wanted: of data.context, where it is asked for."""
+    own = unit[FED_BACK]
+    columns = Columns() if own else data.columns
     fs, _ = storage.filesystem(unit[FILE])
     file = pq.ParquetFile(unit[FILE].removeprefix("s3://"), filesystem=fs)
     read = (columns.user, columns.item, columns.timestamp, *context.columns_of(wanted, columns))
     read = (*read, columns.event) if data.event_weights else read
+    read = (*read, schema.WEIGHT) if own else read
     rows = file.read_row_group(unit[GROUP], columns=list(dict.fromkeys(read)))
-    return judge_interactions(
-        rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE], wanted, data.event_weights
-    )
+    for name in context.columns_of(wanted, columns):
+        if own and name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
+    judged = judge_interactions(
+        rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE], wanted, data.event_weights,
+        schema.WEIGHT if own else "",
+    )  # fmt: skip
+    return weighing_the_same(judged, "") if weighted and EVENT_WEIGHT not in judged.columns else judged
 
 
-def _count(batch: pa.Table, columns: Columns, known: Any, data: Data) -> pa.Table:
+def _count(batch: pa.Table, known: Any, data: Data, weighted: bool) -> pa.Table:
     """Rows per reason of one unit, and quantiles of the good rows' times."""
     (unit,) = batch.to_pylist()
-    judged = _judged(unit, columns, _fetched(known), data)
+    judged = _judged(unit, _fetched(known), data, weighted)
     tally = judged.group_by(pl.col(REASON).fill_null("good")).len().sort(REASON)
     times = judged.filter(pl.col(REASON).is_null())[TIMESTAMP].to_numpy()
     marks = np.quantile(times, np.linspace(0, 1, TIME_QUANTILES), method="nearest") if len(times) else []
@@ -290,7 +308,7 @@ def _boundaries(counted: list[dict[str, Any]], data: Data) -> Boundaries:
 def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
     """One unit's rows, good and bad, with their bucket; those that are dropped on purpose end here."""
     (unit,) = batch.to_pylist()
-    judged = _judged(unit, job.data.columns, _fetched(known), job.data, job.data.context)
+    judged = _judged(unit, _fetched(known), job.data, job.weighted, job.data.context)
     rows = (
         judged.with_row_index(ROW, offset=unit[FIRST_ROW])
         .with_columns(pl.col(ROW).cast(pl.Int64), pl.lit(unit[FILE]).alias(FILE))
@@ -339,7 +357,7 @@ _WRITTEN = pa.schema([
 
 
 def _no_events(job: _Job) -> pa.Table:
-    kinds = [(KIND, pa.string()), (EVENT_WEIGHT, pa.float32())] if job.data.event_weights else []
+    kinds = [(KIND, pa.string()), (EVENT_WEIGHT, pa.float32())] if job.weighted else []
     return pa.schema([
         (BUCKET, pa.int32()), (ROW, pa.int64()), (USER, job.user_type), (ITEM, job.item_type),
         (TIMESTAMP, pa.int64()), *kinds, (REASON, pa.string()),

@@ -22,7 +22,7 @@ from llmrec.report.users import sample
 from llmrec.schema import TIMESTAMPS
 from llmrec.tables import buckets, rankings
 
-STAGES = ("prepare", "embed", "train", "recall", "bucket", "fuse", "score", "evaluate")
+STAGES = ("feedback", "prepare", "embed", "train", "recall", "bucket", "fuse", "score", "evaluate")
 WITHOUT = "fused without "
 SAMPLE_USERS, RECENT_EVENTS, SHOWN_PLACES = 4, 10, 10
 

@@ -17,6 +17,7 @@ from llmrec.engine import (
     embed,
     evaluate,
     explain,
+    feedback,
     fuse,
     prepare,
     publish,
@@ -30,19 +31,31 @@ from llmrec.errors import UserError
 from llmrec.generation import instructions
 from llmrec.layout import Layout
 from llmrec.ranker import edge_texts
-from llmrec.tables import embeddings
+from llmrec.tables import embeddings, rankings
 from llmrec.tables.augmentations import interests_read, item_texts_read
 
 Say = Callable[[str], None]
-ORDER = ("prepare", "augment", "embed", "train", "recall", "fuse", "score", "publish", "explain", "evaluate")
+ORDER = (
+    "feedback",
+    "prepare",
+    "augment",
+    "embed",
+    "train",
+    "recall",
+    "fuse",
+    "score",
+    "publish",
+    "explain",
+    "evaluate",
+)
 
 
 def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, Any]:
     """Run one stage and leave its summary under the root, last; the summary as a dict.
 
     A stage's summary is deleted when the stage starts and written when it is done, so a later stage knows whether the
-    tables of an earlier one are whole. reuse: skip prepare, augment, embed, train and recall when neither their
-    settings nor the content of their inputs changed.
+    tables of an earlier one are whole. reuse: skip what can be skipped when neither its settings nor the
+    content of its inputs changed.
 
     Raises:
         UserError: a setting or an input is wrong, or an earlier stage has not finished.
@@ -64,8 +77,12 @@ def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, A
     return summary
 
 
+def _feedback(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    return asdict(feedback.feedback(config.feedback, config.data, layout, say))
+
+
 def _prepare(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    done = prepare.prepare(config.data, layout, say)
+    done = prepare.prepare(config.data, layout, say, feedback=bool(config.feedback.impressions))
     tables = {"items": layout.items, "histories": layout.histories, "targets": layout.targets}
     if config.data.edges:
         tables["edges"] = layout.edges
@@ -128,6 +145,7 @@ def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 
 _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
+    "feedback": _feedback,
     "prepare": _prepare,
     "augment": _augment,
     "embed": _embed,
@@ -145,14 +163,15 @@ _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
 def order(config: Config) -> tuple[str, ...]:
     """The stages that a configuration asks for."""
     asked = {
+        "feedback": bool(config.feedback.impressions),
         "augment": config.augment.wanted, "fuse": config.fusion.method != "none", "explain": config.explain.run
     }  # fmt: skip
     return tuple(name for name in ORDER if asked.get(name, True))
 
 
 _NEEDS: dict[str, tuple[str, ...]] = {
-    "prepare": (), "augment": ("prepare",), "embed": ("prepare",), "train": ("prepare",), "recall": ("prepare",),
-    "bucket": ("prepare",), "score": ("prepare",), "fuse": ("prepare",),
+    "feedback": (), "prepare": (), "augment": ("prepare",), "embed": ("prepare",), "train": ("prepare",),
+    "recall": ("prepare",), "bucket": ("prepare",), "score": ("prepare",), "fuse": ("prepare",),
     "publish": ("score",), "explain": ("prepare",), "evaluate": ("prepare", "recall"),
 }  # fmt: skip
 
@@ -161,6 +180,8 @@ def _needs(name: str, config: Config) -> tuple[str, ...]:
     """The stages that must have finished before this one."""
     written = item_texts_read(config.prompt.item) and config.augment.items.min_characters
     augmented = ("augment",) if written else ()
+    if name == "prepare":
+        return ("feedback",) if config.feedback.impressions else ()
     if name == "embed":
         return (*_NEEDS[name], *augmented)
     if name == "train":
@@ -184,9 +205,12 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     written = (layout.item_augmentations,) if item_texts_read(config.prompt.item) else ()
     read_of_users = (layout.user_augmentations,) if interests_read(config.prompt.user) else ()
     inputs: tuple[str, ...]
-    if name == "prepare":
+    if name == "feedback":
+        sections, inputs = ["feedback", "data"], (config.feedback.impressions,)
+    elif name == "prepare":
         data = config.data
         sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges, data.requests)
+        inputs = (*inputs, layout.feedback) if config.feedback.impressions else inputs
     elif name == "augment":
         sections, inputs = ["augment", "prompt"], (layout.items, layout.edges)
         for kind, on in (("items", config.augment.items.min_characters), ("users", config.augment.users.history)):
@@ -210,10 +234,24 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         sections = ["recall", "score", "fusion"]
         inputs = (*prepared, layout.users, embedded, config.score.model or layout.ranker, *written, *read_of_users)
         inputs = (*inputs, *(uri for uri in (*_read_by_recall(config, layout), layout.edges) if uri not in inputs))
+    elif name == "explain":
+        sections, inputs = ["explain", "score", "prompt", "model"], (layout.items, layout.edges, layout.users)
+        dump["explain"]["of"] = _shown(config, layout)
+    elif name == "evaluate" and not config.evaluate.labelled:
+        sections, inputs = ["evaluate", "recall", "fusion", "score"], (*prepared, layout.targets, layout.users)
+        inputs = (*inputs, config.fusion.model or layout.fusion, config.score.candidates or layout.candidates())
+        inputs = (*inputs, *config.evaluate.rankings.values())
+        dump["evaluate"]["of"] = _shown(config, layout)
     else:
         return None
     content = [storage.manifest(uri) for uri in inputs if uri and storage.exists(uri)]
     return hashlib.sha256(json.dumps([[dump[s] for s in sections], content]).encode()).hexdigest()[:16]
+
+
+def _shown(config: Config, layout: Layout) -> str | None:
+    """The run that the rankings table shows; None if there is none."""
+    table = storage.absolute(config.score.output or layout.rankings)
+    return rankings.snapshot(table).run_id if rankings.opened(table) is not None else None
 
 
 def _read_by_recall(config: Config, layout: Layout) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ REPO = Path(__file__).resolve().parents[2]
 DOCKERFILE = REPO / "cluster" / "Dockerfile"
 RAYJOB = REPO / "cluster" / "kuberay" / "rayjob.yaml"
 SECRET = REPO / "cluster" / "kuberay" / "s3-secret.example.yaml"
+CRON = REPO / "cluster" / "kuberay" / "raycronjob.yaml"
 RAY_UP = REPO / "cluster" / "ray-up.yaml"
 IMAGE = "ghcr.io/your-org/llmrec:0.1.0"
 # The pure Python loader takes many times longer on the CRD.
@@ -136,7 +137,18 @@ def unequal_resources(job: dict[str, Any]) -> list[str]:
     return [name for name, size in sizes.items() if not size.get("limits") or size.get("requests") != size["limits"]]
 
 
-# The RayJob
+# The RayJob, and the RayCronJob around one
+
+
+def test_the_cron_job_makes_the_same_job_but_of_the_pipeline(rayjob: dict[str, Any]) -> None:
+    cron = load(CRON)
+    assert (cron["apiVersion"], cron["kind"]) == ("ray.io/v1", "RayCronJob")
+    assert set(cron["spec"]) == {"schedule", "jobTemplate"} and len(cron["spec"]["schedule"].split()) == 5
+    made = json.loads(json.dumps(cron["spec"]["jobTemplate"]))
+    script = shlex.split(made.pop("entrypoint"))[1]
+    assert script == "jobs/pipeline.py" and (REPO / script).is_file()
+    rayjob["spec"].pop("entrypoint")
+    assert made == rayjob["spec"]
 
 
 def test_rayjob_fits_the_kuberay_schema(rayjob: dict[str, Any], rayjob_schema: dict[str, Any]) -> None:
