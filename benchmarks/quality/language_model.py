@@ -77,7 +77,7 @@ class LanguageModel:
         file = self._root(dataset, split_name, seed).with_suffix(".npz")
         if not file.exists():
             layout, fitting = self._trained(dataset, split_name, seed)
-            vectors = _vectors(*_loaded(layout, self.threads), dataset, split(dataset, split_name))
+            vectors = _vectors(*loaded(layout, self.threads), dataset, split(dataset, split_name))
             assert len(vectors["items"]) == dataset.items.num_rows
             save(file, fitting=np.float64(fitting), **vectors)
             shutil.rmtree(layout.root)
@@ -144,13 +144,14 @@ class LanguageModel:
         return config.build({"root": str(root), **values})
 
 
-def _loaded(layout: Layout, threads: int) -> tuple[Ranker, Prompts]:
-    """The trained ranker, ready to score."""
+def loaded(layout: Layout, threads: int, directory: Path | None = None) -> tuple[Ranker, Prompts]:
+    """The trained ranker, or that of a directory, ready to score the items of a layout."""
     torch.set_num_threads(threads)
-    ranker = Ranker.from_pretrained(layout.ranker)
+    directory = directory or Path(layout.ranker)
+    ranker = Ranker.from_pretrained(directory)
     prompts = bind(tokenise_items(ranker.tokenizer, ranker.card.prompt, layout), ranker, layout)
     if retrieve_head(ranker) is not None:
-        freeze(ranker, model_version(layout.ranker), layout)
+        freeze(ranker, model_version(directory), layout)
     ranker.only_score(precision.choose("auto", torch.device("cpu")))
     return ranker, prompts
 
@@ -158,13 +159,23 @@ def _loaded(layout: Layout, threads: int) -> tuple[Ranker, Prompts]:
 def _vectors(ranker: Ranker, prompts: Prompts, dataset: Dataset, asked: Split) -> dict[str, np.ndarray]:
     """users: float32[m, d] of a split's targets; items: float32[n_items, d] and bias: float32[n_items], with which the
     retrieve head scores them."""
+    return _vectors_of(ranker, prompts, asked.known, _contexts(ranker, dataset, asked))
+
+
+def _vectors_of(
+    ranker: Ranker, prompts: Prompts, histories: Ragged, contexts: Contexts | None = None
+) -> dict[str, np.ndarray]:
     assert ranker.frozen is not None, "a ranker of texts has no vectors"
     with torch.inference_mode():
-        contexts = _contexts(ranker, dataset, asked)
-        users = user_vectors(ranker, _requests(prompts, asked.known, contexts=contexts), BATCH_TOKENS)
+        users = user_vectors(ranker, _requests(prompts, histories, contexts=contexts), BATCH_TOKENS)
         return {
             "users": users.numpy(), "items": ranker.frozen.direction().numpy(), "bias": ranker.frozen.bias.numpy()
         }  # fmt: skip
+
+
+def user_scores(ranker: Ranker, prompts: Prompts, histories: Ragged) -> np.ndarray:
+    """float32[len(histories), n_items]: of all items by the retrieve head."""
+    return _retrieved(_vectors_of(ranker, prompts, histories))(np.arange(len(histories)))
 
 
 def _retrieved(vectors: Mapping[str, np.ndarray]) -> Rows:
@@ -175,7 +186,7 @@ def _retrieved(vectors: Mapping[str, np.ndarray]) -> Rows:
 def _reranked(layout: Layout, dataset: Dataset, asked: Split, threads: int) -> Rows:
     """A rank head puts the best that its retrieve head finds in new order, a ranker of texts those of item-item
     neighbours."""
-    ranker, prompts = _loaded(layout, threads)
+    ranker, prompts = loaded(layout, threads)
     assert len(prompts.catalogue.ids) == len(asked.candidates)
     if retrieve_head(ranker) is not None:
         first = _retrieved(_vectors(ranker, prompts, dataset, asked))

@@ -314,7 +314,8 @@ def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
         .with_columns(pl.col(ROW).cast(pl.Int64), pl.lit(unit[FILE]).alias(FILE))
         .filter(pl.col(REASON).ne_missing(DROPPED))
     )
-    table = rows.to_arrow().cast(_no_events(job).schema.remove(0))
+    wanted = _no_events(job).schema.remove(0)
+    table = rows.select(wanted.names).to_arrow().cast(wanted)
     bucket = buckets.bucket_of(table[USER], job.data.buckets)
     return table.add_column(0, BUCKET, pa.array(bucket))
 

@@ -29,6 +29,7 @@ def starting_ranker(config: Config, layout: Layout, run: str) -> tuple[str, Rank
         if not storage.exists(storage.join(start, COMPLETE)):
             if not storage.exists(storage.join(layout.ranker, RANKER_FILE)):
                 return "", None
+            _check_same(read_card(_local(layout.ranker)), config)
             storage.delete(start)
             storage.upload_directory(_local(layout.ranker), start)
             storage.write_bytes(storage.join(start, COMPLETE), b"")
