@@ -9,7 +9,7 @@ from benchmarks.replay.periods import periods
 
 def test_periods_follow_each_other_and_know_only_what_was_before() -> None:
     log = pl.DataFrame({
-        "user_id": [i % 7 for i in range(100)], "item_id": [(i * i) % 11 for i in range(100)],
+        "user_id": [i % 7 for i in range(100)], "item_id": [(i * i) % 29 for i in range(100)],
         "timestamp": [1000 + i // 3 for i in range(100)],
     }).sample(fraction=1.0, shuffle=True, seed=0)  # fmt: skip
     found = periods(log, 5, 0.5)
