@@ -313,6 +313,35 @@ def drift(
         raise typer.Exit(EXIT_REFUSED)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def fairness(
+    context: typer.Context,
+    items: Annotated[str, typer.Option(help="Which items: COLUMN=VALUE of the items table, such as maker=small.")],
+    shares: Annotated[str, typer.Option(help="Floors of their share of every list.")] = "0.1,0.2,0.3,0.4,0.5",
+    by: Annotated[str, typer.Option(help="users.COLUMN, whose groups are measured apart.")] = "",
+    config_file: ConfigFile = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Show what rerank.least would give a group of items and cost in relevance, of a run with score.keep_parts."""
+    loaded = _settings(config_file, context)
+    layout, _ = _table(loaded)
+    from llmrec.engine import fairness as stage
+    from llmrec.engine.session import connected
+    from llmrec.report.fairness import print_curve
+
+    column, _, value = items.partition("=")
+    if not column or not value:
+        raise UserError(f"--items {items}: name the items by COLUMN=VALUE, such as maker=small")
+    if by and not by.startswith("users."):
+        raise UserError(f"--by {by}: name a column of users, such as users.country")
+    wanted = _trades(shares, "--shares")
+    with terminating(), connected(loaded.cluster, layout.root):
+        done = asdict(stage.curve(loaded, layout, progress_line("fairness"), column, value, wanted, by))
+    print_curve(done)
+    if json_file:
+        storage.write_json(json_file, done)
+
+
 @app.command()
 def runs(config_file: ConfigFile = None, root: Root = None, as_json: AsJson = False) -> None:
     """List the published runs of the rankings table, and the staged ones that it never showed."""
@@ -555,13 +584,13 @@ def _load(config_file: str | None, root: str | None) -> config.Config:
     return config.load(config_file, ["--root", root] if root else [])
 
 
-def _trades(asked: str) -> list[float]:
+def _trades(asked: str, option: str = "--trades") -> list[float]:
     try:
         found = [float(trade) for trade in asked.split(",")]
     except ValueError:
         found = []
     if not found or not all(0 <= trade <= 1 for trade in found):
-        raise UserError(f"--trades {asked}: give numbers from 0 to 1, such as 0.1,0.2,0.5")
+        raise UserError(f"{option} {asked}: give numbers from 0 to 1, such as 0.1,0.2,0.5")
     return found
 
 

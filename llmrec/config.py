@@ -656,9 +656,10 @@ class Score(Section):
     batch_tokens: Annotated[int, Field(ge=64)] = Field(
         2048, description="tokens in one forward pass; some thousand keep a CPU's caches warm, a GPU wants far more"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the layers' products; auto: bfloat16 where it is fast"
-    )
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto", description="of the layers' products; auto: bfloat16 where it is fast; int8: weights and inputs in "
+        "eight bits"
+    )  # fmt: skip
     compile: bool = Field(
         False, description="fuse what lies between the products by torch.compile; each actor compiles before it starts"
     )
@@ -694,6 +695,8 @@ class Score(Section):
                 f"gpus_per_actor = {self.gpus_per_actor:g} with tensor_parallel = {self.tensor_parallel}: give each "
                 "process of an actor one GPU, or none at all"
             )
+        if self.tensor_parallel > 1 and self.precision == "int8":
+            raise ValueError("precision = int8 goes with tensor_parallel = 1: its weights are not split")
         return self
 
 
@@ -754,6 +757,10 @@ class Rerank(Section):
     quotas: dict[str, Count] = Field(
         {}, description="columns of items: at most so many items of one value of it in a list"
     )
+    least: dict[str, dict[str, Share]] = Field(
+        {}, exclude_if=_none, description="columns of items, and for some of their values the share of every beginning "
+        "of a list that items with it have at least, such as {maker: {small: 0.2}}; as far as the window has them"
+    )  # fmt: skip
     separator: str = Field("|", description="parts the joined texts of those columns; empty: nothing is parted")
     freshness: Freshness = Freshness()
     reserve: dict[str, Count] = Field(
@@ -764,7 +771,7 @@ class Rerank(Section):
     @property
     def chooses(self) -> bool:
         """Whether lists are anything but the best candidates in their order."""
-        return self.compares or bool(self.quotas)
+        return self.compares or bool(self.quotas) or bool(self.least)
 
     @property
     def compares(self) -> bool:
@@ -779,6 +786,9 @@ class Rerank(Section):
     def _something(self) -> Rerank:
         if self.by and self.method == "none":
             raise ValueError("by makes items alike for a method; set method to mmr or dpp")
+        for column, shares in self.least.items():
+            if sum(shares.values()) > 1:
+                raise ValueError(f"least: the shares of '{column}' add up to more than 1")
         return self
 
 

@@ -12,19 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmrec import config, storage
+from llmrec import config
 from llmrec.engine import rerank
-from llmrec.engine.ranking_lists import lists_of
+from llmrec.engine.kept_lists import KeptLists, kept_run, nothing_held_out
 from llmrec.engine.units import each, reporting
-from llmrec.errors import UserError
 from llmrec.evaluation import bootstrap, metrics
 from llmrec.fusion.diversity import unlikeness
 from llmrec.fusion.rerank import CELLS, Rerank
 from llmrec.layout import Layout
-from llmrec.ranker.ragged import Ragged, offsets_of
-from llmrec.schema import BUCKET, ITEMS, SCORES, USER
-from llmrec.tables import buckets, rankings, requests
-from llmrec.tables.histories import as_lists, flatten, item_rows
+from llmrec.schema import BUCKET
+from llmrec.tables import buckets
 
 METHODS, NONE = ("mmr", "dpp"), "none"
 
@@ -70,31 +67,20 @@ def curve(
     import ray
 
     k, window = settings.score.top_k, settings.rerank.window
-    if window < k:
-        raise UserError(f"rerank.window = {window} is less than score.top_k = {k}: lists are chosen out of the window")
-    run_id = rankings.shown(rankings.published(settings.score.output or layout.rankings))["run_id"]
-    if not storage.exists(layout.score_parts(run_id)):
-        raise UserError(f"run {run_id} kept no score parts to choose from; score with score.keep_parts = true")
+    run_id, units = kept_run(settings, layout)
     # The kept scores hold what freshness adds. That relevance alone is measured by the same likenesses, items are
     # compared for it, too.
     changed = {"method": methods[0], "trade": 1.0, "freshness": config.Freshness()}
     asked = settings.rerank.model_copy(update=changed)
     made = ray.remote(_catalogue).remote(asked, layout)
     points = [(NONE, 0.0), *((method, trade) for method in methods for trade in trades if trade > 0)]
-    truth = buckets.bucket_files(layout.targets)
-    units = [
-        {BUCKET: bucket, "parts": uri, "truth": truth.get(bucket, "")}
-        for bucket, uri in buckets.bucket_files(layout.score_parts(run_id)).items()
-    ]
     given = {"layout": layout, "asked": asked, "points": points, "top_k": k, "made": made}
     covered = np.zeros((len(points), len(buckets.catalogue_ids(layout.items))), bool)
     rows = reporting(_covering(each(units, _measure, given), covered), len(units), say, "diversity")
     rows.sort(key=lambda row: row[BUCKET])
     ndcg = np.concatenate([np.asarray(row["ndcg"]).reshape(len(points), -1) for row in rows], axis=1)
     if not ndcg.shape[1]:
-        raise UserError(
-            f"{layout.targets}: no held-out events; set data.split to leave_one_out or time and prepare again"
-        )
+        raise nothing_held_out(layout)
     apart, pairs = (np.sum([row[name] for row in rows], axis=0) for name in ("apart", "compared"))
 
     def spread(values: np.ndarray) -> tuple[float, float]:
@@ -137,32 +123,17 @@ def _measure(
     how = rerank.ready(within, asked, layout, ids)
     assert how is not None and how.alike is not None
     (unit,) = batch.to_pylist()
-    table = buckets.read_parquet(unit["parts"], [USER, ITEMS, SCORES])
-    candidates = item_rows(table[ITEMS], ids)
-    scores = flatten(table[SCORES])[0].to_numpy(zero_copy_only=False)
-    users = [str(user) for user in table[USER].to_pylist()]
-    truth = _truth(unit["truth"], set(users))
+    kept = KeptLists(unit, ids)
     ndcg, apart, compared, covered = [], [], [], []
     for method, trade in points:
         chosen = replace(how, method=None if method == NONE else method, trade=trade)
-        best, lengths = requests.listed(scores, candidates, top_k, chosen)
-        lists = Ragged(candidates.values[best], offsets_of(lengths))
-        items = as_lists(ids.take(pa.array(lists.values)).cast(pa.string()), lists.offsets).to_pylist()
-        measured = metrics.per_user(truth, dict(zip(users, items, strict=True)), [top_k])
-        ndcg.append(measured[f"ndcg@{top_k}"])
+        lists = kept.chosen(chosen, top_k)
+        ndcg.append(metrics.per_user(kept.truth, kept.named(lists), [top_k])[f"ndcg@{top_k}"])
         far = unlikeness(lists, how.alike, CELLS)
         apart.append(float(np.nansum(far)))
         compared.append(int(np.isfinite(far).sum()))
         covered.append(np.unique(lists.values).tolist())
     return pa.table({
-        BUCKET: [unit[BUCKET]], "lists": [len(users)], "ndcg": [np.concatenate(ndcg).tolist()], "apart": [apart],
+        BUCKET: [unit[BUCKET]], "lists": [len(kept.users)], "ndcg": [np.concatenate(ndcg).tolist()], "apart": [apart],
         "compared": [compared], "covered": [covered],
     })  # fmt: skip
-
-
-def _truth(uri: str, users: set[str]) -> dict[str, list[str]]:
-    """The held-out items of those among some users who have any."""
-    if not uri:
-        return {}
-    found = lists_of(buckets.read_parquet(uri, [USER, ITEMS]))
-    return {user: items for user, items in found.items() if user in users}

@@ -14,7 +14,7 @@ from llmrec.engine.text_vectors import text_vectors
 from llmrec.errors import UserError
 from llmrec.fusion import rules
 from llmrec.fusion.diversity import Categories, Vectors
-from llmrec.fusion.rerank import Quota, Rerank
+from llmrec.fusion.rerank import Floor, Quota, Rerank
 from llmrec.layout import Layout
 from llmrec.ranker.item_features import texts
 from llmrec.schema import ITEM, TIMESTAMPS
@@ -46,16 +46,32 @@ def of_items(settings: config.Rerank, layout: Layout, ids: pa.Array) -> OfItems:
     if not settings.chooses:
         return OfItems(bonus, None, [], None)
     by = settings.by if settings.compares else ()
-    columns = _columns({*by, *settings.quotas}, settings.separator, layout, ids)
+    columns = _columns({*by, *settings.quotas, *settings.least}, settings.separator, layout, ids)
     rerank = Rerank(
         settings.window,
         settings.method if settings.compares else None,
         settings.trade,
         Categories(rules.coded([columns[name] for name in by])) if by else None,
         tuple(Quota(rules.coded([columns[name]]), most) for name, most in sorted(settings.quotas.items())),
-    )
+        tuple(
+            floor(columns[name], name, value, share, layout)
+            for name, of in sorted(settings.least.items()) for value, share in sorted(of.items())
+        ),
+    )  # fmt: skip
     vectors = text_vectors(layout, ids, SETTING) if settings.by_text else None
     return OfItems(bonus, rerank, [columns[name] for name in sorted(columns)], vectors)
+
+
+def floor(column: pa.Array, name: str, value: str, share: float, layout: Layout) -> Floor:
+    """column: list<string>[n_items].
+
+    Raises:
+        UserError: no item has the value.
+    """
+    items = rules.having(column, value)
+    if not items.any():
+        raise UserError(f"{layout.items}: no item has '{value}' in column '{name}', which rerank.least names")
+    return Floor(items, share)
 
 
 def ready(rerank: Rerank | None, settings: config.Rerank, layout: Layout, ids: pa.Array) -> Rerank | None:

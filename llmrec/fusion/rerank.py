@@ -22,6 +22,14 @@ class Quota:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """Of the first k places of a list, for every k, at least floor(share * k) are these items': bool[n_items]."""
+
+    items: np.ndarray
+    share: float
+
+
+@dataclass(frozen=True)
 class Rerank:
     """How a list is chosen.
 
@@ -34,6 +42,7 @@ class Rerank:
     trade: float = 0.0
     alike: Alike | None = None
     quotas: tuple[Quota, ...] = ()
+    floors: tuple[Floor, ...] = ()
 
 
 def choose(scores: np.ndarray, items: Ragged, how: Rerank, top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,6 +52,10 @@ def choose(scores: np.ndarray, items: Ragged, how: Rerank, top_k: int) -> tuple[
 
     Relevance is the score between 0, that of the user's worst candidate here, and 1, that of his best. Of equal ones
     the one that ranks higher is chosen. A list that no candidate may join any more ends there.
+
+    Where a floor would be broken by any other, the best one of its items is chosen (DetGreedy: Geyik, Ambler and
+    Kenthapadi, "Fairness-aware ranking in search and recommendation systems", KDD 2019). It is broken only where the
+    user's window, within the quotas, has no more of them, or where several floors want the same place.
 
     scores: float[total]; items: of each user, as they rank by score and item id, best first.
     int64[m]: where the chosen ones are among all, list by list; int64[n]: how many are of each user.
@@ -65,6 +78,25 @@ def _cells(how: Rerank, top_k: int) -> int:
     return 4 + of_quotas + (0 if how.alike is None else how.alike.cells + 2 * top_k)
 
 
+def _allowed(
+    there: np.ndarray, floors: tuple[Floor, ...], wanted: list[np.ndarray], had: np.ndarray, places: int
+) -> np.ndarray:
+    """bool[m, w]: of the candidates that are left, those of the floors that want the next place, or all where none
+    does. wanted: bool[m, w] of each floor; had: int64[floors, m], how many each list has already."""
+    if not floors:
+        return there
+    due = np.zeros_like(there)
+    for floor, of_floor, so_far in zip(floors, wanted, had, strict=True):
+        due |= of_floor & (so_far < _floor_of(floor.share, places))[:, None]
+    due &= there
+    due[~due.any(axis=1)] = True
+    return due & there
+
+
+def _floor_of(share: float, places: int) -> int:
+    return int(np.floor(share * places + 1e-9))
+
+
 def _places(rows: np.ndarray, worth: np.ndarray, how: Rerank, count: int) -> np.ndarray:
     """int64[m, count]: where the chosen are in lists of catalogue rows (int32[m, w], -1 for none), then -1."""
     lists, there = np.arange(len(rows)), rows >= 0
@@ -76,10 +108,14 @@ def _places(rows: np.ndarray, worth: np.ndarray, how: Rerank, count: int) -> np.
     held = [values_of(quota.of, items) for quota in how.quotas]
     used = [np.zeros(values.shape, np.int32) for values in held]
     found = np.full((len(rows), count), -1)
+    wanted = [floor.items[items] for floor in how.floors]
+    had = np.zeros((len(how.floors), len(rows)), np.int64)
     for step in range(count):
         value = worth if marginal is None else (1 - how.trade) * worth + how.trade * marginal.gain
-        place = np.where(there, value, -np.inf).argmax(axis=1)
+        place = np.where(_allowed(there, how.floors, wanted, had, step + 1), value, -np.inf).argmax(axis=1)
         found[:, step] = np.where(there[lists, place], place, -1)
+        for floor, of_floor in zip(had, wanted, strict=True):
+            floor += of_floor[lists, place] & there[lists, place]
         there[lists, place] = False
         if step == count - 1:
             break

@@ -39,3 +39,10 @@ def coded(columns: list[pa.Array]) -> Ragged:
     pairs = np.unique(np.concatenate(items) * max(known, 1) + np.concatenate(codes))
     item, code = np.divmod(pairs, max(known, 1))
     return Ragged(code.astype(np.int32), offsets_of(np.bincount(item, minlength=len(columns[0]))))
+
+
+def having(column: pa.Array, value: str) -> np.ndarray:
+    """bool[n]: the items with a value among theirs. column: list<string>[n]."""
+    lengths = pa.compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    equal = pa.compute.equal(column.flatten(), value).fill_null(False).to_numpy(zero_copy_only=False)
+    return np.bincount(np.repeat(np.arange(len(column)), lengths)[equal], minlength=len(column)) > 0

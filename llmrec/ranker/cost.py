@@ -69,12 +69,20 @@ def operations_per_second(
     """Multiply-adds, counted twice, of [rows, inner] @ [inner, columns] in the fastest of the runs of some seconds."""
     import torch  # here, since loads are counted by processes that have no other use for it
 
-    left, right = (torch.randn(shape, dtype=dtype, device=device) for shape in ((rows, inner), (inner, columns)))
+    from llmrec.ranker.int8 import multiplied
+
+    whole = dtype == torch.int8
+    left, right = (
+        torch.randint(-127, 128, shape, dtype=dtype, device=device) if whole
+        else torch.randn(shape, dtype=dtype, device=device)
+        for shape in ((rows, inner), (inner, columns))
+    )  # fmt: skip
+    product = multiplied if whole else torch.mm
     on_gpu = torch.device(device).type == "cuda"
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
         start = time.perf_counter()
-        torch.mm(left, right)
+        product(left, right)
         if on_gpu:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)

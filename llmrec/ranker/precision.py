@@ -7,12 +7,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-Precision = Literal["float32", "bfloat16"]
+from llmrec.ranker.int8 import quantise
+
+Precision = Literal["float32", "bfloat16", "int8"]
 
 
 def choose(precision: str, device: torch.device) -> Precision:
-    """`auto` is bfloat16 where the hardware multiplies it natively, else float32."""
-    if precision in ("float32", "bfloat16"):
+    """`auto` is bfloat16 where the hardware multiplies it natively, else float32; int8 has to be asked for."""
+    if precision in ("float32", "bfloat16", "int8"):
         return precision  # type: ignore[return-value]
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
@@ -23,11 +25,14 @@ def choose(precision: str, device: torch.device) -> Precision:
 
 
 def lower(module: nn.Module, precision: Precision) -> None:
-    """Round the weights of all linear layers within, in place, and their inputs as they come.
+    """Round the weights of all linear layers within, in place, and their inputs as they come; int8: as `Int8Linear`.
 
     What lies between them (residual stream, norms, softmax) stays float32. The module can no longer be trained.
     """
     if precision == "float32":
+        return
+    if precision == "int8":
+        quantise(module)
         return
     for part in module.modules():
         if isinstance(part, nn.Linear):

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from llmrec import assets, config, storage
 from llmrec.cli import app
-from llmrec.engine import diversity, stages
+from llmrec.engine import diversity, fairness, stages
 from llmrec.engine.fuse import fit, fuse
 from llmrec.engine.prompts import load_prompts
 from llmrec.engine.score import score
@@ -53,13 +53,20 @@ def tables() -> dict[str, pa.Table]:
             "born": [100 - 30 * (i % 3) for i in range(ITEMS)],
         }),
         "interactions": pa.table({"user_id": list(users), "item_id": list(items), "timestamp": list(at)}),
+        "users": pa.table({
+            "user_id": [f"u{user:03}" for user in range(USERS)], "side": [side_of(user) for user in range(USERS)],
+        }),
     }  # fmt: skip
+
+
+def side_of(user: int) -> str | None:
+    return None if user == 7 else "left" if user % 3 else "right"
 
 
 def settings(model: Any, root: str = ROOT, **sections: Any) -> config.Config:
     values: dict[str, Any] = {
         "root": root,
-        "data": {**{name: f"{RAW}/{name}.parquet" for name in ("items", "interactions")}, "buckets": 3},
+        "data": {**{name: f"{RAW}/{name}.parquet" for name in ("items", "interactions", "users")}, "buckets": 3},
         "prompt": {"max_history": 8, "before_history": "w1"},
         "model": {"base": str(model), "items": "token", "head": "retrieve"},
         "items": {"encoder": "", "id_start": 4},
@@ -319,6 +326,57 @@ def test_lists_are_chosen_of_the_kept_scores_within_their_rules(made: dict[str, 
     assert by_trade[0.4].unlikeness == pytest.approx(np.mean(means), abs=1e-6)
 
 
+def floored_by_hand(row: dict[str, Any], theirs: set[str], share: float, window: int) -> list[str]:
+    """A user's list of 5: in its beginning of k places floor(share * k) of some items, if the window has them."""
+    order = sorted(range(len(row["scores"])), key=lambda i: (-np.float32(row["scores"][i]), row["item_ids"][i]))
+    left, found = [row["item_ids"][i] for i in order[:window]], []
+    while left and len(found) < 5:
+        due = sum(i in theirs for i in found) < int(share * (len(found) + 1) + 1e-9)
+        found.append(next((i for i in left if i in theirs), left[0]) if due else left[0])
+        left.remove(found[-1])
+    return found
+
+
+def test_what_a_floor_gives_some_items_and_costs_which_users(made: dict[str, Any]) -> None:
+    wanted = settings(made["settings"].model.base, rerank={"window": 15})
+    told = fairness.curve(wanted, Layout.of(wanted), quietly, "kind", "m1", [0.6, 0.3], "users.side")
+    assert [point.share for point in told.points] == [0, 0.3, 0.6]
+    theirs = {i for i, k in zip(*(tables()["items"][c].to_pylist() for c in ("item_id", "kind")), strict=True)
+              if "m1" in k.split("|")}  # fmt: skip
+    assert (told.catalogue, told.lists, told.users) == (len(theirs) / ITEMS, USERS, USERS)
+    truth = pl.DataFrame(pl.from_arrow(buckets.read_parquet(Layout.of(wanted).targets)))
+    had = {user: items[0] for user, items in truth.iter_rows()}
+    kept = list(parts(wanted, told.run_id).iter_rows(named=True))
+    discounts = 1 / np.log2(np.arange(5) + 2)
+    for point in told.points:
+        lists = {row["user_id"]: floored_by_hand(row, theirs, point.share, 15) for row in kept}
+        gains = {u: sum(discounts[: len(of)][[i == had[u] for i in of]]) for u, of in lists.items()}
+        assert point.ndcg == pytest.approx(np.mean(list(gains.values())))
+        assert point.short == np.mean([sum(i in theirs for i in of) < int(point.share * 5) for of in lists.values()])
+        for group in point.groups:
+            users = [u for u in lists if (side_of(int(u[1:])) or "(missing)") == group.name]
+            assert group.users == len(users) and group.ndcg == pytest.approx(np.mean([gains[u] for u in users]))
+            seen = [d for u in users for d, i in zip(discounts, lists[u], strict=False) if i in theirs]
+            every = sum(sum(discounts[: len(lists[u])]) for u in users)
+            assert group.exposure == pytest.approx(sum(seen) / every)
+        assert point.gap is not None and {point.gap.best, point.gap.worst} == {"left", "right"}
+    assert told.points[0].change == (0, 0)
+    assert told.points[0].exposure < told.points[1].exposure < told.points[2].exposure
+
+    apart = settings(
+        made["settings"].model.base, score={"output": f"{ROOT}-floored"},
+        rerank={"window": 15, "least": {"kind": {"m1": 0.6}}},
+    )  # fmt: skip
+    stages.run("score", apart, quietly)
+    shown = published(f"{ROOT}-floored").sort("user_id", "rank").group_by("user_id", maintain_order=True).agg("item_id")
+    assert dict(shown.iter_rows()) == {row["user_id"]: floored_by_hand(row, theirs, 0.6, 15) for row in kept}
+
+    with pytest.raises(UserError, match=r"no item has 'm9' in column 'kind', which rerank.least names"):
+        fairness.curve(wanted, Layout.of(wanted), quietly, "kind", "m9", [0.5])
+    with pytest.raises(UserError, match="the shares of 'kind' add up to more than 1"):
+        settings(made["settings"].model.base, rerank={"least": {"kind": {"m1": 0.6, "m2": 0.5}}})
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -379,7 +437,11 @@ def test_users_are_ranked_in_the_context_that_they_are_asked_about_in(cluster: A
     given["interactions"] = given["interactions"].append_column("place", pa.array(places))
     for name, table in given.items():
         buckets.write_parquet(table, f"{raw}/{name}.parquet")
-    data = {name: f"{raw}/{name}.parquet" for name in ("items", "interactions")} | {"context": ["place", "time:hour"]}
+    data = (
+        {name: f"{raw}/{name}.parquet" for name in ("items", "interactions")}
+        | {"users": ""}
+        | {"context": ["place", "time:hour"]}
+    )
     short = {"max_steps": 4, "validate_every": 4, "workers": 1, "head_learning_rate": 0.1}
     wanted = settings(
         tiny_model, root, data=data, prompt={"context": "{place}"}, train=short,
