@@ -314,6 +314,37 @@ def drift(
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def compress(
+    context: typer.Context,
+    layers: Annotated[str, typer.Option(help="Pruned rankers to make, by how many layers they keep: 1,2")] = "",
+    precisions: Annotated[str, typer.Option(help="The first is what the others are held against.")] = (
+        "float32,bfloat16,int8"
+    ),
+    config_file: ConfigFile = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Make smaller rankers of the trained one; show size, pairs/s, NDCG and kept top 10 of each in each precision."""
+    loaded = _settings(config_file, context)
+    layout, _ = _table(loaded)
+    from llmrec.engine import compress as stage
+    from llmrec.engine.session import connected
+    from llmrec.report.compression import print_compressed
+
+    asked = [name.strip() for name in precisions.split(",")]
+    if len(set(asked)) < len(asked) or not set(asked) <= set(stage.BYTES):
+        raise UserError(f"--precisions {precisions}: name some of {', '.join(stage.BYTES)}, none twice")
+    try:
+        depths = [int(depth) for depth in layers.split(",") if depth]
+    except ValueError:
+        raise UserError(f"--layers {layers}: give whole numbers, such as 1,2") from None
+    with terminating(), connected(loaded.cluster, layout.root):
+        done = asdict(stage.compress(loaded, layout, progress_line("compress"), depths, asked))
+    print_compressed(done)
+    if json_file:
+        storage.write_json(json_file, done)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def fairness(
     context: typer.Context,
     items: Annotated[str, typer.Option(help="Which items: COLUMN=VALUE of the items table, such as maker=small.")],

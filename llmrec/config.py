@@ -311,7 +311,7 @@ class Train(Section):
 
     start: str = Field(
         "", exclude_if=_none, description="a saved ranker that training goes on from, a directory or s3://; previous: "
-        "the one under the root, if there is one; empty: the untouched model.base"
+        "the one under the root, if there is one; with fewer model.layers, its first; empty: the untouched model.base"
     )  # fmt: skip
     new_events: bool = Field(
         False, exclude_if=lambda value: value is False, description="with start: only events since those that the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmrec import storage
 from llmrec.config import Config
@@ -12,10 +12,11 @@ from llmrec.errors import UserError
 @dataclass(frozen=True)
 class Layout:
     """before_validation: candidates, popularity and quarantine are those of recall from training events alone, which
-    fuse asks for."""
+    fuse asks for. models: where rankers and what trains them lie."""
 
     root: str
     before_validation: bool = False
+    models: str = "models"
 
     @staticmethod
     def of(config: Config) -> Layout:
@@ -101,20 +102,24 @@ class Layout:
 
     @property
     def ranker(self) -> str:
-        return self._at("models", "ranker")
+        return self._at(self.models, "ranker")
 
     @property
     def fusion(self) -> str:
         return self._at("models", "fusion", "fusion.json")
 
+    def compressed(self, name: str) -> Layout:
+        """The same tables, and smaller rankers made from the one here."""
+        return replace(self, models=storage.join("models", "compressed", name))
+
     @property
     def training(self) -> str:
-        return self._at("models", "training")
+        return self._at(self.models, "training")
 
     @property
     def curves(self) -> str:
         """Loss and validation metric by step of the last training."""
-        return self._at("models", "training", "curves.json")
+        return self._at(self.models, "training", "curves.json")
 
     @property
     def rankings(self) -> str:

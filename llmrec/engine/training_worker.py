@@ -212,7 +212,7 @@ def begin(task: Task, trained: np.ndarray) -> tuple[Ranker, Prompts]:
     new items what their other parts foretell. trained: bool[n_items]."""
     if task.ranker:
         earlier = storage.local_directory(task.ranker, assets.cache_directory() / "models")
-        ranker = Ranker.from_pretrained(earlier)
+        ranker = Ranker.from_pretrained(earlier, layers=task.model.layers)
     else:
         ranker = Ranker.from_base(task.model, task.prompt, assets.resolve_model(task.model.base), items=task.items)
     prompts = load_prompts(ranker, task.layout, trained)

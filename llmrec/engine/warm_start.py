@@ -54,7 +54,9 @@ def _check_same(card: RankerCard, config: Config) -> None:
     model = config.model
     asked: dict[str, tuple[Any, Any]] = {
         "model.base": (card.base, model.base), "model.items": (card.items, model.items),
-        "model.head": (card.head, model.head), "model.layers": (card.layers, model.layers or card.layers),
+        "model.head": (card.head, model.head),
+        # With fewer it goes on from the first of them.
+        "model.layers": (card.layers, max(card.layers, model.layers or 0)),
     }  # fmt: skip
     sections: dict[str, tuple[Any, Any]] = {"prompt": (card.prompt, config.prompt)}
     if model.items == "token":

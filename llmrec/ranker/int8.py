@@ -25,7 +25,7 @@ class Int8Linear(nn.Module):
         self.weight: torch.Tensor
         self.scale: torch.Tensor
         self.bias: torch.Tensor | None
-        # Inputs by outputs: so both CPUs and GPUs read it fastest. A transposed row of one counts as contiguous, too, and
+        # Inputs by outputs: so both CPUs and GPUs read it fastest. A transposed column counts as contiguous too and
         # is multiplied wrongly (torch 2.13, CPU); a copy into new memory is not.
         whole = (weight / scale[:, None]).round().to(torch.int8)
         self.register_buffer("weight", torch.empty(whole.shape[::-1], dtype=torch.int8, device=whole.device))

@@ -243,14 +243,17 @@ class Ranker(nn.Module):
         return Ranker(backbone, head, tokenizer, card)
 
     @staticmethod
-    def from_pretrained(directory: str | Path, parts: int = 1) -> Ranker:
-        """A ranker that `save_pretrained` wrote; gives equal scores. parts: as in `from_base`.
+    def from_pretrained(directory: str | Path, parts: int = 1, layers: int | None = None) -> Ranker:
+        """A ranker that `save_pretrained` wrote; gives equal scores, unless only its first `layers` are kept. parts: as
+        in `from_base`.
 
         Raises:
-            UserError: the directory holds no ranker.
+            UserError: the directory holds no ranker, or one of fewer layers.
         """
         directory = Path(directory)
         card = read_card(directory)
+        if layers is not None:
+            card = card.model_copy(update={"layers": layers})
         backbone, tokenizer = _load(AutoModel, str(directory), parts)
         backbone = _cut_layers(backbone, card.layers)
         head = HEADS[card.head](backbone.config.hidden_size)

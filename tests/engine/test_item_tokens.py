@@ -16,7 +16,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from llmrec import assets, config, schema, storage
-from llmrec.engine import stages
+from llmrec.engine import compress, stages
 from llmrec.engine.prompts import load_features
 from llmrec.engine.session import user_error_in
 from llmrec.errors import UserError
@@ -384,3 +384,42 @@ def test_learned_parts_start_from_who_had_what(made: config.Config, tmp_path: Pa
     factors = right[:3].T * values[:3]
     products = factors @ factors.T / np.linalg.norm(factors, axis=1).mean() ** 2
     np.testing.assert_allclose(own @ own.T, products, atol=1e-4)
+
+
+def test_smaller_rankers_are_made_and_measured_beside_the_whole_one(made: config.Config, tmp_path: Path) -> None:
+    root = "s3://llmrec-test/tokens-compressed"
+    wanted = copied(made, root, train=made.train.model_dump(exclude_unset=True) | {"max_steps": 6})
+    layout = Layout.of(wanted)
+    before = storage.manifest(layout.ranker)
+    done = compress.compress(wanted, layout, quietly, [1], ["float32", "int8"])
+    names = [variant.name for variant in done.variants]
+    assert names == ["2 layers, float32", "2 layers, int8", "1 layers, float32", "1 layers, int8"]
+    whole, eighth, pruned, both = done.variants
+    assert (whole.overlap, whole.change) == (1.0, (0.0, 0.0)) and done.lists == USERS
+    assert whole.layer_megabytes == 2 * pruned.layer_megabytes == 4 * eighth.layer_megabytes == 8 * both.layer_megabytes
+    assert 0.8 < eighth.overlap <= 1 and 0 < pruned.overlap <= 1 and pruned.pairs_per_second > 0
+    assert storage.manifest(layout.ranker) == before
+    assert not storage.list_files(layout.scratch("compress")) and not storage.list_files(layout.scratch("fuse"))
+
+    student = Ranker.from_pretrained(storage.local_directory(pruned.ranker, tmp_path))
+    assert student.card.layers == 1 == len(student.backbone.layers) and student.card.trained
+    for of in (whole, pruned):
+        output = f"{root}-{of.layers}"
+        stages.run("score", copied_settings(wanted, model=of.ranker, output=output, top_k=10), quietly)
+        shown = pl.DataFrame(pl.from_arrow(rankings.read(output))).sort("user_id", "rank")
+        truth = dict(
+            pl.DataFrame(pl.from_arrow(buckets.read_parquet(layout.targets))).select("user_id", "item_ids").iter_rows()
+        )
+        lists = dict(shown.group_by("user_id").agg("item_id").iter_rows())
+        gains = [
+            next((1 / np.log2(i + 2) for i, item in enumerate(lists[user]) if item == items[0]), 0.0)
+            for user, items in truth.items()
+        ]
+        assert of.ndcg == pytest.approx(np.mean(gains))
+
+    with pytest.raises(UserError, match=r"--layers 2: .* has 2 layers; give numbers from 1 to one less"):
+        compress.compress(wanted, layout, quietly, [2], ["float32"])
+
+
+def copied_settings(wanted: config.Config, **score: Any) -> config.Config:
+    return wanted.model_copy(update={"score": wanted.score.model_copy(update=score)})

@@ -78,9 +78,9 @@ def test_another_kind_of_ranker_is_refused_by_the_setting_that_differs(
     for stage in ("prepare", "embed"):
         stages.run(stage, second_day, quietly)
     other = wanted(tiny_model, tiny_encoder, start="previous").model_copy(
-        update={"model": second_day.model.model_copy(update={"layers": 1})}
+        update={"prompt": second_day.prompt.model_copy(update={"before_history": "w2"})}
     )
-    with pytest.raises(UserError, match=r"trained with model.layers = 2, and now it is 1"):
+    with pytest.raises(UserError, match=r"trained with prompt.before_history = 'w1', and now it is 'w2'"):
         stages.run("train", other, quietly)
     assert storage.manifest(Layout(ROOT).ranker) == before
 
