@@ -355,6 +355,13 @@ class Train(Section):
         0.1, description="items=token: share of items that a pass knows by their other parts alone, as a new one; and "
         "of values of contexts that it does not know"
     )  # fmt: skip
+    dropout_passes: Count = Field(
+        1, exclude_if=lambda value: value == 1, description="passes over each batch, each with another mask of dropout"
+    )
+    adversarial: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, exclude_if=lambda value: value == 0, description="each pass is followed by one over input vectors "
+        "that are changed to its disadvantage, by this share of their length; 0: by none"
+    )  # fmt: skip
     average: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="decay of a moving average of the weights, which then validates and is saved; 0: none"
     )
@@ -635,6 +642,10 @@ class Score(Section):
     """The scoring job: from candidates to staged rankings."""
 
     model: str = Field("", description="ranker directory or URI; empty: what train saved; 'base': model.base untouched")
+    ensemble: tuple[str, ...] = Field(
+        (), exclude_if=_none, description="further rankers, directories or URIs: of each candidate the mean of what "
+        "all say counts, each brought to mean 0 and deviation 1 over a user's candidates"
+    )  # fmt: skip
     candidates: str = Field("", description="candidates table; empty: what recall merged")
     output: str = Field("", description="rankings table; empty: ROOT/rankings")
     top_k: Count = 10
@@ -695,6 +706,8 @@ class Score(Section):
                 f"gpus_per_actor = {self.gpus_per_actor:g} with tensor_parallel = {self.tensor_parallel}: give each "
                 "process of an actor one GPU, or none at all"
             )
+        if self.ensemble and (self.tensor_parallel > 1 or self.model == "base"):
+            raise ValueError("ensemble goes with a trained model and tensor_parallel = 1")
         if self.tensor_parallel > 1 and self.precision == "int8":
             raise ValueError("precision = int8 goes with tensor_parallel = 1: its weights are not split")
         return self

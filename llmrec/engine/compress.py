@@ -38,9 +38,9 @@ class Variant:
     """A ranker in a precision.
 
     layers: how many; layer_megabytes: their weights as they are multiplied; megabytes: with everything else that an
-    actor holds of it, in float32; pairs_per_second: of all actors while they scored; ndcg: at 10, of users with held-
-    out events; change: the 95% bootstrap interval of its difference from the first variant, user by user; overlap: the mean
-    share of a user's first 10 items in the first variant that are among his first 10 here.
+    actor holds of it, in float32; pairs_per_second: of all actors while they scored; ndcg: at 10, of users with events
+    held out; change: the 95% bootstrap interval of its difference from the first variant, user by user; overlap: the
+    mean share of a user's first 10 items in the first variant that are among his first 10 here.
     """
 
     name: str

@@ -19,6 +19,7 @@ from llmrec import storage
 from llmrec.config import Config
 from llmrec.engine import ledger, watch, work_rows
 from llmrec.engine.attempts import WINDOW
+from llmrec.engine.ensemble import EnsembleScorer
 from llmrec.engine.pool import Scorer, Shared, unchanged
 from llmrec.engine.run import Job, resolve
 from llmrec.engine.score import actors_for, share
@@ -195,6 +196,8 @@ def plan(
         few = {"gpus_per_actor": 0, "tensor_parallel": 1}
         settings = settings.model_copy(update={"score": settings.score.model_copy(update=few)})
     job, units = resolve(settings, layout)
+    if job.ensemble and scorer is ModelScorer:
+        scorer = EnsembleScorer
     done = ledger.read(layout, job.run_id)
     missing = [u for u in units if u[BUCKET] not in done]
     device = gpu or "this cluster"

@@ -41,6 +41,7 @@ class Earlier:
 class Job:
     """What every task and actor of a run needs.
 
+    ensemble: further rankers, whose scores are averaged with the model's; the model's version then tells of all.
     fusion: None where the ranker's score alone ranks; item_weights: columns of items and their exponents; rerank: how
     lists are chosen of what ranks best.
     prompt: the model's own, if it was trained; buckets: how many users are hashed into; rule: what, besides the input,
@@ -61,6 +62,7 @@ class Job:
     fusion: Fusion | None = None
     item_weights: dict[str, float] = field(default_factory=dict)
     rerank: config.Rerank = field(default_factory=config.Rerank)
+    ensemble: tuple[str, ...] = ()
 
     def attempts_file(self, bucket: int) -> str:
         """What was being scored of a bucket, for the attempt after a death."""
@@ -110,6 +112,9 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         if (Path(saved) / RANKER_FILE).exists():  # a scorer of one's own needs none
             card = read_card(saved)
             prompt, with_vectors = card.prompt, card.items == "token"
+    ensemble = tuple(storage.absolute(uri) for uri in wanted.ensemble)
+    if ensemble:
+        version = _hash([version, *(_member(uri, prompt) for uri in ensemble)])[:12]
     contexts.check(buckets.schema_of(next(iter(histories.values()))), placeholders(prompt.context), layout.histories)
     of_text = [layout.edges] * (not with_vectors and bool(edge_texts.wanted(prompt.item)))
     of_text += [layout.item_augmentations] * (not with_vectors and item_texts_read(prompt.item))
@@ -131,7 +136,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     run_id = _hash([rule, candidates, output, inputs, reuse])
     job = Job(
         wanted, settings.model, prompt, layout, output, run_id, model_uri, version, len(histories), rule,
-        earlier, fusion, settings.fusion.item_weights, settings.rerank,
+        earlier, fusion, settings.fusion.item_weights, settings.rerank, ensemble,
     )  # fmt: skip
     known, interests = user_files(job.prompt, layout)
     units = [
@@ -142,6 +147,23 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         for b, uri in sorted(listed.items())
     ]  # fmt: skip
     return job, units
+
+
+def _member(uri: str, prompt: config.Prompt) -> str:
+    """The version of a further ranker.
+
+    Raises:
+        UserError: there is none, or it reads of users or contexts otherwise than the first.
+    """
+    saved = storage.local_directory(uri, assets.cache_directory() / "models")
+    own = read_card(saved).prompt
+    for name in ("user", "context", "context_as"):
+        if getattr(own, name) != getattr(prompt, name):
+            raise UserError(
+                f"score.ensemble: {uri} was trained with prompt.{name} = {getattr(own, name)!r}, the other ranker with "
+                f"{getattr(prompt, name)!r}; they have to read the same of users"
+            )
+    return model_version(saved)
 
 
 def _fusion(wanted: config.Fusion, layout: Layout) -> Fusion | None:

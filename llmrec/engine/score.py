@@ -20,6 +20,7 @@ import pyarrow.compute
 
 from llmrec import config, schema, storage
 from llmrec.engine import ledger, tasks, watch
+from llmrec.engine.ensemble import EnsembleScorer
 from llmrec.engine.ledger import Entry
 from llmrec.engine.pool import PoolActor, Scorer, Shared
 from llmrec.engine.run import Job, resolve
@@ -93,6 +94,8 @@ def score(
     """
     started = time.monotonic()
     job, units = resolve(settings, layout)
+    if job.ensemble and scorer is ModelScorer:
+        scorer = EnsembleScorer
     before = ledger.read(layout, job.run_id)
     missing = [u for u in units if u[BUCKET] not in before]
     say(

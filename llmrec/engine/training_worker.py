@@ -26,6 +26,7 @@ from llmrec.engine.counts import known_contexts, known_events, known_histories, 
 from llmrec.engine.prompts import Prompts, load_prompts
 from llmrec.layout import Layout
 from llmrec.ranker import attention, precision
+from llmrec.ranker.adversarial import perturbation
 from llmrec.ranker.averaging import WeightAverage
 from llmrec.ranker.contexts import ContextEncoder, Contexts
 from llmrec.ranker.examples import Example, Lesson, Recaller, sample, sample_last
@@ -112,6 +113,7 @@ def run_worker(settings: dict[str, Any]) -> None:
         ranker.contexts.dropout = train.id_dropout
     prepare_tuning(ranker, train)
     ranker.dropout.p = train.dropout
+    ranker.keep_embedded = train.adversarial > 0
     ranker.to(device)
     if ranker.items is not None:
         ranker.items.own_dropout = train.id_dropout
@@ -157,7 +159,7 @@ def run_worker(settings: dict[str, Any]) -> None:
         lessons = max(1.0, _sum(float(len(taught)), device, world))
         counted = _sum(sum(e.weight for e in examples if isinstance(e, Example)), device, world)
         objective = partial(loss_of, train=train, choices=choices, decisions=counted, lessons=lessons)
-        loss = _step(model, causal, requests, entries, objective, train.batch_tokens, dtype, device, world)
+        loss = _step(model, causal, requests, entries, objective, train, dtype, device, world)
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
         optimizer.step()
         schedule.step()
@@ -338,27 +340,40 @@ def _step(
     requests: list[Request],
     entries: list[Entry],
     loss: Callable[[Scores, list[Entry]], torch.Tensor],
-    batch_tokens: int,
+    train: config.Train,
     dtype: torch.dtype,
     device: torch.device,
     world: int,
 ) -> float:
     """Accumulate the gradient of the step's loss over all ranks; this rank's share of that loss."""
-    groups = plan([r.tokens for r in requests], batch_tokens)
+    groups = plan([r.tokens for r in requests], train.batch_tokens)
     passes = int(_max(len(groups), device, world))
     total = 0.0
     for index in range(passes):
         # A rank with fewer passes repeats its last one at weight zero.
         weight = 1.0 if index < len(groups) else 0.0
         group = groups[min(index, len(groups) - 1)]
-        with _synchronising(model, index == passes - 1):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                scores = model(pack([requests[i] for i in group], causal, WHOLE).to(device))
-            found = loss(scores, [entries[i] for i in group]) * weight
-            # Gradients are averaged over ranks; the loss is a sum over them.
-            (found * world).backward()
-        total += float(found.detach())
+        batch = pack([requests[i] for i in group], causal, WHOLE).to(device)
+        # Each mask of dropout, and each adversary, is a pass of its own that counts as much as any other.
+        rounds = train.dropout_passes * (2 if train.adversarial else 1)
+        added = None
+        for round_ in range(rounds):
+            with _synchronising(model, index == passes - 1 and round_ == rounds - 1):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    scores = model(batch, added)
+                found = loss(scores, [entries[i] for i in group]) * (weight / rounds)
+                # Gradients are averaged over ranks; the loss is a sum over them.
+                (found * world).backward()
+            total += float(found.detach())
+            read = _ranker(model).embedded
+            added = perturbation(read, train.adversarial) if read is not None and added is None else None
     return total
+
+
+def _ranker(model: Any) -> Ranker:
+    """The ranker of what exchanges gradients."""
+    found: Ranker = getattr(model, "module", model)
+    return found
 
 
 def _validate(

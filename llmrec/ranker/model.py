@@ -57,7 +57,8 @@ class Ranker(nn.Module):
 
     causal: whether the backbone is a decoder; batches for it are packed so. positions: how many positions a request may
     take (an encoder's learned table), None if any. frozen: the items' vectors, once they are not to change any more.
-    contexts: what is learned of contexts, if it reads them as vectors.
+    contexts: what is learned of contexts, if it reads them as vectors. keep_embedded: whether a pass in training leaves
+    the vectors that it read, whose gradient tells where they are most sensitive.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Ranker(nn.Module):
         self.frozen: ItemVectors | None = None
         self.contexts: ContextEncoder | None = None
         self.dropout = nn.Dropout(0.0)
+        self.embedded: torch.Tensor | None = None  # what the last pass in training read, if that is asked for
+        self.keep_embedded = False
         self.tokenizer, self.card = tokenizer, card
         self.vocabulary: int = backbone.config.vocab_size
         self.causal = is_causal(backbone)
@@ -97,18 +100,18 @@ class Ranker(nn.Module):
             for layer in layers[:-1]:
                 layer.compile(dynamic=True)
 
-    def forward(self, batch: Batch) -> Scores:
-        """Scores at the read positions of a packed batch, to train."""
+    def forward(self, batch: Batch, added: torch.Tensor | None = None) -> Scores:
+        """Scores at the read positions of a packed batch, to train. added: [T, hidden], to what is read."""
         head, items, reads = self.head, self.vectors(), len(batch.read)
         if isinstance(head, RankHead):
             query, which = self._compared(batch)
             read = whole(batch.read)
-            states = self.dropout(self.states(batch, items, torch.cat([read, whole(query)])))
+            states = self.dropout(self.states(batch, items, torch.cat([read, whole(query)]), added))
             assert items is not None
             found = head.retrieve(states[len(read) :], items).first(len(query))
             corrected = found.pairs(which, self._rows(batch)) + head.branch(states[:reads])
             return Scores(corrected, found)
-        states = self.dropout(self.states(batch, items, whole(batch.read)))
+        states = self.dropout(self.states(batch, items, whole(batch.read), added))
         if isinstance(head, RetrieveHead):
             assert items is not None
             return Scores(None, head(states, items).first(reads))
@@ -126,14 +129,24 @@ class Ranker(nn.Module):
         assert not isinstance(head, RetrieveHead)
         return head(self.states(batch, items))
 
-    def states(self, batch: Batch, items: ItemVectors | None = None, read: torch.Tensor | None = None) -> torch.Tensor:
+    def states(
+        self, batch: Batch, items: ItemVectors | None = None, read: torch.Tensor | None = None,
+        added: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Last hidden states at the batch's read positions, or at others (int64[B]): [B, hidden].
 
-        items: the items' vectors, if the caller has them already.
+        items: the items' vectors, if the caller has them already; added: [T, hidden], to what is read.
         """
         items, read = items or self.vectors(), batch.read if read is None else read
+        embedded = self.dropout(self.embed(batch.token, items))
+        embedded = embedded if added is None else embedded + added
+        if self.keep_embedded and self.training:
+            if not embedded.requires_grad:  # of words that do not learn
+                embedded.requires_grad_()
+            embedded.retain_grad()
+            self.embedded = embedded
         hidden = self.backbone(
-            inputs_embeds=self.dropout(self.embed(batch.token, items))[None],
+            inputs_embeds=embedded[None],
             position_ids=batch.position[None] + self.first_position,
             packed=BACKENDS[self.attention].layout(batch),
             read=read,

@@ -421,5 +421,37 @@ def test_smaller_rankers_are_made_and_measured_beside_the_whole_one(made: config
         compress.compress(wanted, layout, quietly, [2], ["float32"])
 
 
+def test_several_rankers_score_as_the_mean_of_what_each_says(made: config.Config, tmp_path: Path) -> None:
+    ranker, _ = loaded(made, tmp_path)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weights in (p for name, p in ranker.named_parameters() if name.startswith("backbone.layers")):
+            weights += 0.3 * weights.std() * torch.randn_like(weights)
+    other = tmp_path / "other"
+    ranker.save_pretrained(other, "another one")
+    found = {}
+    for name, score in {
+        "first": {}, "second": {"model": str(other)}, "both": {"ensemble": [str(other)]},
+        "twice": {"ensemble": [made.root + "/models/ranker"]},
+    }.items():  # fmt: skip
+        wanted = copied_settings(made, output=f"s3://llmrec-test/tokens-mean-{name}", top_k=24, **score)
+        done = stages.run("score", config.build(wanted.model_dump(exclude_unset=True)), quietly)
+        table = pl.DataFrame(pl.from_arrow(rankings.read(wanted.score.output)))
+        assert done["pairs"]["ranked"] == len(table) and set(table["model_version"]) == {done["model_version"]}
+        scale = (pl.col("ranker_score") - pl.col("ranker_score").mean()) / pl.col("ranker_score").std(ddof=0)
+        found[name] = table.with_columns(scale.over("user_id").alias("z")).sort("user_id", "item_id"), done
+    first, second, both, twice = (found[name][0] for name in found)
+    assert len({of[1]["model_version"] for of in found.values()}) == 4
+    wanted = (first["z"] + second["z"]) / 2
+    assert np.allclose(both["ranker_score"], wanted, atol=1e-4)
+    assert np.abs(first["z"] - second["z"]).max() > 0.1, "the other ranker says the same"
+    assert np.allclose(twice["ranker_score"], first["z"], atol=1e-4)
+
+    told = ranker.card.model_copy(update={"prompt": ranker.card.prompt.model_copy(update={"user": "{age}"})})
+    (other / "ranker.json").write_text(told.model_dump_json())
+    with pytest.raises(UserError, match=r"other was trained with prompt.user = '\{age\}', the other ranker with ''"):
+        stages.run("score", copied_settings(made, ensemble=(str(other),)), quietly)
+
+
 def copied_settings(wanted: config.Config, **score: Any) -> config.Config:
     return wanted.model_copy(update={"score": wanted.score.model_copy(update=score)})
