@@ -73,6 +73,9 @@ def on_dataset(
             there = [name for name in members if name != TITLES or vectors is not None]
             of = [ranker(name) if name in rankers.VARIANTS else of_settings(name) for name in there]
             return fused.Fused(names[0], of, how, fused.SILENT)
+        if names[0] in fused.AVERAGED:
+            member, count = fused.AVERAGED[names[0]]
+            return fused.Averaged(names[0], ranker(member), count)
         if names[0] in rankers.VARIANTS:
             return ranker(names[0])
         if len(names) == 1:

@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 from benchmarks.quality.datasets import MOVIELENS
-from benchmarks.quality.fused import FUSIONS
+from benchmarks.quality.fused import AVERAGED, FUSIONS
 from benchmarks.quality.linked import METHODS
 from benchmarks.quality.methods import IN_CONTEXT, MODULES, TITLES
 from benchmarks.quality.rankers import VARIANTS
 from benchmarks.quality.splits import SPLITS, TEST
 from benchmarks.speed.processes import ROOT
 
-ALONE = (*IN_CONTEXT, *METHODS, *VARIANTS, *FUSIONS)  # not for fusion by reciprocal rank
+ALONE = (*IN_CONTEXT, *METHODS, *VARIANTS, *AVERAGED, *FUSIONS)  # not for fusion by reciprocal rank
 
 
 def _setting(parser: argparse.ArgumentParser, text: str) -> tuple[str, str, Any]:
@@ -36,12 +36,14 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
     )
     add = parser.add_argument
     # fmt: off
-    add("--data", nargs="+", default=[MOVIELENS], metavar="DIR[:Ncore]",
+    add("--data", nargs="+", default=[MOVIELENS], metavar="DIR[:Ncore][:noiseN]",
         help=f"data sets: {MOVIELENS}, which is fetched, or folders with interactions.parquet (user_id, item_id, order "
-        "or timestamp) and items.parquet (item_id, title); ':5core' leaves out whatever has fewer than 5 events")
+        "or timestamp) and items.parquet (item_id, title); ':5core' leaves out whatever has fewer than 5 events; "
+        "':noise10' puts random items in place of 10%% of each user's events but the last two")
     add("--methods", default=",".join(MODULES), metavar="NAME,...",
         help=f"baselines, of which some joined by '+' are fused by reciprocal rank, others that know the context: "
         f"{', '.join(IN_CONTEXT)}, or the graph: {', '.join(METHODS)}, rankers: {', '.join(VARIANTS)}, "
+        f"several of which are averaged: {', '.join(AVERAGED)}, "
         f"and what llmrec fuses by weights fitted on validation: {', '.join(FUSIONS)}")
     add("--splits", nargs="+", choices=SPLITS, default=[TEST], metavar="SPLIT",
         help="of validation, validation-4 (each of the four events before a user's last, which tells settings apart "

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from benchmarks.quality.settings import CONTEXTS
+from benchmarks.quality.settings import CONTEXTS, NOISY
 from llmrec import assets
 from llmrec.data import context, movielens
 from llmrec.errors import UserError
@@ -48,16 +48,17 @@ class Dataset:
 def read(source: str) -> Dataset:
     """The data set named by `source`: `ml-100k`, or a folder with interactions.parquet and items.parquet.
 
-    `:5core` after either leaves out items and users with fewer than 5 events until none is left. Events are ordered by
+    `:5core` after either leaves out items and users with fewer than 5 events until none is left; `:noise10` after that
+    puts random items in place of a tenth of each user's events, see `noisy`. Events are ordered by
     the column `order` within the user, else by `timestamp`; ties, or all where there is neither, by their place in the
     file.
 
     Raises:
         UserError: a folder, file or column that is missing, or an event of an item that the catalogue lacks.
     """
-    match = re.fullmatch(r"(.*?)(?::(\d+)core)?", source)
+    match = re.fullmatch(r"(.*?)(?::(\d+)core)?(?::noise(\d+))?", source)
     assert match
-    place, core = match[1], int(match[2] or 0)
+    place, core, noise = match[1], int(match[2] or 0), int(match[3] or 0)
     if place == MOVIELENS:
         tables = movielens.tables(assets.fetch(MOVIELENS))
         items, events = (pl.DataFrame(tables[kind]) for kind in ("items", "interactions"))
@@ -65,7 +66,26 @@ def read(source: str) -> Dataset:
         items, events = (_parquet(Path(place) / f"{kind}.parquet") for kind in ("items", "interactions"))
     name = Path(place).resolve().name + (f"-{core}core" if core else "")
     found, edges = of_tables(name, items, events, core, CONTEXTS.get(name, ())), Path(place) / EDGES_FILE
-    return replace(found, edges=pq.read_table(edges, columns=[HEAD, RELATION, TAIL])) if edges.is_file() else found
+    if edges.is_file():
+        found = replace(found, edges=pq.read_table(edges, columns=[HEAD, RELATION, TAIL]))
+    return noisy(found, noise) if noise else found
+
+
+def noisy(dataset: Dataset, percent: int) -> Dataset:
+    """With an item drawn at random, of those that the user never had, in place of each event with this probability, but
+    for a user's last two, which are asked for."""
+    rng, histories = np.random.default_rng(percent), dataset.histories
+    values = histories.values.copy()
+    for user in range(len(histories)):
+        here = slice(histories.offsets[user], histories.offsets[user + 1] - 2)
+        places = np.arange(here.start, here.stop)[rng.random(here.stop - here.start) < percent / 100]
+        others = np.setdiff1d(np.arange(dataset.items.num_rows), histories[user])
+        values[places] = rng.choice(others, min(len(places), len(others)), replace=False)[: len(places)]
+    changed = Ragged(values, histories.offsets)
+    return replace(
+        dataset, name=f"{dataset.name}{NOISY}{percent}", histories=changed,
+        digest=_digest(dataset.items, dataset.users, changed),
+    )  # fmt: skip
 
 
 def of_tables(

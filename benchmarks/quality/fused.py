@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.quality.datasets import Dataset
 from benchmarks.quality.methods import TITLES, Method, Ranked
-from benchmarks.quality.protocol import Rows
+from benchmarks.quality.protocol import Rows, ranks_of_rows
 from benchmarks.quality.splits import TEST, VALIDATION, Split, split
 from llmrec import config
 from llmrec.errors import UserError
@@ -37,6 +37,7 @@ FUSIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "fused-graph": ((*WITHOUT, *GRAPH, "lm"), "linear"),
     "fused-graph-without-lm": ((*WITHOUT, *GRAPH), "linear"),
 }
+AVERAGED = {"lm-ensemble": ("lm", 3)}  # by name, which ranker, trained how often
 VERSION = 1
 CELLS = 1 << 23  # scores of all members held at once
 EACH = 100  # candidates that each member brings
@@ -114,6 +115,37 @@ class Fused:
         names = tuple(member.name for member in self.members)
         parts = Parts(names, np.concatenate(values), offsets_of(np.concatenate(lengths)))
         return parts, np.concatenate(truth), np.concatenate(left)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """Several trainings of a ranker as one, as score.ensemble averages: seeds from the seed times their number on."""
+
+    name: str
+    member: Member
+    count: int
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"count": self.count, self.member.name: dict(self.member.settings)}
+
+    @property
+    def seeded(self) -> bool:
+        return True
+
+    def ranked(self, dataset: Dataset, name: str, seed: int) -> Ranked:
+        asked = split(dataset, name)
+        started = time.monotonic()
+        each = [self.member.over(dataset, name, seed * self.count + i) for i in range(self.count)]
+        fitting = time.monotonic() - started
+
+        def mean(rows: np.ndarray) -> np.ndarray:
+            found = np.zeros((len(rows), len(asked.candidates)), np.float32)
+            for scores in (of(rows) for of in each):
+                found += (scores - scores.mean(axis=1, keepdims=True)) / scores.std(axis=1, keepdims=True)
+            return found / self.count
+
+        return Ranked(ranks_of_rows(mean, asked), fitting)
 
 
 def _candidates(scores: Sequence[np.ndarray], asked: Split, rows: np.ndarray) -> Ragged:

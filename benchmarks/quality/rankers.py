@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.quality.settings import CONTEXTS
+from benchmarks.quality.settings import CONTEXTS, NOISY
 
 Sections = dict[str, dict[str, Any]]
 AUGMENTED = "augmented"  # stands for the item's template with what augment writes after it
@@ -67,6 +67,8 @@ VARIANTS: Mapping[str, Sections] = {
     "lm-4-layers": {"model": {"layers": 4}},
     "lm-8-layers": {"model": {"layers": 8}},
     "lm-all-layers": {"model": {"layers": None}},
+    "lm-adversarial": {"train": {"adversarial": 0.1}},
+    "lm-masks": {"train": {"dropout_passes": 2}},
     "lm-without-graph": {"data": {"edges": ""}},
     "lm-context": {"prompt": {"context": IN_CONTEXT}},
     "lm-text": {"model": {"items": "text", "head": "linear"}, "prompt": {"max_history": 50}, "train": TEXT},
@@ -76,6 +78,7 @@ VARIANTS: Mapping[str, Sections] = {
 def sections(dataset: str, variant: str) -> Sections:
     """Those of the variant, with what is known of the data set's events where it is read."""
     found: Sections = {name: dict(section) for name, section in BASE.items()}
+    dataset = dataset.partition(NOISY)[0]
     for changed in (OF_DATASET.get(dataset, {}), VARIANTS[variant]):
         for name, section in changed.items():
             found[name] = found.get(name, {}) | section

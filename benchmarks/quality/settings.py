@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 Settings = dict[str, Any]
+NOISY = "-noise"  # ends a data set's name, and how many percent of its events are drawn at random
 
 # What the events of a data set happened in. Not what is a property of the item, as frappe's `cost`, which tells of it.
 CONTEXTS: Mapping[str, Sequence[str]] = {
@@ -73,7 +74,7 @@ def of(dataset: str, method: str) -> Settings:
         other, fixed = FIXED[method]
         return of(dataset, other) | fixed
     first = {name: values[0] for name, values in GRID[method].items()}
-    return first | CHOSEN.get(dataset, {}).get(method, {})
+    return first | CHOSEN.get(dataset.partition(NOISY)[0], {}).get(method, {})
 
 
 def grid(method: str) -> list[Settings]:

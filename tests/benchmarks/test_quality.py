@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from implicit.cpu.als import AlternatingLeastSquares
-from scipy.stats import rankdata
+from scipy.stats import rankdata, zscore
 from transformers import AutoTokenizer
 
 from benchmarks.quality import (
@@ -541,6 +541,34 @@ def test_fused_ranks_are_those_of_the_fusion_over_what_members_bring(
     np.testing.assert_allclose(found, wanted)
     lost = ~some[np.arange(len(some)), of.target]
     assert lost.any() == (each < ITEMS)
+
+
+def test_noise_is_in_a_tenth_of_the_events_that_are_known_and_in_none_that_is_asked_for() -> None:
+    plain, noisy = datasets.read("ml-100k"), datasets.read("ml-100k:noise10")
+    assert noisy.name == "ml-100k-noise10" and noisy.digest != plain.digest
+    assert rankers.sections(noisy.name, "lm") == rankers.sections(plain.name, "lm")
+    changed = noisy.histories.values != plain.histories.values
+    assert 0.08 < changed.mean() < 0.11
+    for user in range(0, len(plain.users), 50):
+        before, after = plain.histories[user].tolist(), noisy.histories[user].tolist()
+        assert before[-2:] == after[-2:] and len(set(after)) == len(after)
+        assert not {b for a, b in zip(before, after, strict=True) if a != b} & set(before)
+
+
+def test_several_trainings_are_averaged_on_one_scale(board: Dataset) -> None:
+    asked, items = splits.split(board, "test"), board.items.num_rows
+
+    class Said:
+        name, settings, seeded = "said", dict[str, Any](), True
+
+        def over(self, dataset: Dataset, name: str, seed: int) -> Any:
+            scores = np.random.default_rng(seed).normal(size=(len(asked.users), items)) * 10**seed
+            return lambda rows: scores[rows].astype(np.float32)
+
+    found = fused.Averaged("three", Said(), 3).ranked(board, "test", 1)  # type: ignore[arg-type]
+    each = [Said().over(board, "test", seed)(np.arange(len(found.ranks))) for seed in (3, 4, 5)]
+    mean = np.mean([zscore(scores, axis=1) for scores in each], axis=0)
+    assert np.array_equal(found.ranks, protocol.ranks(mean, asked.seen, asked.target, asked.candidates))
 
 
 def test_a_fusion_is_asked_about_the_test_split_alone(board: Dataset) -> None:
