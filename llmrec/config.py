@@ -593,9 +593,15 @@ class Recall(Section):
     )
     candidates: Count = Field(100, description="merged candidates per user")
     exclude_seen: bool = True
-    history: Literal["known", "training"] = Field(
-        "known", description="training: from training events alone, to be scored as a teacher is"
-    )
+    history: Literal["known", "training", "none"] = Field(
+        "known", description="training: from training events alone, to be scored as a teacher is; none: the same for "
+        "users as if none of them had a history"
+    )  # fmt: skip
+
+    @property
+    def training_only(self) -> bool:
+        """Whether only training events are learned from."""
+        return self.history != "known"
 
     @property
     def by_text(self) -> tuple[str, ...]:
@@ -650,10 +656,10 @@ class Score(Section):
     output: str = Field("", description="rankings table; empty: ROOT/rankings")
     top_k: Count = 10
     max_candidates: Count = Field(100, description="best-recalled candidates scored per user")
-    history: Literal["known", "training"] = Field(
-        "known",
-        description="training: the trunk ends before the validation events, as a teacher's must (train.teacher)",
-    )
+    history: Literal["known", "training", "none"] = Field(
+        "known", description="training: the trunk ends before the validation events, as a teacher's must "
+        "(train.teacher); none: it has no events at all"
+    )  # fmt: skip
     users_share: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of users, chosen by stable hash")
     keep_parts: bool = Field(
         False, description="also write every candidate's score parts, under the run; evaluate shows what each part adds"
@@ -727,6 +733,10 @@ class Fusion(Section):
     )
     l2: Annotated[float, Field(ge=0)] = Field(0.001, description="method=linear: of the weights' squared norm")
     users: Count = Field(100_000, description="fitted on about so many users at most, chosen by stable hash")
+    new_users: Annotated[int, Field(ge=0)] = Field(
+        20_000, description="where there are users without a history: weights of their own, fitted on about so many "
+        "others as if these had none; 0: they have those of all"
+    )  # fmt: skip
     model: str = Field("", description="a fusion's file; empty: what fuse fitted")
     item_weights: dict[str, float] = Field(
         {}, description="exponents of columns of items, numbers above 0: factors of a candidate's probability"

@@ -168,6 +168,13 @@ def known_histories(table: pa.Table, catalogue_ids: pa.Array, training_only: boo
     return keep(*_known(table, catalogue_ids, training_only))
 
 
+def asked_histories(table: pa.Table, catalogue_ids: pa.Array, history: str) -> Ragged:
+    """The histories that users are asked about with: all that is known, of training events alone, or none at all."""
+    if history == "none":
+        return Ragged(np.empty(0, np.int32), np.zeros(table.num_rows + 1, np.int64))
+    return known_histories(table, catalogue_ids, history == "training")
+
+
 def known_events(table: pa.Table, catalogue_ids: pa.Array, training_only: bool) -> tuple[Ragged, np.ndarray]:
     """`known_histories`, and when each event was: int64[total], seconds."""
     rows, mask = _known(table, catalogue_ids, training_only)

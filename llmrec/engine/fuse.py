@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from llmrec import config, storage
 from llmrec.engine import recall, score, score_parts
 from llmrec.errors import UserError
 from llmrec.fusion import ablations, model
+from llmrec.fusion.model import Fusion
 from llmrec.fusion.parts import Parts
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import offsets_of, within
@@ -33,13 +35,15 @@ FIT_CPUS = 1
 class Fused:
     """What fuse did. users: whose lists the weights were fitted to; found: share of users with a validation event in
     whose candidates it is; importance: what each part counts, as shares of 1; constant: parts that say the same of all
-    candidates of every user, which weigh nothing."""
+    candidates of every user, which weigh nothing; new_users: importance for users without a history, None if theirs is
+    the same."""
 
     method: str
     users: int
     found: float
     importance: dict[str, float]
     constant: list[str]
+    new_users: dict[str, float] | None
     model: str
 
 
@@ -50,8 +54,6 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
         UserError: fusion.method is none, there are no validation events, the ranker was trained on them, or nothing can
             be fitted.
     """
-    import ray
-
     if settings.fusion.method == "none":
         raise UserError("fusion.method = none: nothing to fit; set it to linear or trees")
     if settings.train.events == "all" and not settings.score.model:
@@ -59,12 +61,33 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
             "train.events = all: the ranker has seen the validation events that weights are fitted on; fuse with a "
             "ranker of train.events = training, and give a later one its weights by fusion.model"
         )
+    fitted, constant = _of_scored(fit, settings, layout, "training", settings.fusion.users, say)
+    nobody = sum(storage.each(_without_history, buckets.bucket_files(layout.histories).values()))
+    if nobody and settings.fusion.new_users:
+        say(f"once more for {nobody:,} users without a history")
+        own = _of_scored(fit_as_new, settings, layout, "none", settings.fusion.new_users, say)
+        fitted = replace(fitted, new_users=own)
+    storage.write_bytes(layout.fusion, fitted.to_json())
+    storage.delete(layout.scratch("fuse"))
+    full = fitted.full
+    return Fused(
+        settings.fusion.method, full.users, round(full.found, 4), full.importance(), constant,
+        None if fitted.new_users is None else fitted.new_users.importance(), layout.fusion,
+    )  # fmt: skip
+
+
+def _of_scored(
+    what: Any, settings: config.Config, layout: Layout, history: str, users: int, say: Callable[[str], None]
+) -> Any:
+    """What `fit` or `fit_as_new` makes of about so many users who are scored with such a history."""
+    import ray
+
     before, storing = replace(layout, before_validation=True), layout.scratch("fuse")
-    asked = settings.recall.model_copy(update={"history": "training"})
-    users = recall.recall(asked, before, say, settings.model.attention).users
+    asked = settings.recall.model_copy(update={"history": history})
+    all_users = recall.recall(asked, before, say, settings.model.attention).users
     scoring = {
-        "history": "training", "candidates": before.candidates(), "output": storage.join(storing, "rankings"),
-        "keep_parts": True, "reuse": "", "users_share": min(1.0, settings.fusion.users / max(users, 1)),
+        "history": history, "candidates": before.candidates(), "output": storage.join(storing, "rankings"),
+        "keep_parts": True, "reuse": "", "users_share": min(1.0, users / max(all_users, 1)),
     }  # fmt: skip
     done = score.score(
         settings.model_copy(update={
@@ -73,18 +96,16 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
         layout, say,
     )  # fmt: skip
     say("fitting")
-    files = buckets.bucket_files(layout.score_parts(done.run_id))
-    histories = buckets.bucket_files(layout.histories)
-    fitted, constant = ray.get(
-        ray.remote(fit).options(num_cpus=FIT_CPUS).remote(
-            [(uri, histories[bucket]) for bucket, uri in files.items()], layout, settings.fusion
-        )
-    )  # fmt: skip
-    storage.write_bytes(layout.fusion, fitted.to_json())
-    for gone in (layout.run(done.run_id), storing):
-        storage.delete(gone)
-    full = fitted.full
-    return Fused(settings.fusion.method, full.users, round(full.found, 4), full.importance(), constant, layout.fusion)
+    histories, parts = buckets.bucket_files(layout.histories), buckets.bucket_files(layout.score_parts(done.run_id))
+    files = [(uri, histories[bucket]) for bucket, uri in parts.items()]
+    found = ray.get(ray.remote(what).options(num_cpus=FIT_CPUS).remote(files, layout, settings.fusion))
+    storage.delete(layout.run(done.run_id))
+    return found
+
+
+def _without_history(uri: str) -> int:
+    lengths = pa.compute.list_value_length(buckets.read_parquet(uri, [ITEMS])[ITEMS])
+    return int(pa.compute.sum(pa.compute.equal(lengths.fill_null(0), 0)).as_py() or 0)
 
 
 def fit(files: list[tuple[str, str]], layout: Layout, settings: config.Fusion) -> tuple[ablations.Fitted, list[str]]:
@@ -95,8 +116,31 @@ def fit(files: list[tuple[str, str]], layout: Layout, settings: config.Fusion) -
     Raises:
         UserError: there are no validation events, fusion.parts names something else, or nothing can be fitted.
     """
+    parts, truth = _read(files, layout, settings, as_new=False)
+    return ablations.fit(parts, truth, _fitting(settings), score_parts.groups(parts.names)), model.constant(parts)
+
+
+def fit_as_new(files: list[tuple[str, str]], layout: Layout, settings: config.Fusion) -> Fusion | None:
+    """The fusion for users without a history, by others who were scored as if they had none, and of whom all that they
+    ever had is true. None if nothing tells candidates apart, or none of them is true."""
+    try:
+        return _fitting(settings)(*_read(files, layout, settings, as_new=True))
+    except UserError:
+        return None
+
+
+def _fitting(settings: config.Fusion) -> Callable[[Parts, np.ndarray], Fusion]:
+    return partial(
+        model.fit, normalise=settings.normalise, method=settings.method, l2=settings.l2, seed=settings.seed
+    )  # fmt: skip
+
+
+def _read(
+    files: list[tuple[str, str]], layout: Layout, settings: config.Fusion, as_new: bool
+) -> tuple[Parts, np.ndarray]:
+    """The parts that are fused, and bool[total]: which candidates are true."""
     ids = buckets.catalogue_ids(layout.items)
-    read = [_with_truth(parts, histories, ids) for parts, histories in files]
+    read = [_with_truth(parts, histories, ids, as_new) for parts, histories in files]
     parts = Parts(
         read[0][0].names,
         np.concatenate([p.values for p, _ in read]),
@@ -116,15 +160,12 @@ def fit(files: list[tuple[str, str]], layout: Layout, settings: config.Fusion) -
                     f"{', '.join(parts.names)})"
                 )
         parts = parts.only(settings.parts)
-    fitted = partial(
-        model.fit, normalise=settings.normalise, method=settings.method, l2=settings.l2, seed=settings.seed
-    )
-    return ablations.fit(parts, truth, fitted, score_parts.groups(parts.names)), model.constant(parts)
+    return parts, truth
 
 
-def _with_truth(uri: str, histories: str, ids: pa.Array) -> tuple[Parts, np.ndarray]:
+def _with_truth(uri: str, histories: str, ids: pa.Array, as_new: bool) -> tuple[Parts, np.ndarray]:
     """A bucket's parts of users with validation events, and bool[total]: which of their candidates are such, of events
-    with weights the heaviest."""
+    with weights the heaviest. as_new: any events are such."""
     table, parts = score_parts.read(uri)
     there = buckets.schema_of(histories).names
     past = buckets.read_parquet(histories, [USER, ITEMS, TRAIN_LENGTH, *({WEIGHTS} & set(there))])
@@ -132,6 +173,7 @@ def _with_truth(uri: str, histories: str, ids: pa.Array) -> tuple[Parts, np.ndar
     past = past.take(place)
     events = item_rows(past[ITEMS], ids)
     later = within(events.lengths) >= np.repeat(past[TRAIN_LENGTH].to_numpy(), events.lengths)
+    later |= as_new
     if WEIGHTS in there:  # a view after a purchase that validates is no truth beside it
         counted = flatten(past[WEIGHTS])[0].to_numpy(zero_copy_only=False)
         user = np.repeat(np.arange(len(events)), events.lengths)

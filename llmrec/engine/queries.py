@@ -62,7 +62,7 @@ class _Encoder:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         (unit,) = batch.to_pylist()
-        name, training_only = self.settings.query.context, self.settings.history == "training"
+        name, training_only = self.settings.query.context, self.settings.training_only
         columns = [USER, *contexts.columns_of([name], training_only)]
         table = buckets.read_parquet(unit["uri"], columns)
         typed = contexts.now(table, [name], training_only)[name].combine_chunks().dictionary_encode()

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from llmrec import config
 from llmrec.engine.clustered import clustered
-from llmrec.engine.counts import known_histories, known_weights
+from llmrec.engine.counts import asked_histories, known_weights
 from llmrec.engine.recall_models import BUCKETS, Models, keys_of
 from llmrec.engine.text_vectors import described, text_vectors
 from llmrec.layout import Layout
@@ -108,8 +108,8 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
     with fewer of these than asked for, and with none.
     """
     table = buckets.read_parquet(unit["uri"])
-    histories = known_histories(table, known.ids, settings.history == "training")
-    weights = known_weights(table, known.ids, settings.history == "training")
+    histories = asked_histories(table, known.ids, settings.history)
+    weights = known_weights(table, known.ids, settings.training_only) if settings.history != "none" else None
     weighted = None if weights is None else Ragged(weights, histories.offsets)
     names: list[str] = list(settings.merge)
     quotas = [settings.quotas.get(name, 0) for name in settings.merge]
@@ -128,7 +128,7 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
         recalled.read(buckets.bucket_file(layout.candidates(RETRIEVE), unit[BUCKET]), known.ids)
         if RETRIEVE in names else None,
         _introduced(histories, unit, known, vectors, settings.new) if vectors is not None and NEW in names else None,
-        context.rows_of(contexts.now(table, list(known.contexts), settings.history == "training"), known.contexts),
+        context.rows_of(contexts.now(table, list(known.contexts), settings.training_only), known.contexts),
         _clusters(checked, known, vectors, settings, layout),
     )  # fmt: skip
     for users in _blocks(histories, known, settings):

@@ -86,7 +86,7 @@ def fit(settings: config.Recall, layout: Layout) -> Models:
     import ray
 
     where = units(settings, layout)
-    ids, training_only = buckets.catalogue_ids(layout.items), settings.history == "training"
+    ids, training_only = buckets.catalogue_ids(layout.items), settings.training_only
     graph = _edges(settings, layout, ids)
     items, weights = counts.events_and_weights(layout.histories, ids, training_only)
     had = np.bincount(items.values, minlength=len(ids)).astype(np.float32)
@@ -216,7 +216,7 @@ def _groups_of(
     unit: dict[str, str], ids: pa.Array, settings: config.Recall
 ) -> tuple[pa.Array, sparse.csr_matrix, np.ndarray]:
     table = buckets.read_parquet(unit["uri"])
-    histories = known_histories(table, ids, settings.history == "training")
+    histories = known_histories(table, ids, settings.training_only)
     keys = keys_of(table[USER].combine_chunks(), unit[USERS], settings.segment.columns)
     return group_counts(keys, histories, len(ids))
 

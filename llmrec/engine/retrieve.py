@@ -13,7 +13,7 @@ import torch
 
 from llmrec import assets, config, storage
 from llmrec.engine.clustered import clustered
-from llmrec.engine.counts import known_histories
+from llmrec.engine.counts import asked_histories
 from llmrec.engine.item_vectors import freeze
 from llmrec.engine.prompts import bind, check_items, opening_tokens, tokenise_items
 from llmrec.engine.recall_bucket import RETRIEVE, tallies
@@ -92,12 +92,12 @@ class _Retriever:
         (unit,) = batch.to_pylist()
         table = buckets.read_parquet(unit["uri"])
         ids, prompt = self.prompts.catalogue.ids, self.ranker.card.prompt
-        histories = known_histories(table, ids, training_only=self.settings.history == "training")
+        histories = asked_histories(table, ids, self.settings.history)
         users = table[USER].combine_chunks()
         texts = openings(users, unit["users"], prompt) if unit["users"] else None
         opened = opening_tokens(texts, len(users), self.prompts.plain, prompt, self.ranker.tokenizer)
         names = placeholders(prompt.context)
-        told = contexts.now(table, names, self.settings.history == "training") if names else None
+        told = contexts.now(table, names, self.settings.training_only) if names else None
         asked = self.ranker.read_contexts(told)
         requests = [
             self.prompts.request(opening, histories[i], NO_ROWS, None if asked is None else asked.take(np.asarray([i])))

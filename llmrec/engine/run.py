@@ -42,6 +42,7 @@ class Job:
     """What every task and actor of a run needs.
 
     ensemble: further rankers, whose scores are averaged with the model's; the model's version then tells of all.
+    fusion_of_new: of users without a history, None if theirs is that of all.
     fusion: None where the ranker's score alone ranks; item_weights: columns of items and their exponents; rerank: how
     lists are chosen of what ranks best.
     prompt: the model's own, if it was trained; buckets: how many users are hashed into; rule: what, besides the input,
@@ -63,6 +64,7 @@ class Job:
     item_weights: dict[str, float] = field(default_factory=dict)
     rerank: config.Rerank = field(default_factory=config.Rerank)
     ensemble: tuple[str, ...] = ()
+    fusion_of_new: Fusion | None = None
 
     def attempts_file(self, bucket: int) -> str:
         """What was being scored of a bucket, for the attempt after a death."""
@@ -127,8 +129,9 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     ]
     untrained = [settings.model.model_dump(), settings.prompt.model_dump()] if wanted.model == "base" else None
     where = {"candidates", "output", "reuse"}
-    fusion = _fusion(settings.fusion, layout)
+    fusion, of_new = _fusion(settings.fusion, layout)
     fused = [asdict(fusion), settings.fusion.item_weights] if fusion else None
+    fused = [*fused, asdict(of_new)] if fused and of_new else fused
     chosen = settings.rerank.model_dump(mode="json") if settings.rerank != config.Rerank() else None
     rule = _hash([wanted.model_dump(mode="json", exclude=set(OF_COST | where)), version, untrained, fused, chosen])
     earlier = _earlier(wanted, layout, output, rule, len(histories))
@@ -136,7 +139,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     run_id = _hash([rule, candidates, output, inputs, reuse])
     job = Job(
         wanted, settings.model, prompt, layout, output, run_id, model_uri, version, len(histories), rule,
-        earlier, fusion, settings.fusion.item_weights, settings.rerank, ensemble,
+        earlier, fusion, settings.fusion.item_weights, settings.rerank, ensemble, of_new,
     )  # fmt: skip
     known, interests = user_files(job.prompt, layout)
     units = [
@@ -166,14 +169,16 @@ def _member(uri: str, prompt: config.Prompt) -> str:
     return model_version(saved)
 
 
-def _fusion(wanted: config.Fusion, layout: Layout) -> Fusion | None:
+def _fusion(wanted: config.Fusion, layout: Layout) -> tuple[Fusion | None, Fusion | None]:
+    """Of users with a history, and of those without one, None where it is the same."""
     if wanted.method == "none":
-        return None
+        return None, None
     uri = storage.absolute(wanted.model) if wanted.model else layout.fusion
     if not storage.exists(uri):
         how = "no such file" if wanted.model else "not fitted; run jobs/fuse.py first, or set fusion.method = none"
         raise UserError(f"{uri}: {how}")
-    return Fitted.from_json(storage.read_bytes(uri), uri).full
+    fitted = Fitted.from_json(storage.read_bytes(uri), uri)
+    return fitted.full, fitted.new_users
 
 
 def _earlier(wanted: config.Score, layout: Layout, output: str, rule: str, count: int) -> Earlier | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,8 +25,12 @@ from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.templates import placeholders
 from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RELATION, RUN_ID, TRAIN_LENGTH, USER
 from llmrec.tables import buckets, contexts, fingerprints, rankings, requests
-from llmrec.tables.histories import training_part
+from llmrec.tables.histories import training_part, without_events
 from llmrec.tables.users import openings
+
+HISTORIES: dict[str, Callable[[pa.Table], pa.Table]] = {
+    "known": lambda table: table, "training": training_part, "none": without_events,
+}  # fmt: skip
 
 
 def rules(job: Job) -> requests.Rules:
@@ -69,7 +74,7 @@ def joined(unit: dict[str, Any], candidates: pa.Table, job: Job, by: requests.Ru
     columns = [USER, ITEMS] if whole else [USER, ITEMS, TRAIN_LENGTH]
     columns = list(dict.fromkeys([*columns, *contexts.columns_of(names, not whole)]))
     table = buckets.read_parquet(unit["histories"], columns)
-    histories = table if whole else training_part(table)
+    histories = HISTORIES[job.score.history](table)
     work = requests.build(histories, candidates, by, unit["candidates"])
     if names:
         place = pa.compute.index_in(work.users, table[USER].combine_chunks())
@@ -149,8 +154,13 @@ def fused(work: requests.Work, ranker: np.ndarray, job: Job, by: requests.Rules)
     if job.fusion is None:
         return requests.Scores((ranker + bonus).astype(np.float32), ranker)
     parts = score_parts.of_work(work, ranker)
-    scores = job.fusion.score(parts) + bonus
-    likely = np.exp(log_softmax(scores, parts.offsets)) * job.fusion.found
+    scores, found = job.fusion.score(parts), np.full(len(work.users), job.fusion.found)
+    if job.fusion_of_new is not None:
+        new = work.histories.lengths == 0
+        theirs = np.repeat(new, parts.lengths)
+        scores[theirs], found[new] = job.fusion_of_new.score(parts.take(new)), job.fusion_of_new.found
+    scores = scores + bonus
+    likely = np.exp(log_softmax(scores, parts.offsets)) * np.repeat(found, parts.lengths)
     return requests.Scores(scores.astype(np.float32), ranker, likely.astype(np.float32))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +17,19 @@ from llmrec.fusion.parts import Parts
 
 @dataclass(frozen=True)
 class Fitted:
-    """full: of all parts; without: by the name of what is left out."""
+    """full: of all parts; without: by the name of what is left out; new_users: of all parts, for users without a
+    history, None if they have none of their own."""
 
     full: Fusion
     without: dict[str, Fusion]
+    new_users: Fusion | None = None
 
     def to_json(self) -> bytes:
         without = {name: fusion.as_dict() for name, fusion in self.without.items()}
-        return json.dumps({"fusion": self.full.as_dict(), "without": without}, indent=1).encode()
+        found: dict[str, Any] = {"fusion": self.full.as_dict(), "without": without}
+        if self.new_users is not None:
+            found["new_users"] = self.new_users.as_dict()
+        return json.dumps(found, indent=1).encode()
 
     @staticmethod
     def from_json(data: bytes, source: str) -> Fitted:
@@ -34,7 +40,8 @@ class Fitted:
         try:
             found = json.loads(data)
             without = {name: Fusion.of_dict(each) for name, each in found["without"].items()}
-            return Fitted(Fusion.of_dict(found["fusion"]), without)
+            new_users = Fusion.of_dict(found["new_users"]) if "new_users" in found else None
+            return Fitted(Fusion.of_dict(found["fusion"]), without, new_users)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{source}: not a fusion of this version; fit it anew (jobs/fuse.py)") from None
 

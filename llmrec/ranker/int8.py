@@ -14,8 +14,8 @@ class Int8Linear(nn.Module):
     """x [..., inputs] -> float32 [..., outputs].
 
     The weight is rounded once, each row of the input as it comes, both to the nearest of 255 steps between minus and
-    plus their largest value; products are added up exactly, in int32. LLM.int8 (Dettmers et al., 2022) without its
-    outliers, which the layers of a ranker's few passes have had no need of (docs/compression.md).
+    plus their largest value; products are added up exactly, in int32: LLM.int8 (Dettmers et al., 2022) without a place
+    apart for outliers. What that costs a ranker `llmrec compress` tells.
     """
 
     def __init__(self, linear: nn.Linear) -> None:

@@ -43,6 +43,13 @@ def training_part(histories: pa.Table) -> pa.Table:
     return histories.set_column(place, ITEMS, lists.cast(histories.schema.field(ITEMS).type))
 
 
+def without_events(histories: pa.Table) -> pa.Table:
+    """A histories table in which nobody has a history."""
+    none = as_lists(flatten(histories[ITEMS])[0][:0], np.zeros(histories.num_rows + 1, np.int64))
+    place = histories.column_names.index(ITEMS)
+    return histories.set_column(place, ITEMS, none.cast(histories.schema.field(ITEMS).type))
+
+
 def keep(ragged: Ragged, mask: np.ndarray) -> Ragged:
     """The values where mask (bool[total]) is true; sequences may become empty."""
     lengths = (

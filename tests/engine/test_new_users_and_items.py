@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from scipy.stats import zscore
 
-from llmrec import config
+from llmrec import config, storage
 from llmrec.engine import stages
 from llmrec.errors import UserError
 from llmrec.layout import Layout
@@ -142,3 +144,36 @@ def test_what_users_typed_brings_items_and_is_read(cluster: Any, tiny_model: Pat
     values["recall"] |= {"query": {"top": 6, "context": "wish"}}
     with pytest.raises(UserError, match=r"recall\.query\.context = wish: .* has no such context \(it has: query\)"):
         stages.run("recall", config.build(values), quietly)
+
+
+def test_users_without_a_history_have_weights_of_their_own(cluster: Any, tiny_model: Any) -> None:
+    """What one's kind had tells most of a user of whom nothing else is known; of the others, the neighbours of what
+    they had do."""
+    root = f"{ROOT}/weights"
+    values = settings(write(pa.array(range(OLD + NEW))), tiny_model).model_dump(exclude_unset=True)
+    values |= {"root": root, "fusion": {"method": "linear", "normalise": ["z_score"]}}
+    values["data"] |= {"split": "leave_one_out"}
+    values["recall"] |= {"item_item": {"top": 10}, "merge": ["item_item", "segment", "popularity"]}
+    values["score"] |= {"keep_parts": True}
+    wanted = config.build(values)
+    done = {name: stages.run(name, wanted, quietly) for name in ("prepare", "recall", "fuse", "score")}
+    own, others = done["fuse"]["new_users"], done["fuse"]["importance"]
+    assert max(own, key=own.get) == "segment" and others["item_item"] > own["item_item"] == 0
+    layout = Layout.of(wanted)
+    rows = pl.DataFrame(pl.from_arrow(rankings.read(layout.rankings)))
+    for user in range(OLD, OLD + NEW - 1):
+        assert set(rows.filter(user_id=user)["item_id"][:9] % 2) == {user % 2}, "those of his kind come first"
+    fitted = storage.read_json(layout.fusion)
+    kept = buckets.read_parquet(layout.score_parts(done["score"]["run_id"])).to_pylist()
+    for row in kept:
+        which = fitted["new_users" if row["user_id"] in (7, *range(OLD, OLD + NEW)) else "fusion"]
+        total = np.zeros(len(row["item_ids"]))
+        for name, weight in zip(which["parts"], which["weights"], strict=True):
+            said = np.asarray(row[f"score_{name}"], float)
+            said = np.where(np.isnan(said), np.nanmin(said) if not np.isnan(said).all() else 0, said)
+            total += weight * (zscore(said) if np.ptp(said) > 0 else 0)
+        np.testing.assert_allclose(row["scores"], total, atol=1e-4)
+    assert not storage.list_files(layout.scratch("fuse"))
+
+    values["fusion"] |= {"new_users": 0}
+    assert stages.run("fuse", config.build(values), quietly)["new_users"] is None
