@@ -6,6 +6,7 @@ with the buckets that are missing. Nothing is published that a guard or a condit
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from llmrec.tables import rankings
 
 Say = Callable[[str], None]
 Status = Literal["ran", "reused", "refused", "failed"]
-BEFORE_SHOWING, GATE = "publish", "gate"
+PUBLISH, GATE = "publish", "gate"
 
 
 @dataclass(frozen=True)
@@ -71,26 +72,27 @@ def pipeline(settings: config.Config, layout: Layout, say: Callable[[str], Say],
     try:
         for name in names:
             current = name
-            if name == BEFORE_SHOWING:
+            if name == PUBLISH:
                 assert inputs is not None
                 done.run_id = done.summaries["score"]["run_id"]
                 now = drift.profile_scores(inputs, layout, str(done.run_id), before, say("drift"))
                 _drifted(done, settings.drift, now, before, (*OF_INPUTS, *OF_SCORES), "drift of scores")
                 if _stopped(done, accept) or not _passes(done, settings, layout, asked, table, say(GATE)):
                     break
-            _stage(name, staged if name in ("score", BEFORE_SHOWING) else settings, done, say(name))
+            _stage(name, staged if name in ("score", PUBLISH) else settings, done, say(name))
             if name == "prepare":
                 inputs = drift.profile_inputs(settings.drift, layout, before, say("drift"))
                 _drifted(done, settings.drift, inputs, before, OF_INPUTS, "drift of inputs")
                 if _stopped(done, accept):
                     break
-            if name == BEFORE_SHOWING:
+            if name == PUBLISH:
                 done.published, done.new = True, bool(done.summaries[name]["new"])
                 drift.keep(now, layout)
     except BaseException:
         done.steps.append(Step(current, "failed", 0.0, ""))
-        done.seconds = time.monotonic() - started
-        _tell(done, settings, layout, say("metrics"), succeeded=False)
+        done.seconds = round(time.monotonic() - started, 1)
+        with contextlib.suppress(Exception):  # what ended it is what is told, also if it was the store
+            _tell(done, settings, layout, say("metrics"), succeeded=False)
         raise
     done.report = done.summaries.get("evaluate", {}).get("report", "")
     done.seconds = round(time.monotonic() - started, 1)
@@ -113,7 +115,7 @@ def _had_all(name: str, summary: dict[str, Any]) -> bool:
     """Whether a stage that looks by itself what is left to do found nothing."""
     if name == "score":
         return bool(summary["resumed"] == summary["staged"])
-    return name == BEFORE_SHOWING and not summary["new"]
+    return name == PUBLISH and not summary["new"]
 
 
 def _what(name: str, summary: dict[str, Any]) -> str:
