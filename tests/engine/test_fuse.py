@@ -71,6 +71,7 @@ def settings(model: Any, root: str = ROOT, **sections: Any) -> config.Config:
         "model": {"base": str(model), "items": "token", "head": "retrieve"},
         "items": {"encoder": "", "id_start": 4},
         "train": {
+            "workers": 1,
             "max_steps": 12,
             "users_per_step": 5,
             "validate_every": 6,

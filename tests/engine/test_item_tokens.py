@@ -388,7 +388,7 @@ def test_learned_parts_start_from_who_had_what(made: config.Config, tmp_path: Pa
 
 def test_smaller_rankers_are_made_and_measured_beside_the_whole_one(made: config.Config, tmp_path: Path) -> None:
     root = "s3://llmrec-test/tokens-compressed"
-    wanted = copied(made, root, train=made.train.model_dump(exclude_unset=True) | {"max_steps": 6})
+    wanted = copied(made, root, train=made.train.model_dump(exclude_unset=True) | {"max_steps": 6, "workers": 1})
     layout = Layout.of(wanted)
     before = storage.manifest(layout.ranker)
     done = compress.compress(wanted, layout, quietly, [1], ["float32", "int8"])

@@ -51,7 +51,7 @@ def made(cluster: Any, tiny_model: Path) -> tuple[config.Config, dict[str, Any]]
         "prompt": {"max_history": 8},
         "model": {"base": str(tiny_model), "items": "token", "head": "rank"},
         "items": {"encoder": "", "id_start": 4},
-        "train": {"max_steps": 4, "users_per_step": 4, "validate_every": 2, "precision": "float32"},
+        "train": {"workers": 1, "max_steps": 4, "users_per_step": 4, "validate_every": 2, "precision": "float32"},
         "recall": {
             "als": {"top": ITEMS, "factors": 3, "iterations": 4}, "retrieve": {"top": 4, "actors": 1},
             "item_item": {"top": ITEMS, "shrinkage": 1.0, "decays": [1.0]}, "popularity": {"top": ITEMS},

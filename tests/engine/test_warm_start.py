@@ -32,7 +32,7 @@ def wanted(model: Path, encoder: Path, **train: Any) -> config.Config:
         ROOT, model, encoder,
         data={"items": f"{RAW}/items.parquet", "interactions": f"{RAW}/interactions.parquet", "split": "none"},
         model={"base": str(model), "items": "token", "head": "retrieve"},
-        train={"max_steps": 6, "validate_every": 3} | train,
+        train={"max_steps": 6, "validate_every": 3, "workers": 1} | train,
     )  # fmt: skip
 
 
