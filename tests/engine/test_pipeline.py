@@ -42,8 +42,8 @@ def settings(model: Any, **sections: Any) -> config.Config:
         "model": {"base": str(model), "items": "token", "head": "retrieve"},
         "items": {"encoder": "", "id_start": 4},
         "train": {
-            "start": "previous", "workers": 1, "max_steps": 8, "users_per_step": 5, "validate_every": 8, "precision": "float32",
-            "head_learning_rate": 1e-2,
+            "start": "previous", "workers": 1, "max_steps": 8, "users_per_step": 5, "validate_every": 8,
+            "precision": "float32", "head_learning_rate": 1e-2,
         },
         "recall": {"merge": ["item_item", "popularity"], "candidates": 15},
         "score": {"top_k": 5, "precision": "float32"},
