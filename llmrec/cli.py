@@ -86,7 +86,7 @@ def example(
 
 @app.command()
 def show(
-    user: Annotated[str, typer.Argument(help="A user's id.")],
+    user: Annotated[str, typer.Argument(help="A user's id, or his pseudonym.")],
     config_file: ConfigFile = None,
     root: Root = None,
     table: Annotated[str | None, typer.Option(help="Another rankings table than the configuration's.")] = None,
@@ -97,9 +97,10 @@ def show(
     loaded = _load(config_file, root)
     layout = Layout.of(loaded)
     storage.check(layout.root)
-    from llmrec.report.users import show_user
+    from llmrec.report.users import named, show_user
 
-    found, history, ranking = show_user(layout, table or loaded.score.output or layout.rankings, user, recent)
+    rankings = table or loaded.score.output or layout.rankings
+    found, history, ranking = show_user(layout, rankings, named(user, rankings, loaded.privacy, layout), recent)
     if as_json:
         _print_json({
             "user_id": found, "history": history,

@@ -843,6 +843,30 @@ class Cluster(Section):
     no_progress_seconds: Count = Field(120, description="a job in which nothing moves this long ends with an error")
 
 
+class Privacy(Section):
+    """What tables, prompts and logs may know of users."""
+
+    pseudonyms: bool = Field(
+        False, description="prepare replaces each user id by its HMAC-SHA256, 64 hexadecimal digits; no table has the "
+        "id itself"
+    )  # fmt: skip
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+        "LLMREC_PSEUDONYM_KEY", description="environment variable with the key of that, 32 characters or more; on "
+        "every node of the cluster too"
+    )  # fmt: skip
+    brought: Literal["ids", "pseudonyms"] = Field(
+        "ids", description="what user_id is in tables that you bring later: bucket.input and evaluate.labelled"
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Privacy:
+        if self.key_variable.upper().startswith("LLMREC_") and self.key_variable != "LLMREC_PSEUDONYM_KEY":
+            raise ValueError("key_variable names a variable that begins with LLMREC_, as settings do; choose another")
+        if self.brought == "pseudonyms" and not self.pseudonyms:
+            raise ValueError("brought = pseudonyms goes with pseudonyms = true")
+        return self
+
+
 HEADS_OF = {"text": ("linear", "yes_no"), "token": ("retrieve", "rank")}
 
 
@@ -867,6 +891,7 @@ class Config(BaseSettings):
     rerank: Rerank = Rerank()
     explain: Explain = Explain()
     evaluate: Evaluate = Evaluate()
+    privacy: Privacy = Field(Privacy(), exclude_if=lambda value: value == Privacy())
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
@@ -987,4 +1012,4 @@ def _refuse_unknown_variables() -> None:
             raise UserError(f"environment variable {name}: no such setting; LLMREC_SCORE__TOP_K sets score.top_k")
 
 
-OWN_VARIABLES = ("LLMREC_CACHE", "LLMREC_KUBERAY_CRDS", "LLMREC_TEST_DATA")
+OWN_VARIABLES = ("LLMREC_CACHE", "LLMREC_KUBERAY_CRDS", "LLMREC_PSEUDONYM_KEY", "LLMREC_TEST_DATA")

@@ -66,6 +66,11 @@ class Layout:
         return self._at("tables", "histories")
 
     @property
+    def pseudonyms(self) -> str:
+        """How the users' ids in the tables were made, if not by the user. The key is not among it."""
+        return self._at("tables", "pseudonyms.json")
+
+    @property
     def targets(self) -> str:
         return self._at("tables", "targets")
 

@@ -23,12 +23,13 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from llmrec import config, storage
+from llmrec import config, schema, storage
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET, ITEMS, USER
-from llmrec.tables import buckets, candidates, shards
+from llmrec.tables import buckets, candidates, pseudonyms, shards
+from llmrec.tables.pseudonyms import Pseudonyms
 
 MB = 1 << 20
 UNIT_BYTES, UNIT_GROUPS = 64 * MB, 64  # of the input, decompressed but encoded; row groups of one task
@@ -61,9 +62,13 @@ class Bucketed:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every task needs. scratch: a folder of this run alone, since a killed run's tasks may still write."""
+    """What every task needs. columns: of the input; names: how its users' ids become those of the tables, None if they
+    are these; written: columns of the table. scratch: a folder of this run alone, since a killed run's tasks may still
+    write."""
 
     columns: pa.Schema
+    names: Pseudonyms | None
+    written: pa.Schema
     buckets: int
     slice_bytes: int
     scratch: str
@@ -80,12 +85,13 @@ class _File:
     groups: list[tuple[int, int]]
 
 
-def bucket(settings: config.Bucket, layout: Layout, say: Callable[[str], None]) -> Bucketed:
+def bucket(settings: config.Bucket, privacy: config.Privacy, layout: Layout, say: Callable[[str], None]) -> Bucketed:
     """Write candidates/<name> under the root, bucketed like histories. The table that was there stays until all of the
     input has been read and found good.
 
     Raises:
-        UserError: the input is missing, unreadable or of the wrong shape, or a bucket would not fit in memory.
+        UserError: the input is missing, unreadable or of the wrong shape, a bucket would not fit in memory, or the key
+            of pseudonyms is missing or another than that of the tables.
     """
     if not settings.input:
         raise UserError("bucket.input is not set; give a Parquet file or directory of candidates")
@@ -97,7 +103,10 @@ def bucket(settings: config.Bucket, layout: Layout, say: Callable[[str], None]) 
     found = _files(source)
     files = storage.each(_footer, list(found))
     item = prepared.field(ITEMS).type.value_type
-    columns = candidates.common_schema({f.uri: f.columns for f in files}, prepared.field(USER).type, item, source)
+    names, user = pseudonyms.brought(privacy, layout), prepared.field(USER).type
+    given = user if names is None else schema.IDS[names.ids]
+    columns = candidates.common_schema({f.uri: f.columns for f in files}, given, item, source)
+    written = columns.set(columns.names.index(USER), pa.field(USER, user))
     units = _units(files)
     rows_in = sum(rows for file in files for rows, _ in file.groups)
     if not rows_in:
@@ -105,7 +114,9 @@ def bucket(settings: config.Bucket, layout: Layout, say: Callable[[str], None]) 
     form = "list" if ITEMS in columns.names else "long"
     say(f"reading {rows_in:,} rows in {form} form from {len(files):,} files, for {len(histories)} buckets")
     aside, scratch = layout.quarantine(f"bucket/{settings.name}"), layout.scratch(f"bucket/{settings.name}")
-    job = _Job(columns, len(histories), SLICE_BYTES, storage.join(scratch, uuid.uuid4().hex[:8]), aside, table)
+    job = _Job(
+        columns, names, written, len(histories), SLICE_BYTES, storage.join(scratch, uuid.uuid4().hex[:8]), aside, table
+    )
     storage.delete(aside)
     storage.delete(scratch)  # of a run that was cut off
     try:
@@ -237,7 +248,7 @@ def _usable(groups: list[dict[str, Any]], job: _Job, aside: list[pa.Table]) -> I
                 if pa.compute.any(null).as_py():
                     aside.append(candidates.without_user(rows.filter(null), group[FILE]))
                     rows = rows.filter(pa.compute.invert(null))
-                yield rows
+                yield pseudonyms.replaced(rows, USER, job.names, group[FILE])
 
 
 def _slices(tables: Iterator[pa.Table], limit: int) -> Iterator[pa.Table]:
@@ -274,7 +285,7 @@ def _write(batch: pa.Table, job: _Job, index: Any) -> pa.Table:
 
     with ThreadPoolExecutor(READERS) as pool:
         parts = list(pool.map(part, np.flatnonzero(ends > starts)))
-    rows = candidates.by_user(pa.concat_tables([job.columns.empty_table(), *parts]))
+    rows = candidates.by_user(pa.concat_tables([job.written.empty_table(), *parts]))
     size = buckets.write_parquet(rows, buckets.bucket_file(job.table, unit[BUCKET]))
     pairs = candidates.pairs_per_user(rows)
     counted = {"users": len(pairs), "pairs": int(pairs.sum()), "largest": int(pairs.max(initial=0)), "bytes": size}

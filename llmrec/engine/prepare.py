@@ -18,7 +18,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from llmrec import schema, storage
-from llmrec.config import Columns, Data, context_name
+from llmrec.config import Data, Privacy, context_name
 from llmrec.data import context
 from llmrec.data.clean import (
     DROPPED,
@@ -35,7 +35,8 @@ from llmrec.data.split import Boundaries, split_events, with_new_users
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET, CONTEXT, ITEM, REASON, TIMESTAMP, USER
-from llmrec.tables import buckets
+from llmrec.tables import buckets, pseudonyms
+from llmrec.tables.pseudonyms import Pseudonyms
 
 FILE, GROUP, FIRST_ROW = "file", "row_group", "first_row"
 TIME_QUANTILES = 1000
@@ -61,11 +62,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every task of the second pass needs. requests: object reference to the table of `context.requests`; known:
+    """What every task of the second pass needs. user_type: of the ids that are written; names: None where these are the
+    ids that are read. requests: object reference to the table of `context.requests`; known:
     to the users to rank whatever the log says, by bucket, and int64[buckets + 1], where each bucket's begin."""
 
     data: Data
     layout: Layout
+    names: Pseudonyms | None
     user_type: pa.DataType
     item_type: pa.DataType
     boundaries: Boundaries | None
@@ -73,11 +76,12 @@ class _Job:
     known: Any
 
 
-def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
+def prepare(data: Data, privacy: Privacy, layout: Layout, say: Callable[[str], None]) -> Prepared:
     """Write items, users, edges, histories, targets and quarantine under the root.
 
     Raises:
-        UserError: the input is missing, unreadable or of the wrong shape, or more of it is bad than allowed.
+        UserError: the input is missing, unreadable or of the wrong shape, more of it is bad than allowed, or the key of
+            pseudonyms is missing, too short or another than before.
     """
     import ray
 
@@ -90,17 +94,20 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     items, bad_items = clean_items(items, data.columns, data.items)
     edges, bad_edges = _read_edges(data, items[ITEM].combine_chunks())
     units, user_type, item_type = _input_units(data)
-    users = _read_users(data, user_type)
+    names = pseudonyms.begun(privacy, layout, user_type)
+    users = _read_users(data, user_type, names)
+    user_type = user_type if names is None else pa.string()
     asked = None
     if data.requests:
         rows = buckets.read_parquet(data.requests)
+        rows = pseudonyms.replaced(rows, data.columns.user, names, data.requests)
         asked = context.requests(rows, data.context, data.columns, user_type, data.requests)
 
     known = ray.put(items[ITEM].combine_chunks())
     source = ray.data.from_items(units, override_num_blocks=min(len(units), 1000))
     say(f"checking {sum(u['rows'] for u in units):,} rows in {len(units)} row groups")
     counted = source.map_batches(
-        _count, batch_size=1, fn_kwargs={"columns": data.columns, "known": known, "data": data}, batch_format="pyarrow"
+        _count, batch_size=1, fn_kwargs={"data": data, "known": known, "names": names}, batch_format="pyarrow"
     ).take_all()
     reasons: Counter[str] = Counter()
     for row in counted:
@@ -117,6 +124,8 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     boundaries = _boundaries(counted, data) if data.split == "time" else None
 
     storage.delete(layout.quarantine("prepare"))
+    if names is not None:
+        pseudonyms.write(names, layout)
     buckets.write_parquet(items, layout.items)
     buckets.write_parquet(bad_items, storage.join(layout.quarantine("prepare"), "items.parquet"))
     storage.delete(layout.edges)
@@ -133,7 +142,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None]) -> Prepared:
     say(f"sorting {reasons['good']:,} events into {data.buckets} buckets")
     anyway = [table[USER].combine_chunks() for table in (users, asked) if table is not None and data.new_users]
     job = _Job(
-        data, layout, user_type, item_type, boundaries, None if asked is None else ray.put(asked),
+        data, layout, names, user_type, item_type, boundaries, None if asked is None else ray.put(asked),
         ray.put(_by_bucket(pa.concat_arrays([pa.array([], user_type), *anyway]), data.buckets)),
     )  # fmt: skip
     running = ray.data.DataContext.get_current()
@@ -179,7 +188,7 @@ def _by_bucket(users: pa.Array, count: int) -> tuple[pa.Array, np.ndarray]:
     return users.take(pa.array(order)), np.searchsorted(which[order], np.arange(count + 1))
 
 
-def _read_users(data: Data, user_type: pa.DataType) -> pa.Table | None:
+def _read_users(data: Data, user_type: pa.DataType, names: Pseudonyms | None) -> pa.Table | None:
     if not data.users:
         return None
     users = buckets.read_parquet(data.users)
@@ -191,6 +200,7 @@ def _read_users(data: Data, user_type: pa.DataType) -> pa.Table | None:
         )
     users = users.rename_columns({data.columns.user: USER})
     users = users.set_column(users.column_names.index(USER), USER, users[USER].cast(kind))
+    users = pseudonyms.replaced(users, USER, names, data.users)
     return users.filter(pa.compute.is_valid(users[USER]))
 
 
@@ -243,23 +253,27 @@ def _input_units(data: Data) -> tuple[list[dict[str, Any]], pa.DataType, pa.Data
 
 
 def _judged(
-    unit: dict[str, Any], columns: Columns, known: pa.Array, data: Data, wanted: Sequence[str] = ()
+    unit: dict[str, Any], data: Data, known: pa.Array, names: Pseudonyms | None = None, wanted: Sequence[str] = ()
 ) -> pl.DataFrame:
     """wanted: of data.context, where it is asked for."""
+    columns = data.columns
     fs, _ = storage.filesystem(unit[FILE])
     file = pq.ParquetFile(unit[FILE].removeprefix("s3://"), filesystem=fs)
     read = (columns.user, columns.item, columns.timestamp, *context.columns_of(wanted, columns))
     read = (*read, columns.event) if data.event_weights else read
     rows = file.read_row_group(unit[GROUP], columns=list(dict.fromkeys(read)))
+    rows = pseudonyms.replaced(rows, columns.user, names, unit[FILE])
     return judge_interactions(
         rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE], wanted, data.event_weights
     )
 
 
-def _count(batch: pa.Table, columns: Columns, known: Any, data: Data) -> pa.Table:
+def _count(batch: pa.Table, data: Data, known: Any, names: Pseudonyms | None) -> pa.Table:
     """Rows per reason of one unit, and quantiles of the good rows' times."""
     (unit,) = batch.to_pylist()
-    judged = _judged(unit, columns, _fetched(known), data)
+    if names is not None:
+        names.ready()  # a node without the key is found before a table is touched
+    judged = _judged(unit, data, _fetched(known))
     tally = judged.group_by(pl.col(REASON).fill_null("good")).len().sort(REASON)
     times = judged.filter(pl.col(REASON).is_null())[TIMESTAMP].to_numpy()
     marks = np.quantile(times, np.linspace(0, 1, TIME_QUANTILES), method="nearest") if len(times) else []
@@ -290,7 +304,7 @@ def _boundaries(counted: list[dict[str, Any]], data: Data) -> Boundaries:
 def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
     """One unit's rows, good and bad, with their bucket; those that are dropped on purpose end here."""
     (unit,) = batch.to_pylist()
-    judged = _judged(unit, job.data.columns, _fetched(known), job.data, job.data.context)
+    judged = _judged(unit, job.data, _fetched(known), job.names, job.data.context)
     rows = (
         judged.with_row_index(ROW, offset=unit[FIRST_ROW])
         .with_columns(pl.col(ROW).cast(pl.Int64), pl.lit(unit[FILE]).alias(FILE))

@@ -29,7 +29,7 @@ from llmrec.errors import UserError
 from llmrec.generation import instructions
 from llmrec.layout import Layout
 from llmrec.ranker import edge_texts
-from llmrec.tables import embeddings
+from llmrec.tables import embeddings, pseudonyms
 from llmrec.tables.augmentations import interests_read, item_texts_read
 
 Say = Callable[[str], None]
@@ -64,7 +64,7 @@ def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, A
 
 
 def _prepare(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    done = prepare.prepare(config.data, layout, say)
+    done = prepare.prepare(config.data, config.privacy, layout, say)
     tables = {"items": layout.items, "histories": layout.histories, "targets": layout.targets}
     if config.data.edges:
         tables["edges"] = layout.edges
@@ -92,7 +92,7 @@ def _fuse(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 
 def _bucket(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    return asdict(bucket.bucket(config.bucket, layout, say))
+    return asdict(bucket.bucket(config.bucket, config.privacy, layout, say))
 
 
 def _score(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
@@ -186,6 +186,10 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     if name == "prepare":
         data = config.data
         sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges, data.requests)
+        if "privacy" in dump:
+            sections.append("privacy")
+        if config.privacy.pseudonyms:
+            dump["privacy"]["check"] = pseudonyms.check_of(config.privacy.key_variable)
     elif name == "augment":
         sections, inputs = ["augment", "prompt"], (layout.items, layout.edges)
         for kind, on in (("items", config.augment.items.min_characters), ("users", config.augment.users.history)):
