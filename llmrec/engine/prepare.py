@@ -88,14 +88,15 @@ def prepare(data: Data, privacy: Privacy, layout: Layout, say: Callable[[str], N
     for name in ("items", "interactions"):
         if not getattr(data, name):
             raise UserError(f"data.{name} is not set; give a Parquet file or directory")
-    items = buckets.read_parquet(data.items)
+    _check_never(data, privacy.never)
+    items = _without(buckets.read_parquet(data.items), privacy.never)
     if items.num_rows == 0:
         raise UserError(f"{data.items}: the items table is empty")
     items, bad_items = clean_items(items, data.columns, data.items)
     edges, bad_edges = _read_edges(data, items[ITEM].combine_chunks())
     units, user_type, item_type = _input_units(data)
     names = pseudonyms.begun(privacy, layout, user_type)
-    users = _read_users(data, user_type, names)
+    users = _read_users(data, user_type, names, privacy.never)
     user_type = user_type if names is None else pa.string()
     asked = None
     if data.requests:
@@ -188,10 +189,30 @@ def _by_bucket(users: pa.Array, count: int) -> tuple[pa.Array, np.ndarray]:
     return users.take(pa.array(order)), np.searchsorted(which[order], np.arange(count + 1))
 
 
-def _read_users(data: Data, user_type: pa.DataType, names: Pseudonyms | None) -> pa.Table | None:
+def _check_never(data: Data, never: Sequence[str]) -> None:
+    """A misspelt name would keep nothing out."""
+    if not never:
+        return
+    there = list[str]()
+    for uri in filter(None, (data.items, data.users, data.interactions, data.requests)):
+        files = storage.list_files(uri, ".parquet")
+        there += buckets.schema_of(files[0][0]).names if files else []
+    for name in never:
+        if name not in there:
+            raise UserError(
+                f"privacy.never names '{name}', a column of none of the inputs (they have: "
+                f"{', '.join(dict.fromkeys(there))})"
+            )
+
+
+def _without(rows: pa.Table, never: Sequence[str]) -> pa.Table:
+    return rows.drop_columns([name for name in never if name in rows.column_names])
+
+
+def _read_users(data: Data, user_type: pa.DataType, names: Pseudonyms | None, never: Sequence[str]) -> pa.Table | None:
     if not data.users:
         return None
-    users = buckets.read_parquet(data.users)
+    users = _without(buckets.read_parquet(data.users), never)
     kind = schema.id_type(users.schema, data.columns.user, data.users)
     if kind != user_type:
         raise UserError(

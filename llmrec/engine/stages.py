@@ -18,6 +18,7 @@ from llmrec.engine import (
     evaluate,
     explain,
     fuse,
+    kept_out,
     prepare,
     publish,
     recall,
@@ -68,7 +69,10 @@ def _prepare(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     tables = {"items": layout.items, "histories": layout.histories, "targets": layout.targets}
     if config.data.edges:
         tables["edges"] = layout.edges
-    return {**asdict(done), "tables": tables, "quarantine": layout.quarantine("prepare")}
+    found = {**asdict(done), "tables": tables, "quarantine": layout.quarantine("prepare")}
+    if config.privacy.never:
+        found["values_kept_out"] = kept_out.after_prepare(config, layout, say)
+    return found
 
 
 def _augment(config: Config, layout: Layout, say: Say) -> dict[str, Any]:

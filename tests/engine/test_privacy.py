@@ -7,13 +7,16 @@ import hmac
 import io
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pytest
+import yaml
+from typer.testing import CliRunner
 
-from llmrec import config, storage
+from llmrec import cli, config, storage
 from llmrec.engine import stages
 from llmrec.engine.session import user_error_in
 from llmrec.layout import Layout
@@ -28,7 +31,8 @@ SETTINGS: dict[str, Any] = {
         "items": f"{RAW}/items.parquet", "interactions": f"{RAW}/interactions.parquet", "users": f"{RAW}/users.parquet",
         "requests": f"{RAW}/requests.parquet", "context": ["place"], "split": "none", "buckets": 3,
     },
-    "privacy": {"pseudonyms": True},
+    "prompt": {"user": "A {kind}. ", "context": "at {place}", "context_as": "text"},
+    "privacy": {"pseudonyms": True, "never": ["phone", "supplier", "address"]},
     "recall": {"candidates": 8},
 }  # fmt: skip
 IDS = [f"user-{u:03d}@example.org" for u in range(USERS)]
@@ -129,6 +133,51 @@ def test_candidates_that_are_brought_have_ids(prepared: dict[str, Any], layout: 
     wanted = config.build(SETTINGS, ["--bucket.input", f"{RAW}/candidates.parquet", "--privacy.brought", "pseudonyms"])
     stages.run("bucket", wanted, quietly)
     assert buckets.read_parquet(layout.candidates("brought"))["user_id"].to_pylist() == found
+
+
+def test_columns_that_must_never_leave_are_nowhere(prepared: dict[str, Any], layout: Layout, tmp_path: Path) -> None:
+    assert prepared["values_kept_out"] == sum(
+        len(set(raw()[table][column].to_pylist()))
+        for table, column in (("users", "phone"), ("items", "supplier"), ("interactions", "address"))
+    )
+    rows = {
+        "user_id": IDS[:2],
+        "item_id": [1, 2],
+        "phone": [5_550_100_000, 5_550_100_001],
+        "supplier": ["@wholesale"] * 2,
+    }
+    buckets.write_parquet(pa.table(rows), f"{RAW}/more.parquet")
+    stages.run("bucket", config.build(SETTINGS, ["--bucket.input", f"{RAW}/more.parquet"]), quietly)
+    files = decoded(ROOT)
+    for value in ("55501000", "@wholesale", "10.0."):
+        assert not holding(value, files)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
+    asked = ["check-privacy", "--config", str(tmp_path / "config.yaml"), "--json", str(tmp_path / "checked.json")]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.output
+    found = storage.read_json(str(tmp_path / "checked.json"))
+    assert found["found"] == [] and found["files"] == len(files) and found["prompts"] == ITEMS + USERS + 1
+    leak = storage.join(ROOT, "runs", "r", "note.json")
+    storage.write_json(leak, {"detail": "telephone 5550100003, called"})
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == cli.EXIT_REFUSED and "5550100003" not in done.output and "note.json" in done.output
+    storage.delete(leak)
+
+
+def test_a_value_that_another_column_brings_stops_prepare(prepared: dict[str, Any], tmp_path: Path) -> None:
+    tables = raw()
+    titles = ["w1 by supplier no. 3@wholesale", *tables["items"]["title"].to_pylist()[1:]]
+    items = tables["items"].set_column(1, "title", pa.array(titles))
+    buckets.write_parquet(items, str(tmp_path / "items.parquet"))
+    wanted = ["--root", str(tmp_path / "root"), "--data.items", str(tmp_path / "items.parquet")]
+    told = failure("prepare", config.build(SETTINGS, wanted))
+    assert (
+        "tables/items/items.parquet, column 'title', holds 1 values of 'supplier'" in told and "wholesale" not in told
+    )
+    assert not storage.exists(Layout(str(tmp_path / "root")).summary("prepare"))
+    never = ["--privacy.never", '["phone", "suplier"]', "--root", str(tmp_path / "other")]
+    assert "'suplier', a column of none of the inputs" in failure("prepare", config.build(SETTINGS, never))
+    assert not storage.list_files(str(tmp_path / "other"))
 
 
 def test_another_key_stops_before_it_makes_other_users(

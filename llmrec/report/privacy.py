@@ -1,0 +1,22 @@
+"""What was kept out of tables and prompts, and what was forgotten, on the terminal. Computes no number itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmrec.report.terminal import console, print_rows
+
+
+def print_checked(done: Mapping[str, Any]) -> None:
+    """Which values were looked for, and where some were found."""
+    print_rows(
+        "columns that must never leave", ["column", "values", "looked for"],
+        [[c["name"], c["values"], c["looked_for"]] for c in done["columns"]],
+    )  # fmt: skip
+    if done["found"]:
+        print_rows(
+            "found", ["column", "where", "values"], [[f["column"], f["place"], f["values"]] for f in done["found"]]
+        )
+    what = f"{done['files']:,} files and {done['prompts']:,} prompts"
+    console().print(f"{what}: {'values FOUND in them' if done['found'] else 'none of these values is in them'}")
