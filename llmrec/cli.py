@@ -396,6 +396,40 @@ def check_privacy(
 
 
 @app.command()
+def forget(
+    users: Annotated[list[str] | None, typer.Argument(help="Users' ids, or their pseudonyms.")] = None,
+    file: Annotated[str, typer.Option("--users", help="Parquet with a column of users, or a text, one a line.")] = "",
+    exports: Annotated[
+        list[str] | None, typer.Option("--export", help="A target of llmrec export; again for more.")
+    ] = None,
+    config_file: ConfigFile = None,
+    root: Root = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which files hold them.")] = False,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write what was done to this file.")] = None,
+) -> None:
+    """Take users out of everything that was written, and keep them out; exit code 3 if one is left somewhere.
+
+    Run no job meanwhile. Cut off, it is finished by the same command."""
+    loaded = _load(config_file, root)
+    layout, _ = _table(loaded)
+    from llmrec.engine import forget as stage
+    from llmrec.report.privacy import print_forgotten, print_left
+
+    who = stage.named(loaded, layout, users or [], file)
+    if dry_run:
+        searched, left = stage.search(loaded, layout, who, exports or [])
+        done: dict[str, Any] = {"users": len(who.texts), "searched": searched, "left": left}
+        print_left(searched, left)
+    else:
+        done = asdict(stage.forget(loaded, layout, who, exports or [], progress_line("forget")))
+        print_forgotten(done)
+    if json_file:
+        storage.write_json(json_file, done)
+    if done["left"] and not dry_run:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
 def doctor(config_file: ConfigFile = None, root: Root = None, as_json: AsJson = False) -> None:
     """Check versions, devices, Ray, the object store and the assets; exit code 2 if something needed is missing."""
     found = _examine(_load(config_file, root))

@@ -35,7 +35,8 @@ from llmrec.data.split import Boundaries, split_events, with_new_users
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET, CONTEXT, ITEM, REASON, TIMESTAMP, USER
-from llmrec.tables import buckets, pseudonyms
+from llmrec.tables import buckets, forgotten, pseudonyms
+from llmrec.tables.forgotten import Forgotten
 from llmrec.tables.pseudonyms import Pseudonyms
 
 FILE, GROUP, FIRST_ROW = "file", "row_group", "first_row"
@@ -63,12 +64,13 @@ class Prepared:
 @dataclass(frozen=True)
 class _Job:
     """What every task of the second pass needs. user_type: of the ids that are written; names: None where these are the
-    ids that are read. requests: object reference to the table of `context.requests`; known:
-    to the users to rank whatever the log says, by bucket, and int64[buckets + 1], where each bucket's begin."""
+    ids that are read; gone: users who are kept out. requests: object reference to the table of `context.requests`;
+    known: to the users to rank whatever the log says, by bucket, and int64[buckets + 1], where each bucket's begin."""
 
     data: Data
     layout: Layout
     names: Pseudonyms | None
+    gone: Forgotten | None
     user_type: pa.DataType
     item_type: pa.DataType
     boundaries: Boundaries | None
@@ -96,25 +98,32 @@ def prepare(data: Data, privacy: Privacy, layout: Layout, say: Callable[[str], N
     edges, bad_edges = _read_edges(data, items[ITEM].combine_chunks())
     units, user_type, item_type = _input_units(data)
     names = pseudonyms.begun(privacy, layout, user_type)
+    gone = forgotten.read(layout)
     users = _read_users(data, user_type, names, privacy.never)
+    users = users if users is None or gone is None else gone.without(users, USER)
     user_type = user_type if names is None else pa.string()
     asked = None
     if data.requests:
         rows = buckets.read_parquet(data.requests)
         rows = pseudonyms.replaced(rows, data.columns.user, names, data.requests)
         asked = context.requests(rows, data.context, data.columns, user_type, data.requests)
+        asked = asked if gone is None else gone.without(asked, USER)
 
     known = ray.put(items[ITEM].combine_chunks())
     source = ray.data.from_items(units, override_num_blocks=min(len(units), 1000))
     say(f"checking {sum(u['rows'] for u in units):,} rows in {len(units)} row groups")
     counted = source.map_batches(
-        _count, batch_size=1, fn_kwargs={"data": data, "known": known, "names": names}, batch_format="pyarrow"
+        _count,
+        batch_size=1,
+        fn_kwargs={"data": data, "known": known, "names": names, "gone": gone},
+        batch_format="pyarrow",
     ).take_all()
     reasons: Counter[str] = Counter()
     for row in counted:
         reasons.update(dict(zip(row["reasons"], row["counts"], strict=True)))
     total = sum(reasons.values())
-    bad = total - reasons["good"] - reasons[DROPPED]
+    on_purpose = {name: reasons[name] for name in (DROPPED, forgotten.REASON) if reasons[name]}
+    bad = total - reasons["good"] - sum(on_purpose.values())
     if reasons["good"] == 0:
         raise UserError(f"{data.interactions}: none of its {total:,} rows is usable ({_tally(reasons)})")
     if bad > data.max_bad_share * total:
@@ -143,7 +152,7 @@ def prepare(data: Data, privacy: Privacy, layout: Layout, say: Callable[[str], N
     say(f"sorting {reasons['good']:,} events into {data.buckets} buckets")
     anyway = [table[USER].combine_chunks() for table in (users, asked) if table is not None and data.new_users]
     job = _Job(
-        data, layout, names, user_type, item_type, boundaries, None if asked is None else ray.put(asked),
+        data, layout, names, gone, user_type, item_type, boundaries, None if asked is None else ray.put(asked),
         ray.put(_by_bucket(pa.concat_arrays([pa.array([], user_type), *anyway]), data.buckets)),
     )  # fmt: skip
     running = ray.data.DataContext.get_current()
@@ -163,7 +172,7 @@ def prepare(data: Data, privacy: Privacy, layout: Layout, say: Callable[[str], N
         written.append(_write_bucket(empty, _no_events(job), job))
     for table in (layout.histories, layout.targets):
         buckets.delete_others(table, range(data.buckets))
-    set_aside: Counter[str] = Counter({DROPPED: reasons[DROPPED]} if reasons[DROPPED] else {})
+    set_aside: Counter[str] = Counter(on_purpose)
     for row in written:
         set_aside.update(dict(zip(row["reasons"], row["counts"], strict=True)))
     return Prepared(
@@ -274,8 +283,9 @@ def _input_units(data: Data) -> tuple[list[dict[str, Any]], pa.DataType, pa.Data
 
 
 def _judged(
-    unit: dict[str, Any], data: Data, known: pa.Array, names: Pseudonyms | None = None, wanted: Sequence[str] = ()
-) -> pl.DataFrame:
+    unit: dict[str, Any], data: Data, known: pa.Array, names: Pseudonyms | None, gone: Forgotten | None,
+    wanted: Sequence[str] = (),
+) -> pl.DataFrame:  # fmt: skip
     """wanted: of data.context, where it is asked for."""
     columns = data.columns
     fs, _ = storage.filesystem(unit[FILE])
@@ -284,17 +294,21 @@ def _judged(
     read = (*read, columns.event) if data.event_weights else read
     rows = file.read_row_group(unit[GROUP], columns=list(dict.fromkeys(read)))
     rows = pseudonyms.replaced(rows, columns.user, names, unit[FILE])
-    return judge_interactions(
+    judged = judge_interactions(
         rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE], wanted, data.event_weights
     )
+    if gone is None:
+        return judged
+    out = pl.Series(values=gone.among(judged[USER].to_arrow().cast(pa.string())))
+    return judged.with_columns(pl.when(out).then(pl.lit(forgotten.REASON)).otherwise(pl.col(REASON)).alias(REASON))
 
 
-def _count(batch: pa.Table, data: Data, known: Any, names: Pseudonyms | None) -> pa.Table:
+def _count(batch: pa.Table, data: Data, known: Any, names: Pseudonyms | None, gone: Forgotten | None) -> pa.Table:
     """Rows per reason of one unit, and quantiles of the good rows' times."""
     (unit,) = batch.to_pylist()
     if names is not None:
         names.ready()  # a node without the key is found before a table is touched
-    judged = _judged(unit, data, _fetched(known))
+    judged = _judged(unit, data, _fetched(known), names if gone else None, gone)
     tally = judged.group_by(pl.col(REASON).fill_null("good")).len().sort(REASON)
     times = judged.filter(pl.col(REASON).is_null())[TIMESTAMP].to_numpy()
     marks = np.quantile(times, np.linspace(0, 1, TIME_QUANTILES), method="nearest") if len(times) else []
@@ -323,13 +337,13 @@ def _boundaries(counted: list[dict[str, Any]], data: Data) -> Boundaries:
 
 
 def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
-    """One unit's rows, good and bad, with their bucket; those that are dropped on purpose end here."""
+    """One unit's rows, good and bad, with their bucket; those that are left out on purpose end here."""
     (unit,) = batch.to_pylist()
-    judged = _judged(unit, job.data, _fetched(known), job.names, job.data.context)
+    judged = _judged(unit, job.data, _fetched(known), job.names, job.gone, job.data.context)
     rows = (
         judged.with_row_index(ROW, offset=unit[FIRST_ROW])
         .with_columns(pl.col(ROW).cast(pl.Int64), pl.lit(unit[FILE]).alias(FILE))
-        .filter(pl.col(REASON).ne_missing(DROPPED))
+        .filter(pl.col(REASON).ne_missing(DROPPED) & pl.col(REASON).ne_missing(forgotten.REASON))
     )
     table = rows.to_arrow().cast(_no_events(job).schema.remove(0))
     bucket = buckets.bucket_of(table[USER], job.data.buckets)

@@ -190,6 +190,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     if name == "prepare":
         data = config.data
         sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges, data.requests)
+        inputs = (*inputs, layout.forgotten)
         if "privacy" in dump:
             sections.append("privacy")
         if config.privacy.pseudonyms:

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
+import staging
 import yaml
 from typer.testing import CliRunner
 
@@ -21,7 +22,7 @@ from llmrec.engine import stages
 from llmrec.engine.session import user_error_in
 from llmrec.layout import Layout
 from llmrec.report.users import named
-from llmrec.tables import buckets
+from llmrec.tables import buckets, rankings
 
 RAW, ROOT = "s3://llmrec-test/privacy-raw", "s3://llmrec-test/privacy"
 USERS, ITEMS = 24, 12
@@ -192,3 +193,46 @@ def test_another_key_stops_before_it_makes_other_users(
     assert not storage.list_files(f"{ROOT}-fresh")
     after = storage.manifest(ROOT)
     assert [row for row in before if "/summaries/" not in row[0]] == [r for r in after if "/summaries/" not in r[0]]
+
+
+def test_who_is_forgotten_is_nowhere_and_stays_out_of_the_log(
+    prepared: dict[str, Any], layout: Layout, tmp_path: Path
+) -> None:
+    """The last test here: it takes a user out of the tables."""
+    settings = config.build(SETTINGS)
+    stages.run("recall", settings, quietly)
+    everyone = list(map(pseudonym, IDS))
+    staging.publish(layout.rankings, "before", everyone, pa.string())
+    staging.publish(layout.rankings, "now", everyone, pa.string())
+    gone, name = IDS[5], pseudonym(IDS[5])
+    before = decoded(ROOT)
+    places = (
+        "histories",
+        "users",
+        "candidates/merged",
+        "candidates/item_item",
+        "rankings/runs/before",
+        "rankings/runs/now",
+    )
+    for place in places:
+        assert any(place in uri for uri in holding(name, before)), place
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(SETTINGS))
+    asked = ["forget", gone, "--config", str(tmp_path / "config.yaml"), "--json", str(tmp_path / "done.json")]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.output
+    assert gone not in done.output and name not in done.output
+    files = decoded(ROOT)
+    assert holding(name, files) == [] and holding(gone, files) == []
+    found = storage.read_json(str(tmp_path / "done.json"))
+    assert found["left"] == [] and found["searched"] == len(files) and found["runs_deleted"] == ["before"]
+    assert pl.read_delta(layout.rankings)["user_id"].unique().sort().to_list() == sorted({*everyone} - {name})
+    assert rankings.snapshot(layout.rankings).run_id == "now"
+    # The log, which is not ours, has him still.
+    again = stages.run("prepare", settings, quietly)
+    assert again["set_aside"]["forgotten_user"] == 4 and again["users"] == USERS
+    assert again["rows_in"] == again["events_kept"] + sum(again["set_aside"].values())
+    buckets.write_parquet(pa.table({"user_id": IDS[4:6], "item_id": [1, 1]}), f"{RAW}/candidates.parquet")
+    brought = stages.run("bucket", config.build(SETTINGS, ["--bucket.input", f"{RAW}/candidates.parquet"]), quietly)
+    assert brought["set_aside"] == {"forgotten_user": 1} and brought["users"] == 1
+    files = decoded(ROOT)
+    assert holding(name, files) == [] and len(holding(pseudonym(IDS[4]), files)) > 4
