@@ -85,7 +85,7 @@ def example(
 
 @app.command()
 def show(
-    user: Annotated[str, typer.Argument(help="A user's id.")],
+    user: Annotated[str, typer.Argument(help="A user's id, or his pseudonym.")],
     config_file: ConfigFile = None,
     root: Root = None,
     table: Annotated[str | None, typer.Option(help="Another rankings table than the configuration's.")] = None,
@@ -96,9 +96,10 @@ def show(
     loaded = _load(config_file, root)
     layout = Layout.of(loaded)
     storage.check(layout.root)
-    from llmrec.report.users import show_user
+    from llmrec.report.users import named, show_user
 
-    found, history, ranking = show_user(layout, table or loaded.score.output or layout.rankings, user, recent)
+    rankings = table or loaded.score.output or layout.rankings
+    found, history, ranking = show_user(layout, rankings, named(user, rankings, loaded.privacy, layout), recent)
     if as_json:
         _print_json({
             "user_id": found, "history": history,
@@ -479,6 +480,61 @@ def export(
 
     done = asdict(write(rankings.snapshot(table, run_id), target, overwrite))
     _print_json(done) if as_json else terminal.print_summary("export", done)
+
+
+@app.command(name="check-privacy", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def check_privacy(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
+) -> None:
+    """Search all tables, and prompts, for values of the columns of privacy.never; exit code 3 if there are some."""
+    loaded = _settings(config_file, context)
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    from llmrec.engine import kept_out
+    from llmrec.report.privacy import print_checked
+
+    done = asdict(kept_out.check(loaded, layout, progress_line("check-privacy")))
+    print_checked(done)
+    if json_file:
+        storage.write_json(json_file, done)
+    if done["found"]:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def forget(
+    users: Annotated[list[str] | None, typer.Argument(help="Users' ids, or their pseudonyms.")] = None,
+    file: Annotated[str, typer.Option("--users", help="Parquet with a column of users, or a text, one a line.")] = "",
+    exports: Annotated[
+        list[str] | None, typer.Option("--export", help="A target of llmrec export; again for more.")
+    ] = None,
+    config_file: ConfigFile = None,
+    root: Root = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which files hold them.")] = False,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write what was done to this file.")] = None,
+) -> None:
+    """Take users out of everything that was written, and keep them out; exit code 3 if one is left somewhere.
+
+    Run no job meanwhile. Cut off, it is finished by the same command."""
+    loaded = _load(config_file, root)
+    layout, _ = _table(loaded)
+    from llmrec.engine import forget as stage
+    from llmrec.report.privacy import print_forgotten, print_left
+
+    who = stage.named(loaded, layout, users or [], file)
+    if dry_run:
+        searched, left = stage.search(loaded, layout, who, exports or [])
+        done: dict[str, Any] = {"users": len(who.texts), "searched": searched, "left": left}
+        print_left(searched, left)
+    else:
+        done = asdict(stage.forget(loaded, layout, who, exports or [], progress_line("forget")))
+        print_forgotten(done)
+    if json_file:
+        storage.write_json(json_file, done)
+    if done["left"] and not dry_run:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @app.command()

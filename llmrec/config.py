@@ -8,6 +8,7 @@ only the section that they need.
 from __future__ import annotations
 
 import os
+import string
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -940,6 +941,36 @@ class Cluster(Section):
     no_progress_seconds: Count = Field(120, description="a job in which nothing moves this long ends with an error")
 
 
+class Privacy(Section):
+    """What tables, prompts and logs may know of users."""
+
+    pseudonyms: bool = Field(
+        False, description="prepare replaces each user id by its HMAC-SHA256, 64 hexadecimal digits; no table has the "
+        "id itself"
+    )  # fmt: skip
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+        "LLMREC_PSEUDONYM_KEY", description="environment variable with the key of that, 32 characters or more; on "
+        "every node of the cluster too"
+    )  # fmt: skip
+    brought: Literal["ids", "pseudonyms"] = Field(
+        "ids",
+        description="what user_id is in tables that you bring later: bucket.input, evaluate.labelled and "
+        "feedback.impressions",
+    )
+
+    never: tuple[str, ...] = Field(
+        (), description="columns of items, users, the log or requests whose values no table, prompt or log may hold"
+    )
+
+    @model_validator(mode="after")
+    def _used(self) -> Privacy:
+        if self.key_variable.upper().startswith("LLMREC_") and self.key_variable != "LLMREC_PSEUDONYM_KEY":
+            raise ValueError("key_variable names a variable that begins with LLMREC_, as settings do; choose another")
+        if self.brought == "pseudonyms" and not self.pseudonyms:
+            raise ValueError("brought = pseudonyms goes with pseudonyms = true")
+        return self
+
+
 HEADS_OF = {"text": ("linear", "yes_no"), "token": ("retrieve", "rank")}
 
 
@@ -967,7 +998,40 @@ class Config(BaseSettings):
     evaluate: Evaluate = Evaluate()
     drift: Drift = Drift()
     pipeline: Pipeline = Pipeline()
+    privacy: Privacy = Field(Privacy(), exclude_if=lambda value: value == Privacy())
     cluster: Cluster = Cluster()
+
+    def named_columns(self) -> dict[str, tuple[str, ...]]:
+        """Setting -> the columns of items, users, the log or contexts that it reads."""
+        data, names = self.data, self.data.columns
+        templates = {f"prompt.{of}": getattr(self.prompt, of) for of in ("item", "user", "context")}
+        return {
+            **{f"data.columns.{of}": (getattr(names, of),) for of in ("user", "item", "timestamp", "title")},
+            "data.columns.event": (names.event,) if data.event_weights else (),
+            "data.context": data.context,
+            **{key: tuple(_placeholders(template)) for key, template in templates.items()},
+            "items.vectors": self.items.vectors,
+            "items.images": (self.items.images,),
+            "items.categories": self.items.categories,
+            "items.numbers": self.items.numbers,
+            "recall.segment.columns": self.recall.segment.columns,
+            "fusion.item_weights": tuple(self.fusion.item_weights),
+            "rerank.by": self.rerank.by,
+            "rerank.quotas": tuple(self.rerank.quotas),
+            "rerank.least": tuple(self.rerank.least),
+            "rerank.freshness.column": (self.rerank.freshness.column,),
+            "explain.attributes": self.explain.attributes,
+            "evaluate.segments": tuple(of.partition(".")[2] for of in self.evaluate.segments),
+            "evaluate.diversity_by": self.evaluate.diversity_by,
+        }
+
+    @model_validator(mode="after")
+    def _kept_out(self) -> Config:
+        for key, columns in self.named_columns().items():
+            for name in self.privacy.never:
+                if name in columns:
+                    raise ValueError(f"privacy.never names '{name}', which {key} uses; take it out of one of them")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -1021,6 +1085,14 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The file's values arrive as init arguments and must be weaker than the environment.
         return env_settings, init_settings
+
+
+def _placeholders(template: str) -> list[str]:
+    """The columns that a template names; none of a malformed one, which is refused where it is filled."""
+    try:
+        return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    except ValueError:
+        return []
 
 
 def load(file: str | None, arguments: Sequence[str] = ()) -> Config:
@@ -1093,4 +1165,4 @@ def _refuse_unknown_variables() -> None:
             raise UserError(f"environment variable {name}: no such setting; LLMREC_SCORE__TOP_K sets score.top_k")
 
 
-OWN_VARIABLES = ("LLMREC_CACHE", "LLMREC_KUBERAY_CRDS", "LLMREC_TEST_DATA")
+OWN_VARIABLES = ("LLMREC_CACHE", "LLMREC_KUBERAY_CRDS", "LLMREC_PSEUDONYM_KEY", "LLMREC_TEST_DATA")

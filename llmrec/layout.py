@@ -72,6 +72,16 @@ class Layout:
         return self._at("tables", "histories")
 
     @property
+    def pseudonyms(self) -> str:
+        """How the users' ids in the tables were made, if not by the user. The key is not among it."""
+        return self._at("tables", "pseudonyms.json")
+
+    @property
+    def forgotten(self) -> str:
+        """Hashes of users whom prepare keeps out."""
+        return self._at("privacy", "forgotten.json")
+
+    @property
     def targets(self) -> str:
         return self._at("tables", "targets")
 
@@ -93,8 +103,8 @@ class Layout:
     def _aside(self, *parts: str) -> str:
         return storage.join(self.scratch("fuse"), *parts)
 
-    def scratch(self, stage: str) -> str:
-        """What a stage leaves only while it runs."""
+    def scratch(self, stage: str = "") -> str:
+        """What a stage leaves only while it runs; that of all stages."""
         return self._at("scratch", stage)
 
     def quarantine(self, stage: str) -> str:

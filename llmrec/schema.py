@@ -26,6 +26,7 @@ RANK, SCORE, RANKER_SCORE, PROBABILITY, RECALL_SCORE, SOURCE, MODEL_VERSION, RUN
 BUCKET = "bucket"
 TEXT, CONTENT_HASH = "text", "content_hash"
 HEAD, RELATION, TAIL, WEIGHT = "head", "relation", "tail", "weight"
+IDS = {"int64": pa.int64(), "string": pa.string()}  # types of ids, by their names
 KEY, REASON, DETAIL, ORIGIN = "key", "reason_code", "detail", "source_file"
 
 

@@ -325,7 +325,7 @@ def environment() -> dict[str, str]:
 
 def redact(text: str) -> str:
     """Text with the values of the secret variables, and credentials inside URIs, blotted out."""
-    for name in SECRET_VARIABLES:
+    for name in (*SECRET_VARIABLES, "LLMREC_PSEUDONYM_KEY"):
         if value := os.environ.get(name):
             text = text.replace(value, "***")
     return re.sub(r"(s3|https?)://[^\s'@]+@", r"\1://***@", text)

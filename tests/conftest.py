@@ -11,6 +11,8 @@ import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Of tests alone, and before the cluster starts, whose nodes keep the variables that they started with.
+os.environ["LLMREC_PSEUDONYM_KEY"] = "a key of tests, long enough to be one"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core each
 

@@ -23,12 +23,14 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from llmrec import config, storage
+from llmrec import config, schema, storage
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET, ITEMS, USER
-from llmrec.tables import buckets, candidates, shards
+from llmrec.tables import buckets, candidates, forgotten, pseudonyms, shards
+from llmrec.tables.forgotten import Forgotten
+from llmrec.tables.pseudonyms import Pseudonyms
 
 MB = 1 << 20
 UNIT_BYTES, UNIT_GROUPS = 64 * MB, 64  # of the input, decompressed but encoded; row groups of one task
@@ -61,9 +63,14 @@ class Bucketed:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every task needs. scratch: a folder of this run alone, since a killed run's tasks may still write."""
+    """What every task needs. columns: of the input, what else it has is not read; names: how its users' ids become
+    those of the tables, None if they are these; gone: users who are left out; written: columns of the table. scratch: a
+    folder of this run alone, since a killed run's tasks may still write."""
 
     columns: pa.Schema
+    names: Pseudonyms | None
+    gone: Forgotten | None
+    written: pa.Schema
     buckets: int
     slice_bytes: int
     scratch: str
@@ -80,12 +87,13 @@ class _File:
     groups: list[tuple[int, int]]
 
 
-def bucket(settings: config.Bucket, layout: Layout, say: Callable[[str], None]) -> Bucketed:
+def bucket(settings: config.Bucket, privacy: config.Privacy, layout: Layout, say: Callable[[str], None]) -> Bucketed:
     """Write candidates/<name> under the root, bucketed like histories. The table that was there stays until all of the
     input has been read and found good.
 
     Raises:
-        UserError: the input is missing, unreadable or of the wrong shape, or a bucket would not fit in memory.
+        UserError: the input is missing, unreadable or of the wrong shape, a bucket would not fit in memory, or the key
+            of pseudonyms is missing or another than that of the tables.
     """
     if not settings.input:
         raise UserError("bucket.input is not set; give a Parquet file or directory of candidates")
@@ -97,7 +105,11 @@ def bucket(settings: config.Bucket, layout: Layout, say: Callable[[str], None]) 
     found = _files(source)
     files = storage.each(_footer, list(found))
     item = prepared.field(ITEMS).type.value_type
-    columns = candidates.common_schema({f.uri: f.columns for f in files}, prepared.field(USER).type, item, source)
+    names, user = pseudonyms.brought(privacy, layout), prepared.field(USER).type
+    given = user if names is None else schema.IDS[names.ids]
+    kept = {f.uri: pa.schema([of for of in f.columns if of.name not in privacy.never]) for f in files}
+    columns = candidates.common_schema(kept, given, item, source)
+    written = columns.set(columns.names.index(USER), pa.field(USER, user))
     units = _units(files)
     rows_in = sum(rows for file in files for rows, _ in file.groups)
     if not rows_in:
@@ -105,18 +117,28 @@ def bucket(settings: config.Bucket, layout: Layout, say: Callable[[str], None]) 
     form = "list" if ITEMS in columns.names else "long"
     say(f"reading {rows_in:,} rows in {form} form from {len(files):,} files, for {len(histories)} buckets")
     aside, scratch = layout.quarantine(f"bucket/{settings.name}"), layout.scratch(f"bucket/{settings.name}")
-    job = _Job(columns, len(histories), SLICE_BYTES, storage.join(scratch, uuid.uuid4().hex[:8]), aside, table)
+    job = _Job(
+        columns,
+        names,
+        forgotten.read(layout),
+        written,
+        len(histories),
+        SLICE_BYTES,
+        storage.join(scratch, uuid.uuid4().hex[:8]),
+        aside,
+        table,
+    )
     storage.delete(aside)
     storage.delete(scratch)  # of a run that was cut off
     try:
-        set_aside, written = _shuffle(job, units, rows_in, source, say)
+        set_aside, left_out, written = _shuffle(job, units, rows_in, source, say)
     finally:
         with contextlib.suppress(OSError):  # tasks of a failed run may still write; the next run deletes that
             storage.delete(scratch)
     return Bucketed(
         form=form,
         rows_in=rows_in,
-        set_aside={"null_id": set_aside} if set_aside else {},
+        set_aside={k: n for k, n in (("null_id", set_aside), (forgotten.REASON, left_out)) if n},
         pairs=sum(row["pairs"] for row in written),
         users=sum(row["users"] for row in written),
         buckets=len(written),
@@ -131,8 +153,8 @@ def bucket(settings: config.Bucket, layout: Layout, say: Callable[[str], None]) 
 
 def _shuffle(
     job: _Job, units: list[dict[str, Any]], rows_in: int, source: str, say: Callable[[str], None]
-) -> tuple[int, list[dict[str, Any]]]:
-    """Both steps: how many rows were set aside, and what each bucket counted."""
+) -> tuple[int, int, list[dict[str, Any]]]:
+    """Both steps: how many rows were set aside, how many are of users who are left out, what each bucket counted."""
     import ray
 
     read = reporting(each(units, _split, {"job": job}), len(units), say, "bucket: read", "parts")
@@ -154,7 +176,7 @@ def _shuffle(
         todo = [{BUCKET: b} for b in range(job.buckets)]
         written = reporting(each(todo, _write, {"job": job, "index": index}), len(todo), say, "bucket: written")
         assert {row[BUCKET] for row in written} == set(range(job.buckets)), "a bucket was not written"
-    return set_aside, written
+    return set_aside, sum(row["left_out"] for row in read), written
 
 
 def _files(source: str) -> dict[str, int]:
@@ -212,9 +234,9 @@ def _units(files: list[_File]) -> list[dict[str, Any]]:
 def _split(batch: pa.Table, job: _Job) -> pa.Table:
     """Write the shards of one unit; rows without a user go to quarantine."""
     (unit,) = batch.to_pylist()
-    aside: list[pa.Table] = []
+    aside, left_out = list[pa.Table](), list[int]()
     offsets, sizes = [], np.zeros(job.buckets, np.int64)
-    for i, rows in enumerate(_slices(_usable(unit["groups"], job, aside), job.slice_bytes)):
+    for i, rows in enumerate(_slices(_usable(unit["groups"], job, aside, left_out), job.slice_bytes)):
         shard = shards.cut(rows, job.buckets)
         storage.write_bytes(_shard(job, unit[UNIT], i), shard.data)
         offsets.append(shard.offsets.tobytes())
@@ -222,22 +244,27 @@ def _split(batch: pa.Table, job: _Job) -> pa.Table:
     if aside:
         buckets.write_parquet(pa.concat_tables(aside), storage.join(job.quarantine, f"part-{unit[UNIT]:05d}.parquet"))
     return pa.table({
-        UNIT: [unit[UNIT]], "set_aside": [sum(t.num_rows for t in aside)],
+        UNIT: [unit[UNIT]], "set_aside": [sum(t.num_rows for t in aside)], "left_out": [sum(left_out)],
         "offsets": pa.array([offsets], pa.list_(pa.binary())), "sizes": [sizes.tobytes()],
     })  # fmt: skip
 
 
-def _usable(groups: list[dict[str, Any]], job: _Job, aside: list[pa.Table]) -> Iterator[pa.Table]:
-    """The rows of row groups in small tables, in order; those without a user are put to `aside`."""
+def _usable(groups: list[dict[str, Any]], job: _Job, aside: list[pa.Table], left_out: list[int]) -> Iterator[pa.Table]:
+    """The rows of row groups in small tables, in order; those without a user are put to `aside`, to `left_out` the
+    numbers of those of users who were forgotten."""
     for group in groups:
         with _opened(group[FILE]) as file:
-            for batch in file.iter_batches(group[ROWS], row_groups=[group[GROUP]]):
+            read = [name for name in file.schema_arrow.names if name in job.columns.names]
+            for batch in file.iter_batches(group[ROWS], row_groups=[group[GROUP]], columns=read):
                 rows = candidates.fitted(pa.Table.from_batches([batch]), job.columns, group[FILE])
                 null = pa.compute.is_null(rows[USER])
                 if pa.compute.any(null).as_py():
                     aside.append(candidates.without_user(rows.filter(null), group[FILE]))
                     rows = rows.filter(pa.compute.invert(null))
-                yield rows
+                rows = pseudonyms.replaced(rows, USER, job.names, group[FILE])
+                kept = rows if job.gone is None else job.gone.without(rows, USER)
+                left_out.append(rows.num_rows - kept.num_rows)
+                yield kept
 
 
 def _slices(tables: Iterator[pa.Table], limit: int) -> Iterator[pa.Table]:
@@ -274,7 +301,7 @@ def _write(batch: pa.Table, job: _Job, index: Any) -> pa.Table:
 
     with ThreadPoolExecutor(READERS) as pool:
         parts = list(pool.map(part, np.flatnonzero(ends > starts)))
-    rows = candidates.by_user(pa.concat_tables([job.columns.empty_table(), *parts]))
+    rows = candidates.by_user(pa.concat_tables([job.written.empty_table(), *parts]))
     size = buckets.write_parquet(rows, buckets.bucket_file(job.table, unit[BUCKET]))
     pairs = candidates.pairs_per_user(rows)
     counted = {"users": len(pairs), "pairs": int(pairs.sum()), "largest": int(pairs.max(initial=0)), "bytes": size}

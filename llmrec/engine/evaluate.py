@@ -96,7 +96,9 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     run_id = rankings.shown(opened[OURS])["run_id"]
     attributes = evaluate_items.attributes(wanted, layout)
     known = evaluate_items.catalogue(wanted, settings.items.separator, layout)
-    pairs = labelled_pairs.by_bucket(wanted.labelled, layout, run_id) if wanted.labelled else {}
+    pairs = {}
+    if wanted.labelled:
+        pairs = labelled_pairs.by_bucket(wanted.labelled, settings.privacy, layout, run_id)
     kept = layout.score_parts(run_id) if storage.exists(layout.score_parts(run_id)) else ""
     fused = _fitted(settings.fusion, layout) if kept else None
     arguments = {

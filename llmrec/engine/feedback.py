@@ -17,8 +17,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrec import storage
-from llmrec.config import Data, Feedback
+from llmrec import schema, storage
+from llmrec.config import Data, Feedback, Privacy
 from llmrec.data.clean import KIND
 from llmrec.data.context import columns_of
 from llmrec.data.impressions import POSITION, TAKEN, added, counted, impressions_quarantine, judge_impressions
@@ -27,7 +27,8 @@ from llmrec.errors import UserError
 from llmrec.evaluation import position_bias
 from llmrec.layout import Layout
 from llmrec.schema import ITEM, REASON, RUN_ID, TIMESTAMP, USER, WEIGHT
-from llmrec.tables import buckets
+from llmrec.tables import buckets, pseudonyms
+from llmrec.tables.pseudonyms import Pseudonyms
 
 FILE, NUMBER = "file", "number"
 UNNAMED = "(no run)"
@@ -74,11 +75,12 @@ class FedBack:
     quarantine: str
 
 
-def feedback(settings: Feedback, data: Data, layout: Layout, say: Callable[[str], None]) -> FedBack:
+def feedback(settings: Feedback, data: Data, privacy: Privacy, layout: Layout, say: Callable[[str], None]) -> FedBack:
     """Write tables/feedback: user_id, item_id, timestamp, weight and, with data.event_weights, event.
 
     Raises:
-        UserError: no impressions lie there, too many are bad, nothing was taken at all, or a column is missing.
+        UserError: no impressions lie there, too many are bad, nothing was taken at all, a column is missing, or the key
+            of pseudonyms is missing, too short or another than before.
     """
     if not settings.impressions:
         raise UserError("feedback.impressions is not set; give a Parquet file or directory of what users were shown")
@@ -86,7 +88,11 @@ def feedback(settings: Feedback, data: Data, layout: Layout, say: Callable[[str]
     if not files:
         raise UserError(f"{settings.impressions}: no Parquet files there")
     units = [{FILE: uri, NUMBER: number} for number, (uri, _) in enumerate(files)]
-    given: dict[str, Any] = {"data": data, "settings": settings}
+    names = None
+    if privacy.pseudonyms and privacy.brought != "pseudonyms":
+        kind = schema.id_type(buckets.schema_of(files[0][0]), data.columns.user, files[0][0])
+        names = pseudonyms.begun(privacy, layout, kind)
+    given: dict[str, Any] = {"data": data, "settings": settings, "names": names}
     say(f"counting the impressions of {len(units)} files")
     rows = reporting(each(units, _count, given), len(units), say, "feedback", "files")
     reasons: Counter[str] = Counter()
@@ -150,7 +156,7 @@ def _of_place(examined: np.ndarray, position: int, settings: Feedback) -> tuple[
     )
 
 
-def _read(uri: str, data: Data, settings: Feedback) -> pl.DataFrame:
+def _read(uri: str, data: Data, settings: Feedback, names: Pseudonyms | None) -> pl.DataFrame:
     """The judged impressions of a file."""
     fs, path = storage.filesystem(uri)
     try:
@@ -161,13 +167,14 @@ def _read(uri: str, data: Data, settings: Feedback) -> pl.DataFrame:
     context = [name for name in columns_of(data.context, columns) if name in there and name != columns.timestamp]
     wanted = (columns.user, columns.item, columns.timestamp, settings.position, settings.outcome, RUN_ID, *context)
     rows = buckets.read_parquet(uri, [name for name in dict.fromkeys(wanted) if name in there])
+    rows = pseudonyms.replaced(rows, columns.user, names, uri)
     return judge_impressions(rows, columns, settings, data.min_timestamp, data.max_timestamp, uri, context)
 
 
-def _count(batch: pa.Table, data: Data, settings: Feedback) -> pa.Table:
+def _count(batch: pa.Table, data: Data, settings: Feedback, names: Pseudonyms | None) -> pa.Table:
     """Rows per reason of one file, and `impressions.counted` of the others."""
     (unit,) = batch.to_pylist()
-    judged = _read(unit[FILE], data, settings)
+    judged = _read(unit[FILE], data, settings, names)
     tally = judged.group_by(pl.col(REASON).fill_null("good")).len().sort(REASON)
     found = counted(judged.filter(pl.col(REASON).is_null()), settings.positions)
     return pa.table(
@@ -181,10 +188,12 @@ def _frame(row: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(lists)
 
 
-def _write(batch: pa.Table, data: Data, settings: Feedback, layout: Layout, examined: np.ndarray) -> pa.Table:
+def _write(
+    batch: pa.Table, data: Data, settings: Feedback, names: Pseudonyms | None, layout: Layout, examined: np.ndarray
+) -> pa.Table:
     """Write what was taken of one file; its sums and what came of each run."""
     (unit,) = batch.to_pylist()
-    judged = _read(unit[FILE], data, settings)
+    judged = _read(unit[FILE], data, settings, names)
     bad, good = judged.filter(pl.col(REASON).is_not_null()), judged.filter(pl.col(REASON).is_null()).drop(REASON)
     name = f"part-{unit[NUMBER]:05}.parquet"
     if len(bad):

@@ -8,26 +8,28 @@ import pyarrow as pa
 import pyarrow.compute
 
 from llmrec import schema, storage
+from llmrec.config import Privacy
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import ITEM, ITEMS, SCORES, USER
-from llmrec.tables import buckets
+from llmrec.tables import buckets, pseudonyms
 
 LABEL = "label"
 
 
-def by_bucket(uri: str, layout: Layout, run_id: str) -> dict[int, pa.Table]:
+def by_bucket(uri: str, privacy: Privacy, layout: Layout, run_id: str) -> dict[int, pa.Table]:
     """The pairs of each bucket that has some: user_id, item_id, label (bool). The file is held whole.
 
     Raises:
-        UserError: the run kept no parts, or the file is not what evaluate.labelled takes.
+        UserError: the run kept no parts, the file is not what evaluate.labelled takes, or the key of pseudonyms is
+            missing or another than that of the tables.
     """
     if not storage.exists(layout.score_parts(run_id)):
         raise UserError(
             f"evaluate.labelled: run {run_id} kept no scores of its candidates; set score.keep_parts = true and run "
             "jobs/score.py again"
         )
-    pairs = buckets.read_parquet(uri)
+    pairs = pseudonyms.replaced(buckets.read_parquet(uri), USER, pseudonyms.brought(privacy, layout), uri)
     histories = buckets.bucket_files(layout.histories)
     kinds = {
         USER: buckets.schema_of(next(iter(histories.values()))).field(USER).type,

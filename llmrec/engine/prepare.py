@@ -18,7 +18,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from llmrec import schema, storage
-from llmrec.config import Columns, Data, context_name
+from llmrec.config import Columns, Data, Privacy, context_name
 from llmrec.data import context
 from llmrec.data.clean import (
     DROPPED,
@@ -36,7 +36,9 @@ from llmrec.data.split import Boundaries, split_events, with_new_users
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET, CONTEXT, ITEM, REASON, TIMESTAMP, USER
-from llmrec.tables import buckets
+from llmrec.tables import buckets, forgotten, pseudonyms
+from llmrec.tables.forgotten import Forgotten
+from llmrec.tables.pseudonyms import Pseudonyms
 
 FILE, GROUP, FIRST_ROW, FED_BACK = "file", "row_group", "first_row", "fed_back"
 TIME_QUANTILES = 1000
@@ -62,13 +64,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Job:
-    """What every task of the second pass needs. weighted: events have a weight; requests: object reference to the table
-    of `context.requests`; known: to the users to rank whatever the log says, by bucket, and int64[buckets + 1], where
-    each bucket's begin."""
+    """What every task of the second pass needs. weighted: events have a weight; user_type: of the ids that are written;
+    names: None where these are the ids that are read; gone: users who are kept out. requests: object reference to the
+    table of `context.requests`; known: to the users to rank whatever the log says, by bucket, and int64[buckets + 1],
+    where each bucket's begin."""
 
     data: Data
     layout: Layout
     weighted: bool
+    names: Pseudonyms | None
+    gone: Forgotten | None
     user_type: pa.DataType
     item_type: pa.DataType
     boundaries: Boundaries | None
@@ -76,43 +81,57 @@ class _Job:
     known: Any
 
 
-def prepare(data: Data, layout: Layout, say: Callable[[str], None], feedback: bool = False) -> Prepared:
+def prepare(
+    data: Data, privacy: Privacy, layout: Layout, say: Callable[[str], None], feedback: bool = False
+) -> Prepared:
     """Write items, users, edges, histories, targets and quarantine under the root.
 
     feedback: what was taken of published rankings, as feedback left it, is part of the log.
 
     Raises:
-        UserError: the input is missing, unreadable or of the wrong shape, or more of it is bad than allowed.
+        UserError: the input is missing, unreadable or of the wrong shape, more of it is bad than allowed, or the key of
+            pseudonyms is missing, too short or another than before.
     """
     import ray
 
     for name in ("items", "interactions"):
         if not getattr(data, name):
             raise UserError(f"data.{name} is not set; give a Parquet file or directory")
-    items = buckets.read_parquet(data.items)
+    _check_never(data, privacy.never)
+    items = _without(buckets.read_parquet(data.items), privacy.never)
     if items.num_rows == 0:
         raise UserError(f"{data.items}: the items table is empty")
     items, bad_items = clean_items(items, data.columns, data.items)
     edges, bad_edges = _read_edges(data, items[ITEM].combine_chunks())
-    units, user_type, item_type = _input_units(data, layout.feedback if feedback else "")
+    units, user_type, item_type = _input_units(data, layout.feedback if feedback else "", privacy.pseudonyms)
     weighted = feedback or bool(data.event_weights)
-    users = _read_users(data, user_type)
+    names = pseudonyms.begun(privacy, layout, user_type)
+    gone = forgotten.read(layout)
+    users = _read_users(data, user_type, names, privacy.never)
+    users = users if users is None or gone is None else gone.without(users, USER)
+    user_type = user_type if names is None else pa.string()
     asked = None
     if data.requests:
         rows = buckets.read_parquet(data.requests)
+        rows = pseudonyms.replaced(rows, data.columns.user, names, data.requests)
         asked = context.requests(rows, data.context, data.columns, user_type, data.requests)
+        asked = asked if gone is None else gone.without(asked, USER)
 
     known = ray.put(items[ITEM].combine_chunks())
     source = ray.data.from_items(units, override_num_blocks=min(len(units), 1000))
     say(f"checking {sum(u['rows'] for u in units):,} rows in {len(units)} row groups")
     counted = source.map_batches(
-        _count, batch_size=1, fn_kwargs={"known": known, "data": data, "weighted": weighted}, batch_format="pyarrow"
+        _count,
+        batch_size=1,
+        fn_kwargs={"data": data, "known": known, "weighted": weighted, "names": names, "gone": gone},
+        batch_format="pyarrow",
     ).take_all()
     reasons: Counter[str] = Counter()
     for row in counted:
         reasons.update(dict(zip(row["reasons"], row["counts"], strict=True)))
     total = sum(reasons.values())
-    bad = total - reasons["good"] - reasons[DROPPED]
+    on_purpose = {name: reasons[name] for name in (DROPPED, forgotten.REASON) if reasons[name]}
+    bad = total - reasons["good"] - sum(on_purpose.values())
     if reasons["good"] == 0:
         raise UserError(f"{data.interactions}: none of its {total:,} rows is usable ({_tally(reasons)})")
     if bad > data.max_bad_share * total:
@@ -123,6 +142,8 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None], feedback: bo
     boundaries = _boundaries(counted, data) if data.split == "time" else None
 
     storage.delete(layout.quarantine("prepare"))
+    if names is not None:
+        pseudonyms.write(names, layout)
     buckets.write_parquet(items, layout.items)
     buckets.write_parquet(bad_items, storage.join(layout.quarantine("prepare"), "items.parquet"))
     storage.delete(layout.edges)
@@ -139,7 +160,8 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None], feedback: bo
     say(f"sorting {reasons['good']:,} events into {data.buckets} buckets")
     anyway = [table[USER].combine_chunks() for table in (users, asked) if table is not None and data.new_users]
     job = _Job(
-        data, layout, weighted, user_type, item_type, boundaries, None if asked is None else ray.put(asked),
+        data, layout, weighted, names, gone, user_type, item_type, boundaries,
+        None if asked is None else ray.put(asked),
         ray.put(_by_bucket(pa.concat_arrays([pa.array([], user_type), *anyway]), data.buckets)),
     )  # fmt: skip
     running = ray.data.DataContext.get_current()
@@ -159,7 +181,7 @@ def prepare(data: Data, layout: Layout, say: Callable[[str], None], feedback: bo
         written.append(_write_bucket(empty, _no_events(job), job))
     for table in (layout.histories, layout.targets):
         buckets.delete_others(table, range(data.buckets))
-    set_aside: Counter[str] = Counter({DROPPED: reasons[DROPPED]} if reasons[DROPPED] else {})
+    set_aside: Counter[str] = Counter(on_purpose)
     for row in written:
         set_aside.update(dict(zip(row["reasons"], row["counts"], strict=True)))
     return Prepared(
@@ -185,10 +207,30 @@ def _by_bucket(users: pa.Array, count: int) -> tuple[pa.Array, np.ndarray]:
     return users.take(pa.array(order)), np.searchsorted(which[order], np.arange(count + 1))
 
 
-def _read_users(data: Data, user_type: pa.DataType) -> pa.Table | None:
+def _check_never(data: Data, never: Sequence[str]) -> None:
+    """A misspelt name would keep nothing out."""
+    if not never:
+        return
+    there = list[str]()
+    for uri in filter(None, (data.items, data.users, data.interactions, data.requests)):
+        files = storage.list_files(uri, ".parquet")
+        there += buckets.schema_of(files[0][0]).names if files else []
+    for name in never:
+        if name not in there:
+            raise UserError(
+                f"privacy.never names '{name}', a column of none of the inputs (they have: "
+                f"{', '.join(dict.fromkeys(there))})"
+            )
+
+
+def _without(rows: pa.Table, never: Sequence[str]) -> pa.Table:
+    return rows.drop_columns([name for name in never if name in rows.column_names])
+
+
+def _read_users(data: Data, user_type: pa.DataType, names: Pseudonyms | None, never: Sequence[str]) -> pa.Table | None:
     if not data.users:
         return None
-    users = buckets.read_parquet(data.users)
+    users = _without(buckets.read_parquet(data.users), never)
     kind = schema.id_type(users.schema, data.columns.user, data.users)
     if kind != user_type:
         raise UserError(
@@ -197,6 +239,7 @@ def _read_users(data: Data, user_type: pa.DataType) -> pa.Table | None:
         )
     users = users.rename_columns({data.columns.user: USER})
     users = users.set_column(users.column_names.index(USER), USER, users[USER].cast(kind))
+    users = pseudonyms.replaced(users, USER, names, data.users)
     return users.filter(pa.compute.is_valid(users[USER]))
 
 
@@ -216,16 +259,16 @@ def _read_edges(data: Data, known_items: pa.Array) -> tuple[pa.Table, pa.Table]:
     return edges, set_aside
 
 
-def _input_units(data: Data, feedback: str) -> tuple[list[dict[str, Any]], pa.DataType, pa.DataType]:
-    """Every row group of the log, in file order, then those of what was fed back, and the types of their ids. Reads
-    footers only."""
+def _input_units(data: Data, feedback: str, named: bool) -> tuple[list[dict[str, Any]], pa.DataType, pa.DataType]:
+    """Every row group of the log, in file order, then those of what was fed back, and the types of the log's ids. Reads
+    footers only. named: users have pseudonyms in what was fed back."""
     files = storage.list_files(data.interactions, ".parquet")
     if not files:
         raise UserError(f"{data.interactions}: no Parquet files there")
     fs, _ = storage.filesystem(data.interactions)
     units: list[dict[str, Any]] = []
     first_row = 0
-    types: set[tuple[pa.DataType, pa.DataType]] = set()
+    types: set[tuple[pa.DataType, str]] = set()
     fed_back = storage.list_files(feedback, ".parquet") if feedback else []
     for uri, own in [(uri, False) for uri, _ in files] + [(uri, True) for uri, _ in fed_back]:
         try:
@@ -233,7 +276,9 @@ def _input_units(data: Data, feedback: str) -> tuple[list[dict[str, Any]], pa.Da
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{uri}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
         columns, arrow = Columns() if own else data.columns, footer.schema.to_arrow_schema()
-        types.add((schema.id_type(arrow, columns.user, uri), schema.id_type(arrow, columns.item, uri)))
+        types.add((schema.id_type(arrow, columns.item, uri), "item"))
+        if not (own and named):
+            types.add((schema.id_type(arrow, columns.user, uri), "user"))
         schema.require(arrow, {columns.timestamp: "time"}, uri)
         if not own:  # which may lack contexts
             context.check(arrow, data.context, uri)
@@ -246,15 +291,20 @@ def _input_units(data: Data, feedback: str) -> tuple[list[dict[str, Any]], pa.Da
             first_row += rows
     if not units:
         raise UserError(f"{data.interactions}: the table is empty")
-    if len(types) > 1:
-        where = f"{data.interactions} and {feedback}" if fed_back else data.interactions
-        raise UserError(f"{where}: files disagree on the type of ids ({', '.join(map(str, types))})")
-    return units, *types.pop()
+    found = {}
+    for of in ("user", "item"):
+        kinds = sorted(str(kind) for kind, which in types if which == of)
+        if len(kinds) > 1:
+            where = f"{data.interactions} and {feedback}" if fed_back else data.interactions
+            raise UserError(f"{where}: files disagree on the type of {of} ids ({', '.join(kinds)})")
+        found[of] = next(kind for kind, which in types if which == of)
+    return units, found["user"], found["item"]
 
 
 def _judged(
-    unit: dict[str, Any], known: pa.Array, data: Data, weighted: bool, wanted: Sequence[str] = ()
-) -> pl.DataFrame:
+    unit: dict[str, Any], data: Data, known: pa.Array, weighted: bool, names: Pseudonyms | None,
+    gone: Forgotten | None, wanted: Sequence[str] = (),
+) -> pl.DataFrame:  # fmt: skip
     """wanted: of data.context, where it is asked for."""
     own = unit[FED_BACK]
     columns = Columns() if own else data.columns
@@ -267,17 +317,27 @@ def _judged(
     for name in context.columns_of(wanted, columns):
         if own and name not in rows.column_names:
             rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
+    # What was fed back has pseudonyms already.
+    rows = rows if own else pseudonyms.replaced(rows, columns.user, names, unit[FILE])
     judged = judge_interactions(
         rows, columns, known, data.min_timestamp, data.max_timestamp, unit[FILE], wanted, data.event_weights,
         schema.WEIGHT if own else "",
     )  # fmt: skip
-    return weighing_the_same(judged, "") if weighted and EVENT_WEIGHT not in judged.columns else judged
+    judged = weighing_the_same(judged, "") if weighted and EVENT_WEIGHT not in judged.columns else judged
+    if gone is None:
+        return judged
+    out = pl.Series(values=gone.among(judged[USER].to_arrow().cast(pa.string())))
+    return judged.with_columns(pl.when(out).then(pl.lit(forgotten.REASON)).otherwise(pl.col(REASON)).alias(REASON))
 
 
-def _count(batch: pa.Table, known: Any, data: Data, weighted: bool) -> pa.Table:
+def _count(
+    batch: pa.Table, data: Data, known: Any, weighted: bool, names: Pseudonyms | None, gone: Forgotten | None
+) -> pa.Table:
     """Rows per reason of one unit, and quantiles of the good rows' times."""
     (unit,) = batch.to_pylist()
-    judged = _judged(unit, _fetched(known), data, weighted)
+    if names is not None:
+        names.ready()  # a node without the key is found before a table is touched
+    judged = _judged(unit, data, _fetched(known), weighted, names if gone else None, gone)
     tally = judged.group_by(pl.col(REASON).fill_null("good")).len().sort(REASON)
     times = judged.filter(pl.col(REASON).is_null())[TIMESTAMP].to_numpy()
     marks = np.quantile(times, np.linspace(0, 1, TIME_QUANTILES), method="nearest") if len(times) else []
@@ -306,13 +366,13 @@ def _boundaries(counted: list[dict[str, Any]], data: Data) -> Boundaries:
 
 
 def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
-    """One unit's rows, good and bad, with their bucket; those that are dropped on purpose end here."""
+    """One unit's rows, good and bad, with their bucket; those that are left out on purpose end here."""
     (unit,) = batch.to_pylist()
-    judged = _judged(unit, _fetched(known), job.data, job.weighted, job.data.context)
+    judged = _judged(unit, job.data, _fetched(known), job.weighted, job.names, job.gone, job.data.context)
     rows = (
         judged.with_row_index(ROW, offset=unit[FIRST_ROW])
         .with_columns(pl.col(ROW).cast(pl.Int64), pl.lit(unit[FILE]).alias(FILE))
-        .filter(pl.col(REASON).ne_missing(DROPPED))
+        .filter(pl.col(REASON).ne_missing(DROPPED) & pl.col(REASON).ne_missing(forgotten.REASON))
     )
     wanted = _no_events(job).schema.remove(0)
     table = rows.select(wanted.names).to_arrow().cast(wanted)

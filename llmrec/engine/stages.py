@@ -19,6 +19,7 @@ from llmrec.engine import (
     explain,
     feedback,
     fuse,
+    kept_out,
     prepare,
     publish,
     recall,
@@ -31,7 +32,7 @@ from llmrec.errors import UserError
 from llmrec.generation import instructions
 from llmrec.layout import Layout
 from llmrec.ranker import edge_texts
-from llmrec.tables import embeddings, rankings
+from llmrec.tables import embeddings, pseudonyms, rankings
 from llmrec.tables.augmentations import interests_read, item_texts_read
 
 Say = Callable[[str], None]
@@ -78,15 +79,20 @@ def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, A
 
 
 def _feedback(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    return asdict(feedback.feedback(config.feedback, config.data, layout, say))
+    return asdict(feedback.feedback(config.feedback, config.data, config.privacy, layout, say))
 
 
 def _prepare(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    done = prepare.prepare(config.data, layout, say, feedback=bool(config.feedback.impressions))
+    done = prepare.prepare(
+        config.data, config.privacy, layout, say, feedback=bool(config.feedback.impressions)
+    )  # fmt: skip
     tables = {"items": layout.items, "histories": layout.histories, "targets": layout.targets}
     if config.data.edges:
         tables["edges"] = layout.edges
-    return {**asdict(done), "tables": tables, "quarantine": layout.quarantine("prepare")}
+    found = {**asdict(done), "tables": tables, "quarantine": layout.quarantine("prepare")}
+    if config.privacy.never:
+        found["values_kept_out"] = kept_out.after_prepare(config, layout, say)
+    return found
 
 
 def _augment(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
@@ -110,7 +116,7 @@ def _fuse(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 
 def _bucket(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    return asdict(bucket.bucket(config.bucket, layout, say))
+    return asdict(bucket.bucket(config.bucket, config.privacy, layout, say))
 
 
 def _score(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
@@ -211,6 +217,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         data = config.data
         sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges, data.requests)
         inputs = (*inputs, layout.feedback) if config.feedback.impressions else inputs
+        inputs = (*inputs, layout.forgotten)
     elif name == "augment":
         sections, inputs = ["augment", "prompt"], (layout.items, layout.edges)
         for kind, on in (("items", config.augment.items.min_characters), ("users", config.augment.users.history)):
@@ -244,6 +251,11 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         dump["evaluate"]["of"] = _shown(config, layout)
     else:
         return None
+    if name in ("feedback", "prepare"):
+        if "privacy" in dump:
+            sections.append("privacy")
+        if config.privacy.pseudonyms:
+            dump["privacy"]["check"] = pseudonyms.check_of(config.privacy.key_variable)
     content = [storage.manifest(uri) for uri in inputs if uri and storage.exists(uri)]
     return hashlib.sha256(json.dumps([[dump[s] for s in sections], content]).encode()).hexdigest()[:16]
 

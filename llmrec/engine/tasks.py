@@ -24,7 +24,7 @@ from llmrec.ranker.health import Probe
 from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.templates import placeholders
 from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RELATION, RUN_ID, TRAIN_LENGTH, USER
-from llmrec.tables import buckets, contexts, fingerprints, rankings, requests
+from llmrec.tables import buckets, contexts, fingerprints, forgotten, rankings, requests
 from llmrec.tables.histories import training_part, without_events
 from llmrec.tables.users import openings
 
@@ -63,6 +63,8 @@ def judged(unit: dict[str, Any], job: Job, by: requests.Rules) -> requests.Work:
         UserError: a file cannot be read, or the tables do not go together.
     """
     candidates = requests.read_candidates(unit["candidates"], job.fusion is not None or job.score.keep_parts)
+    if (gone := forgotten.read(job.layout)) is not None:  # candidates of one's own may name them still
+        candidates = gone.without(candidates, USER)
     if job.score.users_share < 1:
         candidates = candidates.filter(pa.array(buckets.share_of(candidates[USER], job.score.users_share)))
     return joined(unit, candidates, job, by)

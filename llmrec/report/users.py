@@ -9,10 +9,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llmrec import storage
+from llmrec.config import Privacy
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import ITEM, ITEMS, PROBABILITY, RANK, SCORE, SOURCE, TITLE, USER
-from llmrec.tables import buckets, rankings
+from llmrec.tables import buckets, pseudonyms, rankings
+
+
+def named(user: str, table: str, privacy: Privacy, layout: Layout) -> str:
+    """A user as the tables call him, by what a person calls him: his id, or his pseudonym where users have such.
+
+    Raises:
+        UserError: users have pseudonyms whose key is missing or another, or the id is of another type than the log's.
+    """
+    names = pseudonyms.read(layout, privacy.key_variable)
+    if names is None or (pseudonyms.is_one(user) and rankings.read(table, user).num_rows):
+        return user
+    return str(names.of(pseudonyms.ids([user], names.ids))[0])
 
 
 def show_user(

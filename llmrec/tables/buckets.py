@@ -132,6 +132,15 @@ def pairs_in(uri: str) -> int:
     return found
 
 
+def rows_in(uri: str) -> int:
+    """Rows of a Parquet file, by its footer.
+
+    Raises:
+        UserError: no readable Parquet file.
+    """
+    return int(_footer(uri).num_rows)
+
+
 def largest(uri: str, column: str) -> int | None:
     """The largest number of a column, or of the lists in it, by the file's footer if that tells; None if there is none.
 

@@ -140,6 +140,43 @@ def publish(
     return Published(table, _version_of(table, run_id), run_id, rows, new=True)
 
 
+def shown_files(table: DeltaTable) -> list[StagedFile]:
+    """The files whose rows the table shows; a bucket has one, unless another tool has written into the table."""
+    found = pa.table(table.get_add_actions(flatten=True))
+    columns = [found[name].to_pylist() for name in (f"partition.{BUCKET}", "path", "size_bytes", "num_records")]
+    return [StagedFile(int(bucket), path, size, rows or 0) for bucket, path, size, rows in zip(*columns, strict=True)]
+
+
+def rewrite(table: str, which: Sequence[int], files: Sequence[StagedFile]) -> int:
+    """Show other files of some buckets, in one commit; the run stays the one that is shown. Its version now.
+
+    which: the buckets; files: of those of them that have rows still, one each.
+
+    Raises:
+        UserError: another publisher committed at the same time.
+    """
+    current = published(table)
+    run = shown(current)
+    others = [f for f in shown_files(current) if f.bucket not in which]
+    now = int(time.time() * 1000)
+    adds = [
+        AddAction(f.path, f.size, {BUCKET: str(f.bucket)}, now, True, json.dumps({"numRecords": f.rows})) for f in files
+    ]
+    about = {**run, "rows": str(sum(f.rows for f in (*others, *files)))}
+    try:
+        current.create_write_transaction(
+            adds, mode="overwrite", schema=current.schema(), partition_by=[BUCKET],
+            partition_filters=[(BUCKET, "in", [str(bucket) for bucket in which])],
+            commit_properties=CommitProperties(custom_metadata=about, max_commit_retries=0),
+        )  # fmt: skip
+    except (CommitFailedError, DeltaError) as error:
+        raise UserError(
+            f"{table}: another job changed the table meanwhile ({storage.redact(str(error).splitlines()[0])[:160]}); "
+            "run the same command again"
+        ) from None
+    return _version_of(table, run["run_id"])
+
+
 def opened(table: str, version: int | None = None) -> DeltaTable | None:
     """The Delta table, or None if nothing is published there yet."""
     try:

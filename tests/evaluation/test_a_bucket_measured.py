@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from llmrec import config, schema
+from llmrec.config import Privacy
 from llmrec.engine import evaluate_items, labelled_pairs, measured, score_parts
 from llmrec.engine.evaluate_bucket import measured as measured_bucket
 from llmrec.engine.evaluate_items import Catalogue
@@ -201,18 +202,18 @@ def write(table: dict[str, Any]) -> Callable[[Path], str]:
 )
 def test_what_is_no_labelled_pair_is_named(layout: Layout, table: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        labelled_pairs.by_bucket(write(table)(tmp_path), layout, RUN)
+        labelled_pairs.by_bucket(write(table)(tmp_path), Privacy(), layout, RUN)
 
 
 def test_labelled_pairs_by_bucket(layout: Layout, tmp_path: Path) -> None:
     pairs = {"user_id": pa.array([3, 1, 2, 1], pa.int32()), "item_id": [1, 2, 3, 4], "label": [1.0, 0.0, 1.0, 0.0]}
-    found = labelled_pairs.by_bucket(write(pairs)(tmp_path), layout, RUN)
+    found = labelled_pairs.by_bucket(write(pairs)(tmp_path), Privacy(), layout, RUN)
     for bucket, table in found.items():
         assert set(buckets.bucket_of(table["user_id"], 2)) == {bucket}
     rows = sorted(tuple(row.values()) for table in found.values() for row in table.to_pylist())
     assert rows == [(1, 2, False), (1, 4, False), (2, 3, True), (3, 1, True)]
     with pytest.raises(UserError, match=r"run other kept no scores of its candidates; set score.keep_parts = true"):
-        labelled_pairs.by_bucket(write(pairs)(tmp_path), layout, "other")
+        labelled_pairs.by_bucket(write(pairs)(tmp_path), Privacy(), layout, "other")
 
 
 def test_columns_that_users_cannot_be_grouped_by_are_named(layout: Layout, tmp_path: Path) -> None:
