@@ -8,8 +8,10 @@ only the section that they need.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -833,6 +835,55 @@ class Evaluate(Section):
         return self
 
 
+class Redis(Section):
+    """A Redis server that serves users' lists. Its password is what the variable LLMREC_REDIS_PASSWORD holds, here and
+    on every node."""
+
+    url: str = Field(
+        "", description="redis://host:6379/0, or rediss:// for TLS; redis://name@host:6379/0 for a user of its own"
+    )
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]*$")] = Field(
+        "llmrec", description="every key begins so"
+    )
+    expire_seconds: Annotated[int, Field(ge=0)] = Field(
+        0, description="a list lives so long from when it was written; 0: until it is deleted"
+    )
+    keep: Annotated[int, Field(ge=0)] = Field(
+        1, description="versions before the one that is served that stay, the newest; others are deleted"
+    )
+    batch: Count = Field(1000, description="lists that go to the server at once")
+    writers: Count = Field(2, description="tasks that write at the same time, a bucket each")
+
+    @model_validator(mode="after")
+    def _address(self) -> Redis:
+        if not self.url:
+            return self
+        parts = urlsplit(self.url)
+        if parts.query or parts.password is not None:
+            raise ValueError("url holds a password or options; put the password in the variable LLMREC_REDIS_PASSWORD")
+        try:
+            whole = parts.scheme in ("redis", "rediss") and parts.hostname and (parts.port or True)
+        except ValueError:  # of the port
+            whole = False
+        if not whole or not re.fullmatch(r"(/[0-9]*)?", parts.path):
+            raise ValueError(f"url = {self.url}: use redis://host:6379/0, or rediss:// for TLS")
+        return self
+
+
+class Export(Section):
+    """A published run in a form that other readers take."""
+
+    form: Literal["rows", "lists", "json_lines", "redis"] = Field(
+        "rows",
+        description="rows: plain Parquet, as the table is; lists: Parquet, one row a user with a list of items; "
+        "json_lines: the same as JSON; redis: a key a user",
+    )
+    target: str = Field("", description="local path or s3:// prefix that files are written to")
+    run: str = Field("", description="an earlier run than the one shown")
+    overwrite: bool = Field(False, description="replace another run's, or another form's, files")
+    redis: Redis = Redis()
+
+
 class Cluster(Section):
     """Where jobs run."""
 
@@ -867,6 +918,7 @@ class Config(BaseSettings):
     rerank: Rerank = Rerank()
     explain: Explain = Explain()
     evaluate: Evaluate = Evaluate()
+    export: Export = Export()
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
@@ -987,4 +1039,4 @@ def _refuse_unknown_variables() -> None:
             raise UserError(f"environment variable {name}: no such setting; LLMREC_SCORE__TOP_K sets score.top_k")
 
 
-OWN_VARIABLES = ("LLMREC_CACHE", "LLMREC_KUBERAY_CRDS", "LLMREC_TEST_DATA")
+OWN_VARIABLES = ("LLMREC_CACHE", "LLMREC_KUBERAY_CRDS", "LLMREC_TEST_DATA", *storage.OWN_SECRETS)

@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("LLMREC_REDIS_PASSWORD", "cold-kettle-7431")  # before the cluster, whose nodes inherit it
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core each
 
@@ -83,3 +84,12 @@ def movielens() -> dict[str, Any]:
     from llmrec.data import movielens as source
 
     return source.tables(assets.fetch("ml-100k"))
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Any]:
+    """A real Redis server of this test's own, which wants the environment's password; skips where there is none."""
+    from redis_server import running
+
+    with running(tmp_path / "redis") as server:
+        yield server

@@ -17,6 +17,7 @@ from llmrec.engine import (
     embed,
     evaluate,
     explain,
+    export,
     fuse,
     prepare,
     publish,
@@ -126,6 +127,10 @@ def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     return {**done, "report": layout.report}
 
 
+def _export(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    return asdict(export.export(config, layout, say))
+
+
 _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
     "prepare": _prepare,
     "augment": _augment,
@@ -138,6 +143,7 @@ _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
     "publish": _publish,
     "explain": _explain,
     "evaluate": _evaluate,
+    "export": _export,
 }
 
 
@@ -152,7 +158,7 @@ def order(config: Config) -> tuple[str, ...]:
 _NEEDS: dict[str, tuple[str, ...]] = {
     "prepare": (), "augment": ("prepare",), "embed": ("prepare",), "train": ("prepare",), "recall": ("prepare",),
     "bucket": ("prepare",), "score": ("prepare",), "fuse": ("prepare",),
-    "publish": ("score",), "explain": ("prepare",), "evaluate": ("prepare", "recall"),
+    "publish": ("score",), "explain": ("prepare",), "evaluate": ("prepare", "recall"), "export": (),
 }  # fmt: skip
 
 
