@@ -390,6 +390,33 @@ def export(
     _print_json(done) if as_json else terminal.print_summary("export", done)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context, config_file: ConfigFile = None) -> None:
+    """Rank fresh requests over HTTP until Ctrl-C. Takes settings, such as --serve.port 8080 and those of score."""
+    loaded = _settings(config_file, context)
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    import torch  # noqa: F401 - before Ray's threads
+
+    try:
+        from llmrec.serving import app as service_app
+    except ImportError:
+        raise UserError("Ray Serve is not installed; pip install 'llmrec[serve]'") from None
+    from llmrec.engine.session import connected
+
+    say = progress_line("serve")
+    with terminating(), connected(loaded.cluster, layout.root):
+        try:
+            version = service_app.start(loaded, layout)
+            say(f"model {version} answers at http://{loaded.serve.host}:{loaded.serve.port}/rank; Ctrl-C ends it")
+            service_app.watch()
+            say("stopped by somebody else")
+        except KeyboardInterrupt:
+            say("stopping")
+        finally:
+            service_app.stop()
+
+
 @app.command()
 def doctor(config_file: ConfigFile = None, root: Root = None, as_json: AsJson = False) -> None:
     """Check versions, devices, Ray, the object store and the assets; exit code 2 if something needed is missing."""

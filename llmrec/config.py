@@ -884,6 +884,35 @@ class Export(Section):
     redis: Redis = Redis()
 
 
+class Serve(Section):
+    """A service that ranks one fresh request at a time, with the model, precision, rules and top_k of score. Who asks
+    gives the token that the variable LLMREC_SERVE_TOKEN holds, here and on every node."""
+
+    host: str = Field("127.0.0.1", description="where it listens on each node; 0.0.0.0: on all of its addresses")
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8000
+    replicas: Count = Field(1, description="copies of the model at work")
+    cpus_per_replica: Annotated[float, Field(ge=0)] = 1
+    gpus_per_replica: Annotated[float, Field(ge=0)] = 0
+    open: bool = Field(False, description="answer without a token")
+    batch: Count = Field(8, description="requests that are packed and scored together at most")
+    batch_wait_ms: Annotated[float, Field(ge=0)] = Field(5, description="how long the first of them waits for others")
+    max_ongoing: Count = Field(32, description="requests that a replica has at a time, scored or waiting for that")
+    max_queued: Annotated[int, Field(ge=0)] = Field(
+        64, description="requests beyond these that a node's proxy keeps waiting; more are answered by 429"
+    )
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(30, description="a request that takes longer ends with 408")
+    max_body_bytes: Count = Field(262_144, description="of a request; more is answered by 413")
+    max_candidates: Count = Field(500, description="of a request")
+    max_history: Count = Field(1000, description="item ids of a request's history; the ranker reads the newest of them")
+    buckets_kept: Count = Field(16, description="buckets of histories that a replica holds in memory, the last used")
+
+    @model_validator(mode="after")
+    def _room(self) -> Serve:
+        if self.max_ongoing < self.batch:
+            raise ValueError(f"max_ongoing = {self.max_ongoing} is less than batch = {self.batch}; raise it")
+        return self
+
+
 class Cluster(Section):
     """Where jobs run."""
 
@@ -919,6 +948,7 @@ class Config(BaseSettings):
     explain: Explain = Explain()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    serve: Serve = Serve()
     cluster: Cluster = Cluster()
 
     @model_validator(mode="after")

@@ -11,7 +11,9 @@ import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("LLMREC_REDIS_PASSWORD", "cold-kettle-7431")  # before the cluster, whose nodes inherit it
+# Before the cluster, whose nodes inherit them.
+os.environ.setdefault("LLMREC_REDIS_PASSWORD", "cold-kettle-7431")
+os.environ.setdefault("LLMREC_SERVE_TOKEN", "green-lamp-2918")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core each
 
