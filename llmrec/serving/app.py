@@ -95,7 +95,7 @@ def start(settings: config.Config, layout: Layout) -> str:
     try:
         serve.run(application(settings), name=NAME, logging_config=quiet)
     except RuntimeError as error:
-        told = re.findall(r"UserError: (.+)", str(error))
+        told = re.findall(r"UserError: (.+)", f"{error}\n{_said_by_replicas()}")
         stop()
         if told:
             raise UserError(told[-1].strip()) from None
@@ -121,6 +121,11 @@ def watch() -> None:
             return
         if found.status == "DEPLOY_FAILED":
             raise UserError(f"the service has failed: {found.message.splitlines()[0][:200]}")
+
+
+def _said_by_replicas() -> str:
+    found = serve.status().applications.get(NAME)
+    return "" if found is None else "\n".join(of.message for of in found.deployments.values())
 
 
 def _check_port(wanted: config.Serve) -> None:

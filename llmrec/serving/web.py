@@ -72,10 +72,10 @@ def application(rank: Rank, failed: State, bounds: Bounds, model_version: str, s
 def _allowed(request: Request, secret: str | None) -> bool:
     if secret is None:
         return True
-    kind, _, given = request.headers.get("authorization", "").partition(" ")
-    # Of texts, compare_digest takes ASCII alone. Both are compared whatever the kind, for the same time.
-    same = hmac.compare_digest(given.strip().encode(), secret.encode())
-    return kind.lower() == "bearer" and same
+    # As bytes, which may be any: starlette reads headers as latin-1, and of texts compare_digest takes ASCII alone.
+    kind, _, given = request.headers.get("authorization", "").encode("latin-1").partition(b" ")
+    same = hmac.compare_digest(given.strip(), secret.encode())
+    return kind.lower() == b"bearer" and same
 
 
 async def _body(request: Request, most: int) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,14 @@ def test_an_address_is_no_place_for_a_password(url: str, part: str) -> None:
 def test_no_prefix_that_a_scan_would_take_for_a_pattern(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"export\.redis\.prefix"):
         wanted("redis://host", prefix="a*")
+
+
+def test_the_rights_that_the_documentation_names_are_enough(redis_server: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    rights = re.search(r"`((?:\+\w+ ?)+)`", text)
+    assert rights is not None
+    found = redis_server.client()
+    found.acl_setuser("exporter", enabled=True, passwords=[f"+{PASSWORD}"], commands=rights[1].split(), keys=["shop:*"])
+    settings = wanted(redis_server.url.replace("//", "//exporter@"), keep=0)
+    write(settings, "a-v0", [1, 2])
+    assert write(settings, "b-v1", [1, 2]) == ["a-v0"] and found.get("shop:current") == "b-v1"
