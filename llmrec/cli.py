@@ -465,20 +465,37 @@ def prune(
 
 @app.command()
 def export(
-    target: Annotated[str, typer.Argument(help="Local path or s3:// prefix to write to.")],
+    target: Annotated[
+        str | None, typer.Argument(help="Local path or s3:// prefix to write files to; else export.target.")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--as", help="rows, lists or json_lines, files; redis. Else export.form.")
+    ] = None,
     run_id: Annotated[str | None, typer.Option("--run", help="An earlier run than the one shown.")] = None,
     config_file: ConfigFile = None,
     root: Root = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run's export.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another export.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a published run as plain Parquet with a manifest that is written last."""
-    _, table = _table(_load(config_file, root))
-    storage.check(target)
-    from llmrec.tables import rankings
-    from llmrec.tables.export import export as write
+    """Write a published run for other readers: as plain Parquet, one list a user, JSON lines, or to a Redis server."""
+    said = {"root": root, "export.target": target, "export.form": form, "export.run": run_id}
+    said["export.overwrite"] = "true" if overwrite else None
+    given = [part for name, value in said.items() if value is not None for part in (f"--{name}", value)]
+    if found := service.state():
+        service.apply(found)
+    loaded = config.load(config_file, given)
+    if target is not None and loaded.export.form == "redis":
+        raise UserError(f"{target}: a target is for files; where the Redis server is, export.redis.url says")
+    layout, _ = _table(loaded)
+    from llmrec.engine import export as stage
+    from llmrec.engine.session import connected
 
-    done = asdict(write(rankings.snapshot(table, run_id), target, overwrite))
+    say = (lambda _: None) if as_json else progress_line("export")
+    if loaded.export.form == "redis":
+        with terminating(), connected(loaded.cluster, layout.root):
+            done = asdict(stage.export(loaded, layout, say))
+    else:
+        done = asdict(stage.export(loaded, layout, say))
     _print_json(done) if as_json else terminal.print_summary("export", done)
 
 
@@ -535,6 +552,33 @@ def forget(
         storage.write_json(json_file, done)
     if done["left"] and not dry_run:
         raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context, config_file: ConfigFile = None) -> None:
+    """Rank fresh requests over HTTP until Ctrl-C. Takes settings, such as --serve.port 8080 and those of score."""
+    loaded = _settings(config_file, context)
+    layout = Layout.of(loaded)
+    storage.check(layout.root)
+    import torch  # noqa: F401 - before Ray's threads
+
+    try:
+        from llmrec.serving import app as service_app
+    except ImportError:
+        raise UserError("Ray Serve is not installed; pip install 'llmrec[serve]'") from None
+    from llmrec.engine.session import connected
+
+    say = progress_line("serve")
+    with terminating(), connected(loaded.cluster, layout.root):
+        try:
+            version = service_app.start(loaded, layout)
+            say(f"model {version} answers at http://{loaded.serve.host}:{loaded.serve.port}/rank; Ctrl-C ends it")
+            service_app.watch()
+            say("stopped by somebody else")
+        except KeyboardInterrupt:
+            say("stopping")
+        finally:
+            service_app.stop()
 
 
 @app.command()

@@ -8,9 +8,11 @@ only the section that they need.
 from __future__ import annotations
 
 import os
+import re
 import string
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -931,6 +933,84 @@ class Pipeline(Section):
     job: str = Field("llmrec", description="the name under which it gets them")
 
 
+class Redis(Section):
+    """A Redis server that serves users' lists. Its password is what the variable LLMREC_REDIS_PASSWORD holds, here and
+    on every node."""
+
+    url: str = Field(
+        "", description="redis://host:6379/0, or rediss:// for TLS; redis://name@host:6379/0 for a user of its own"
+    )
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]*$")] = Field(
+        "llmrec", description="every key begins so"
+    )
+    expire_seconds: Annotated[int, Field(ge=0)] = Field(
+        0, description="a list lives so long from when it was written; 0: until it is deleted"
+    )
+    keep: Annotated[int, Field(ge=0)] = Field(
+        1, description="versions before the one that is served that stay, the newest; others are deleted"
+    )
+    batch: Count = Field(1000, description="lists that go to the server at once")
+    writers: Count = Field(2, description="tasks that write at the same time, a bucket each")
+
+    @model_validator(mode="after")
+    def _address(self) -> Redis:
+        if not self.url:
+            return self
+        parts = urlsplit(self.url)
+        if parts.query or parts.password is not None:
+            raise ValueError("url holds a password or options; put the password in the variable LLMREC_REDIS_PASSWORD")
+        try:
+            whole = parts.scheme in ("redis", "rediss") and parts.hostname and (parts.port or True)
+        except ValueError:  # of the port
+            whole = False
+        if not whole or not re.fullmatch(r"(/[0-9]*)?", parts.path):
+            raise ValueError(f"url = {self.url}: use redis://host:6379/0, or rediss:// for TLS")
+        return self
+
+
+class Export(Section):
+    """A published run in a form that other readers take."""
+
+    form: Literal["rows", "lists", "json_lines", "redis"] = Field(
+        "rows",
+        description="rows: plain Parquet, as the table is; lists: Parquet, one row a user with a list of items; "
+        "json_lines: the same as JSON; redis: a key a user",
+    )
+    target: str = Field("", description="local path or s3:// prefix that files are written to")
+    run: str = Field("", description="an earlier run than the one shown")
+    overwrite: bool = Field(False, description="replace another run's, or another form's, files")
+    redis: Redis = Redis()
+
+
+class Serve(Section):
+    """A service that ranks one fresh request at a time, with the model, precision, rules and top_k of score. Who asks
+    gives the token that the variable LLMREC_SERVE_TOKEN holds, here and on every node."""
+
+    host: str = Field("127.0.0.1", description="where it listens on each node; 0.0.0.0: on all of its addresses")
+    port: Annotated[int, Field(ge=1, le=65_535)] = 8000
+    replicas: Count = Field(1, description="copies of the model at work")
+    cpus_per_replica: Annotated[float, Field(ge=0)] = 1
+    gpus_per_replica: Annotated[float, Field(ge=0)] = 0
+    open: bool = Field(False, description="answer without a token")
+    batch: Count = Field(8, description="requests that are packed and scored together at most")
+    batch_wait_ms: Annotated[float, Field(ge=0)] = Field(5, description="how long the first of them waits for others")
+    max_ongoing: Count = Field(32, description="requests that a replica has at a time, scored or waiting for that")
+    max_queued: Annotated[int, Field(ge=0)] = Field(
+        64, description="requests beyond these that a node's proxy keeps waiting; more are answered by 429"
+    )
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(30, description="a request that takes longer ends with 408")
+    max_body_bytes: Count = Field(262_144, description="of a request; more is answered by 413")
+    max_candidates: Count = Field(500, description="of a request")
+    max_history: Count = Field(1000, description="item ids of a request's history; the ranker reads the newest of them")
+    buckets_kept: Count = Field(16, description="buckets of histories that a replica holds in memory, the last used")
+
+    @model_validator(mode="after")
+    def _room(self) -> Serve:
+        if self.max_ongoing < self.batch:
+            raise ValueError(f"max_ongoing = {self.max_ongoing} is less than batch = {self.batch}; raise it")
+        return self
+
+
 class Cluster(Section):
     """Where jobs run."""
 
@@ -999,6 +1079,8 @@ class Config(BaseSettings):
     drift: Drift = Drift()
     pipeline: Pipeline = Pipeline()
     privacy: Privacy = Field(Privacy(), exclude_if=lambda value: value == Privacy())
+    export: Export = Export()
+    serve: Serve = Serve()
     cluster: Cluster = Cluster()
 
     def named_columns(self) -> dict[str, tuple[str, ...]]:
@@ -1165,4 +1247,4 @@ def _refuse_unknown_variables() -> None:
             raise UserError(f"environment variable {name}: no such setting; LLMREC_SCORE__TOP_K sets score.top_k")
 
 
-OWN_VARIABLES = ("LLMREC_CACHE", "LLMREC_KUBERAY_CRDS", "LLMREC_PSEUDONYM_KEY", "LLMREC_TEST_DATA")
+OWN_VARIABLES = ("LLMREC_CACHE", "LLMREC_KUBERAY_CRDS", "LLMREC_TEST_DATA", *storage.OWN_SECRETS)

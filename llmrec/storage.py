@@ -25,6 +25,10 @@ import xxhash
 from llmrec.errors import UserError
 
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+REDIS_PASSWORD = "LLMREC_REDIS_PASSWORD"
+SERVE_TOKEN = "LLMREC_SERVE_TOKEN"
+PSEUDONYM_KEY = "LLMREC_PSEUDONYM_KEY"
+OWN_SECRETS = (REDIS_PASSWORD, SERVE_TOKEN, PSEUDONYM_KEY)  # of what is no store
 STORE_VARIABLES = (
     *SECRET_VARIABLES, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP",
     "AWS_EC2_METADATA_DISABLED", "AWS_PROFILE",
@@ -325,10 +329,10 @@ def environment() -> dict[str, str]:
 
 def redact(text: str) -> str:
     """Text with the values of the secret variables, and credentials inside URIs, blotted out."""
-    for name in (*SECRET_VARIABLES, "LLMREC_PSEUDONYM_KEY"):
+    for name in (*SECRET_VARIABLES, *OWN_SECRETS):
         if value := os.environ.get(name):
             text = text.replace(value, "***")
-    return re.sub(r"(s3|https?)://[^\s'@]+@", r"\1://***@", text)
+    return re.sub(r"(s3|https?|rediss?)://[^\s'@]+@", r"\1://***@", text)
 
 
 def _s3fs() -> Any:

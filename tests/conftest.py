@@ -13,6 +13,9 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Of tests alone, and before the cluster starts, whose nodes keep the variables that they started with.
 os.environ["LLMREC_PSEUDONYM_KEY"] = "a key of tests, long enough to be one"
+# Before the cluster, whose nodes inherit them.
+os.environ.setdefault("LLMREC_REDIS_PASSWORD", "cold-kettle-7431")
+os.environ.setdefault("LLMREC_SERVE_TOKEN", "green-lamp-2918")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core each
 
@@ -85,3 +88,12 @@ def movielens() -> dict[str, Any]:
     from llmrec.data import movielens as source
 
     return source.tables(assets.fetch("ml-100k"))
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Any]:
+    """A real Redis server of this test's own, which wants the environment's password; skips where there is none."""
+    from redis_server import running
+
+    with running(tmp_path / "redis") as server:
+        yield server

@@ -100,23 +100,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
             f"{candidates}: bucket {min(extra)} has no counterpart in {layout.histories}; bucket both into "
             f"{len(histories)} (data.buckets)"
         )
-    prompt, with_vectors = settings.prompt, False
-    if wanted.model == "base":
-        if settings.model.items == "token":
-            raise UserError("score.model = base: an untouched model reads items as text only; set model.items = text")
-        model_uri = settings.model.base
-        found = assets.resolve_model(model_uri)
-        version = model_version(found) if Path(found).is_dir() else model_uri  # a hub id stands for itself
-    else:
-        model_uri = storage.absolute(wanted.model) if wanted.model else layout.ranker
-        saved = storage.local_directory(model_uri, assets.cache_directory() / "models")
-        version = model_version(saved)
-        if (Path(saved) / RANKER_FILE).exists():  # a scorer of one's own needs none
-            card = read_card(saved)
-            prompt, with_vectors = card.prompt, card.items == "token"
-    ensemble = tuple(storage.absolute(uri) for uri in wanted.ensemble)
-    if ensemble:
-        version = _hash([version, *(_member(uri, prompt) for uri in ensemble)])[:12]
+    model_uri, version, prompt, with_vectors = _model(settings, layout)
     contexts.check(buckets.schema_of(next(iter(histories.values()))), placeholders(prompt.context), layout.histories)
     of_text = [layout.edges] * (not with_vectors and bool(edge_texts.wanted(prompt.item)))
     of_text += [layout.item_augmentations] * (not with_vectors and item_texts_read(prompt.item))
@@ -139,7 +123,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     run_id = _hash([rule, candidates, output, inputs, reuse])
     job = Job(
         wanted, settings.model, prompt, layout, output, run_id, model_uri, version, len(histories), rule,
-        earlier, fusion, settings.fusion.item_weights, settings.rerank, ensemble, of_new,
+        earlier, fusion, settings.fusion.item_weights, settings.rerank, _ensemble(wanted), of_new,
     )  # fmt: skip
     known, interests = user_files(job.prompt, layout)
     units = [
@@ -167,6 +151,52 @@ def _member(uri: str, prompt: config.Prompt) -> str:
                 f"{getattr(prompt, name)!r}; they have to read the same of users"
             )
     return model_version(saved)
+
+
+def to_serve(settings: config.Config, layout: Layout) -> Job:
+    """The job of ranking single requests as a run would, but for what only its candidates table can tell: with a fusion
+    the ranker's score alone ranks, and lists are neither chosen by other scores nor have places for sources.
+
+    Raises:
+        UserError: the model or the prepared tables are missing, or do not go together.
+    """
+    serve, histories = settings.serve, buckets.bucket_files(layout.histories)
+    model_uri, version, prompt, _ = _model(settings, layout)
+    contexts.check(buckets.schema_of(next(iter(histories.values()))), placeholders(prompt.context), layout.histories)
+    score = settings.score.model_copy(update={
+        "max_candidates": serve.max_candidates, "cpus_per_actor": serve.cpus_per_replica,
+        "gpus_per_actor": serve.gpus_per_replica, "tensor_parallel": 1,
+    })  # fmt: skip
+    fused = settings.fusion.method != "none"
+    rerank = config.Rerank() if fused else settings.rerank.model_copy(update={"reserve": {}})
+    return Job(
+        score, settings.model, prompt, layout, "", "", model_uri, version, len(histories), "", None, None, {}, rerank,
+        _ensemble(score),
+    )  # fmt: skip
+
+
+def _model(settings: config.Config, layout: Layout) -> tuple[str, str, config.Prompt, bool]:
+    """Where the ranker is, its version, the prompt that it reads, and whether items are vectors to it."""
+    wanted, prompt, with_vectors = settings.score, settings.prompt, False
+    if wanted.model == "base":
+        if settings.model.items == "token":
+            raise UserError("score.model = base: an untouched model reads items as text only; set model.items = text")
+        model_uri = settings.model.base
+        found = assets.resolve_model(model_uri)
+        return model_uri, model_version(found) if Path(found).is_dir() else model_uri, prompt, False  # a hub id is one
+    model_uri = storage.absolute(wanted.model) if wanted.model else layout.ranker
+    saved = storage.local_directory(model_uri, assets.cache_directory() / "models")
+    version = model_version(saved)
+    if (Path(saved) / RANKER_FILE).exists():  # a scorer of one's own needs none
+        card = read_card(saved)
+        prompt, with_vectors = card.prompt, card.items == "token"
+    if wanted.ensemble:
+        version = _hash([version, *(_member(uri, prompt) for uri in _ensemble(wanted))])[:12]
+    return model_uri, version, prompt, with_vectors
+
+
+def _ensemble(wanted: config.Score) -> tuple[str, ...]:
+    return tuple(storage.absolute(uri) for uri in wanted.ensemble)
 
 
 def _fusion(wanted: config.Fusion, layout: Layout) -> tuple[Fusion | None, Fusion | None]:

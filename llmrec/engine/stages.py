@@ -17,6 +17,7 @@ from llmrec.engine import (
     embed,
     evaluate,
     explain,
+    export,
     feedback,
     fuse,
     kept_out,
@@ -150,6 +151,10 @@ def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     return {**done, "report": layout.report}
 
 
+def _export(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    return asdict(export.export(config, layout, say))
+
+
 _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
     "feedback": _feedback,
     "prepare": _prepare,
@@ -163,6 +168,7 @@ _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
     "publish": _publish,
     "explain": _explain,
     "evaluate": _evaluate,
+    "export": _export,
 }
 
 
@@ -178,7 +184,7 @@ def order(config: Config) -> tuple[str, ...]:
 _NEEDS: dict[str, tuple[str, ...]] = {
     "feedback": (), "prepare": (), "augment": ("prepare",), "embed": ("prepare",), "train": ("prepare",),
     "recall": ("prepare",), "bucket": ("prepare",), "score": ("prepare",), "fuse": ("prepare",),
-    "publish": ("score",), "explain": ("prepare",), "evaluate": ("prepare", "recall"),
+    "publish": ("score",), "explain": ("prepare",), "evaluate": ("prepare", "recall"), "export": (),
 }  # fmt: skip
 
 

@@ -72,15 +72,11 @@ def judged(unit: dict[str, Any], job: Job, by: requests.Rules) -> requests.Work:
 
 def joined(unit: dict[str, Any], candidates: pa.Table, job: Job, by: requests.Rules) -> requests.Work:
     """As `judged`, of candidates in list form that have been read."""
-    whole, names = job.score.history == "known", placeholders(job.prompt.context)
-    columns = [USER, ITEMS] if whole else [USER, ITEMS, TRAIN_LENGTH]
-    columns = list(dict.fromkeys([*columns, *contexts.columns_of(names, not whole)]))
-    table = buckets.read_parquet(unit["histories"], columns)
-    histories = HISTORIES[job.score.history](table)
+    histories, asked = histories_of(unit["histories"], job)
     work = requests.build(histories, candidates, by, unit["candidates"])
-    if names:
-        place = pa.compute.index_in(work.users, table[USER].combine_chunks())
-        work = replace(work, contexts=contexts.now(table, names, not whole).take(place))
+    if asked is not None:
+        place = pa.compute.index_in(work.users, histories[USER].combine_chunks())
+        work = replace(work, contexts=asked.take(place))
     strays = np.flatnonzero(buckets.bucket_of(work.users, job.buckets) != unit[BUCKET])
     if len(strays):
         raise UserError(
@@ -90,6 +86,17 @@ def joined(unit: dict[str, Any], candidates: pa.Table, job: Job, by: requests.Ru
     if unit["users"] or unit["interests"]:
         work = replace(work, openings=openings(work.users, unit["users"], job.prompt, unit["interests"]))
     return work
+
+
+def histories_of(uri: str, job: Job) -> tuple[pa.Table, pa.Table | None]:
+    """One bucket's user_id and item_ids, as far as score.history goes, and a column string[n] of each context that its
+    users are asked about in and the ranker reads; None if it reads none."""
+    whole, names = job.score.history == "known", placeholders(job.prompt.context)
+    columns = [USER, ITEMS] if whole else [USER, ITEMS, TRAIN_LENGTH]
+    columns = list(dict.fromkeys([*columns, *contexts.columns_of(names, not whole)]))
+    table = buckets.read_parquet(uri, columns)
+    histories = HISTORIES[job.score.history](table)
+    return histories, contexts.now(table, names, not whole) if names else None
 
 
 def read(batch: pa.Table, job: Job, by: Any) -> pa.Table:

@@ -1,7 +1,10 @@
-"""A published run as plain Parquet: Hive-partitioned files, and a manifest that is written last and swapped whole.
+"""A published run as plain files: Hive-partitioned Parquet or JSON, and a manifest that is written last and swapped
+whole.
 
     <target>/_manifest.json                                    which run, every file with size, rows and content hash
     <target>/<run_id>-v<version>/bucket=00042/part.parquet     the rows of a bucket, by user and rank
+    <target>/<run_id>-v<version>-lists/bucket=...              one row a user, see `key_value`
+    <target>/<run_id>-v<version>-json_lines/bucket=00042/part.jsonl
 
 The next export writes beside the files that a reader of the manifest before may still be reading; only the one after
 it deletes them.
@@ -15,18 +18,19 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from llmrec import storage
 from llmrec.errors import UserError
 from llmrec.schema import BUCKET
-from llmrec.tables import rankings
+from llmrec.tables import key_value, rankings
 from llmrec.tables.buckets import parquet_bytes
 from llmrec.tables.rankings import Snapshot
 
 MANIFEST = "_manifest.json"
 WRITERS = 4  # buckets in flight: writing to a store is mostly waiting
-_FILE = re.compile(r"([^/]+)/bucket=\d{5}/part\.parquet(\.\d+\.tmp)?")
+Form = Literal["rows", "lists", "json_lines"]
+_FILE = re.compile(r"([^/]+)/bucket=\d{5}/part\.(parquet|jsonl)(\.\d+\.tmp)?")
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,11 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class Exported:
-    """What the manifest says. new: false if the target held this run already."""
+    """What the manifest says. rows: of the files, users' lists in some forms; new: false if the target held this run
+    already."""
 
     target: str
+    form: Form
     run_id: str
     files: int
     rows: int
@@ -51,23 +57,24 @@ class Exported:
     new: bool
 
 
-def export(run: Snapshot, target: str, overwrite: bool = False) -> Exported:
+def export(run: Snapshot, target: str, overwrite: bool = False, form: Form = "rows") -> Exported:
     """Write a run under `target`, the manifest last. A run that is there already is left as it is.
 
-    overwrite: replace another run's export. Its files stay until the next one, so that its readers come to an end.
+    overwrite: replace another run's export, or one in another form. Its files stay until the next one, so that its
+    readers come to an end.
 
     Raises:
         UserError: the target lies in the table, holds files that are no export, or holds another run's export and
             `overwrite` is not set.
     """
-    target, folder = storage.absolute(target), f"{run.run_id}-v{run.version}"
+    target, folder = storage.absolute(target), f"{run.run_id}-v{run.version}{'' if form == 'rows' else f'-{form}'}"
     here = {uri.removeprefix(target + "/"): size for uri, size in storage.list_files(target)}
     before = manifest(target) if MANIFEST in here else None
     _check(run, target, folder, here, before, overwrite)
     if before is not None and before["folder"] == folder and _whole(before, here):
-        return _exported(target, before, new=False)
+        return _exported(target, form, before, new=False)
     with ThreadPoolExecutor(WRITERS) as pool:
-        written = [f for f in pool.map(partial(_write, run, target, folder), range(run.buckets)) if f is not None]
+        written = [f for f in pool.map(partial(_write, run, target, folder, form), range(run.buckets)) if f is not None]
     previous = None
     if before is not None and before["folder"] == folder:  # it had lost files
         previous = before["previous"]
@@ -77,11 +84,11 @@ def export(run: Snapshot, target: str, overwrite: bool = False) -> Exported:
             storage.delete(storage.join(target, before["previous"]))
     made = {
         "run_id": run.run_id, "table": run.table, "version": run.version, "published": run.time.isoformat(),
-        "folder": folder, "buckets": run.buckets, "rows": sum(f.rows for f in written),
+        "form": form, "folder": folder, "buckets": run.buckets, "rows": sum(f.rows for f in written),
         "files": [asdict(f) for f in written], "previous": previous,
     }  # fmt: skip
     storage.write_json(storage.join(target, MANIFEST), made)
-    return _exported(target, made, new=True)
+    return _exported(target, form, made, new=True)
 
 
 def manifest(target: str) -> dict[str, Any]:
@@ -119,16 +126,24 @@ def _whole(before: dict[str, Any], here: Mapping[str, int]) -> bool:
     return all(here.get(f["path"]) == f["bytes"] for f in before["files"])
 
 
-def _write(run: Snapshot, target: str, folder: str, bucket: int) -> ExportedFile | None:
-    table = rankings.rows(run, [bucket])
+def _write(run: Snapshot, target: str, folder: str, form: Form, bucket: int) -> ExportedFile | None:
+    table = rankings.rows(run, [bucket], None if form == "rows" else key_value.COLUMNS)
     if not table.num_rows:
         return None
-    data = parquet_bytes(table.drop_columns([BUCKET]))  # its folder's name says it
-    path = f"{folder}/{BUCKET}={bucket:05d}/part.parquet"
+    rows, suffix = table.num_rows, "parquet"
+    if form == "rows":
+        data = parquet_bytes(table.drop_columns([BUCKET]))  # its folder's name says it
+    elif form == "lists":
+        found = key_value.lists(table)
+        rows, data = found.num_rows, parquet_bytes(found)
+    else:
+        data, suffix = key_value.json_lines(table), "jsonl"
+        rows = data.count(b"\n")
+    path = f"{folder}/{BUCKET}={bucket:05d}/part.{suffix}"
     storage.write_bytes(storage.join(target, path), data)
-    return ExportedFile(path, len(data), table.num_rows, hashlib.sha256(data).hexdigest())
+    return ExportedFile(path, len(data), rows, hashlib.sha256(data).hexdigest())
 
 
-def _exported(target: str, made: dict[str, Any], new: bool) -> Exported:
+def _exported(target: str, form: Form, made: dict[str, Any], new: bool) -> Exported:
     size = sum(f["bytes"] for f in made["files"])
-    return Exported(target, made["run_id"], len(made["files"]), made["rows"], size, new)
+    return Exported(target, form, made["run_id"], len(made["files"]), made["rows"], size, new)

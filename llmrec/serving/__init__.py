@@ -1,0 +1,1 @@
+"""Ranking single fresh requests, as the score job ranks buckets of them."""
