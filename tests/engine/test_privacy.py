@@ -200,6 +200,7 @@ def test_who_is_forgotten_is_nowhere_and_stays_out_of_the_log(
 ) -> None:
     """The last test here: it takes a user out of the tables."""
     settings = config.build(SETTINGS)
+    stages.run("prepare", settings, quietly)  # it was refused another key meanwhile
     stages.run("recall", settings, quietly)
     everyone = list(map(pseudonym, IDS))
     staging.publish(layout.rankings, "before", everyone, pa.string())
