@@ -163,7 +163,7 @@ def _read(
     return parts, truth
 
 
-def _with_truth(uri: str, histories: str, ids: pa.Array, as_new: bool) -> tuple[Parts, np.ndarray]:
+def _with_truth(uri: str, histories: str, ids: pa.Array, as_new: bool = False) -> tuple[Parts, np.ndarray]:
     """A bucket's parts of users with validation events, and bool[total]: which of their candidates are such, of events
     with weights the heaviest. as_new: any events are such."""
     table, parts = score_parts.read(uri)

@@ -35,7 +35,7 @@ def test_weights_follow_what_is_known_of_a_batch() -> None:
         "user_id": ["u", "v"], "item_ids": [["b", "gone", "a", "b"], ["a"]], "train_length": [3, 1],
         "weights": pa.array([[1.0, 7.0, 2.0, 3.0], [5.0]], pa.list_(pa.float32())),
     })  # fmt: skip
-    task: Any = SimpleNamespace(train=Train(), prompt=SimpleNamespace(context=""))
+    task: Any = SimpleNamespace(train=Train(), prompt=SimpleNamespace(context=""), since=None)
     prompts: Any = SimpleNamespace(catalogue=SimpleNamespace(ids=pa.array(["a", "b"])), max_history=10)
     found = _users(batch, task, prompts, cast(Any, None))
     assert [user.history.tolist() for user in found] == [[1, 0], [0]]
