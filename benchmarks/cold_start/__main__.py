@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.cold_start.days import Days, movielens_days
 from benchmarks.speed.processes import ROOT, processor
-from benchmarks.speed.report import Column, Say, run, table
+from benchmarks.speed.report import Column, Say, difference, run, table
 from llmrec import config
 from llmrec.engine import stages
 from llmrec.engine.session import connected
@@ -39,7 +39,7 @@ OF_USERS: list[Column] = [
     ("new users' lists by", lambda r: r["name"]),
     ("users with a list", lambda r: f"{r['listed']:,} of {r['users']:,}"),
     (f"right of {K}", lambda r: f"{r['precision']:.4f} [{r['low']:.4f}, {r['high']:.4f}]"),
-    ("less popularity's, 95%", lambda r: _interval(r["to_popularity"])),
+    ("less popularity's, 95%", lambda r: difference(r["to_popularity"])),
 ]
 OF_ITEMS: list[Column] = [
     ("new items shown by", lambda r: r["name"]),
@@ -178,10 +178,6 @@ def of_items(name: str, shown: pl.DataFrame, days: Days, ndcg: float | None) -> 
         "name": name, "items": len(days.new_items), "shown": theirs[ITEM].n_unique(), "places": known.height,
         "precision": right / known.height if known.height else None, "ndcg": ndcg,
     }  # fmt: skip
-
-
-def _interval(found: tuple[float, float, float] | None) -> str:
-    return "-" if found is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found)
 
 
 def show(console: Console, report: dict[str, Any]) -> None:

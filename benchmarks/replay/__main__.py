@@ -22,7 +22,7 @@ from benchmarks.quality import rankers
 from benchmarks.quality.language_model import loaded, user_scores
 from benchmarks.replay.periods import Period, periods
 from benchmarks.speed.processes import ROOT, processor
-from benchmarks.speed.report import Column, Say, run, table
+from benchmarks.speed.report import Column, Say, difference, run, table
 from llmrec import assets, config, storage
 from llmrec.data import movielens
 from llmrec.engine import stages
@@ -42,8 +42,8 @@ DAILY = {"new_events": True, "epochs": 3, "learning_rate": 2.5e-4, "warmup_share
 ROWS: list[Column] = [
     ("ranker", lambda r: r["policy"]),
     (f"NDCG@{K}", lambda r: f"{r['mean']:.4f} [{r['low']:.4f}, {r['high']:.4f}]"),
-    ("less the frozen one's, 95%", lambda r: _interval(r["to_frozen"])),
-    ("less the one's trained anew, 95%", lambda r: _interval(r["to_anew"])),
+    ("less the frozen one's, 95%", lambda r: difference(r["to_frozen"])),
+    ("less the one's trained anew, 95%", lambda r: difference(r["to_anew"])),
     ("first half", lambda r: f"{r['halves'][0]:.4f}"),
     ("second half", lambda r: f"{r['halves'][1]:.4f}"),
     ("seconds of training", lambda r: f"{r['seconds']:,.0f}"),
@@ -182,8 +182,8 @@ def _row(
     def less(other: str) -> tuple[float, float, float] | None:
         if other == policy:
             return None
-        difference = ours - np.concatenate(values[other])
-        return float(difference.mean()), *map(float, bootstrap.interval(difference, RESAMPLES, seed))
+        apart = ours - np.concatenate(values[other])
+        return float(apart.mean()), *map(float, bootstrap.interval(apart, RESAMPLES, seed))
 
     return {
         "policy": policy, "mean": float(ours.mean()), "low": float(low), "high": float(high),
@@ -192,10 +192,6 @@ def _row(
         "seconds": sum(done["seconds"] for done in trained), "decisions": sum(done["decisions"] for done in trained),
         "trainings": len(trained),
     }  # fmt: skip
-
-
-def _interval(found: tuple[float, float, float] | None) -> str:
-    return "-" if found is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found)
 
 
 def show(console: Console, report: dict[str, Any]) -> None:

@@ -85,6 +85,11 @@ def started(out: Path) -> tuple[Console, Say]:
     return console, say
 
 
+def difference(found: tuple[float, float, float] | None) -> str:
+    """A mean difference and its interval, a dash for none."""
+    return "-" if found is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found)
+
+
 def or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
