@@ -29,6 +29,7 @@ from llmrec.tables import buckets
 from llmrec.tables.histories import flatten, item_rows, keep
 
 FIT_CPUS = 1
+AS_NEW = 20_000
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,13 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
             "ranker of train.events = training, and give a later one its weights by fusion.model"
         )
     fitted, constant = _of_scored(fit, settings, layout, "training", settings.fusion.users, say)
-    nobody = sum(storage.each(_without_history, buckets.bucket_files(layout.histories).values()))
-    if nobody and settings.fusion.new_users:
-        say(f"once more for {nobody:,} users without a history")
-        own = _of_scored(fit_as_new, settings, layout, "none", settings.fusion.new_users, say)
+    others = settings.fusion.new_users
+    if others is None:
+        there = any(storage.each(_without_history, buckets.bucket_files(layout.histories).values()))
+        others = AS_NEW if there else 0
+    if others:
+        say("once more for users without a history")
+        own = _of_scored(fit_as_new, settings, layout, "none", others, say)
         fitted = replace(fitted, new_users=own)
     storage.write_bytes(layout.fusion, fitted.to_json())
     storage.delete(layout.scratch("fuse"))
@@ -103,9 +107,9 @@ def _of_scored(
     return found
 
 
-def _without_history(uri: str) -> int:
+def _without_history(uri: str) -> bool:
     lengths = pa.compute.list_value_length(buckets.read_parquet(uri, [ITEMS])[ITEMS])
-    return int(pa.compute.sum(pa.compute.equal(lengths.fill_null(0), 0)).as_py() or 0)
+    return bool(pa.compute.any(pa.compute.equal(lengths.fill_null(0), 0)).as_py())
 
 
 def fit(files: list[tuple[str, str]], layout: Layout, settings: config.Fusion) -> tuple[ablations.Fitted, list[str]]:
