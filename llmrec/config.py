@@ -737,8 +737,8 @@ class Fusion(Section):
     l2: Annotated[float, Field(ge=0)] = Field(0.001, description="method=linear: of the weights' squared norm")
     users: Count = Field(100_000, description="fitted on about so many users at most, chosen by stable hash")
     new_users: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="users without a history have weights of their own, fitted on about so many others as if these "
-        "had none; null: on 20,000, if there are such users when fuse runs; 0: they have those of all"
+        None, description="users without a history have weights of their own, fitted on about so many others as if "
+        "these had none; null: on 20,000, if there are such users when fuse runs; 0: they have those of all"
     )  # fmt: skip
     model: str = Field("", description="a fusion's file; empty: what fuse fitted")
     item_weights: dict[str, float] = Field(
