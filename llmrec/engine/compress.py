@@ -18,6 +18,7 @@ from llmrec import assets, config, storage
 from llmrec.engine import ledger, recall, score, train
 from llmrec.engine.kept_lists import nothing_held_out
 from llmrec.engine.publish import publish
+from llmrec.engine.run import resolve
 from llmrec.engine.ranking_lists import lists_of, lists_of_rows
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
@@ -85,7 +86,7 @@ def compress(
     truth = buckets.bucket_files(layout.targets)
     rankers, seconds = {f"{card.layers} layers": (whole, card.layers)}, dict[str, float]()
     storing = layout.scratch("compress")
-    storage.delete(storing)  # of one that was cut off, which would say nothing of how fast it was
+    storage.delete(storing)  # of one that was cut off
     if layers:
         teacher = _teach(settings, layout, whole, storing, say)
         for depth in sorted(set(layers), reverse=True):
@@ -100,7 +101,8 @@ def compress(
         for precision in precisions:
             say(f"{name}, {precision}")
             output = storage.join(storing, f"run-{len(variants)}")
-            done = score.score(_scoring(settings, model=uri, precision=precision, output=output, top_k=K), layout, say)
+            asked = _scoring(settings, model=uri, precision=precision, output=output, top_k=K)
+            done = _scored_anew(asked, layout, say)
             values = _compared_with(first, done, layout, truth, say)
             first = first or values
             change = bootstrap.interval(
@@ -127,7 +129,7 @@ def _teach(settings: config.Config, layout: Layout, whole: str, storing: str, sa
     taught = _scoring(
         settings, model=whole, history="training", candidates=before.candidates(), output=teacher, top_k=TAUGHT
     )
-    publish(layout, score.score(taught, layout, say).run_id)
+    publish(layout, _scored_anew(taught, layout, say).run_id)
     storage.delete(layout.scratch("fuse"))
     return teacher
 
@@ -145,6 +147,13 @@ def _scoring(settings: config.Config, **changed: Any) -> config.Config:
     return settings.model_copy(update={
         "score": settings.score.model_copy(update=of), "fusion": config.Fusion(), "rerank": config.Rerank(),
     })  # fmt: skip
+
+
+def _scored_anew(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> score.Scored:
+    """A run from its beginning: of one that was cut off the files are gone, and it would say nothing of how fast it is."""
+    job, _ = resolve(settings, layout)
+    storage.delete(layout.run(job.run_id))
+    return score.score(settings, layout, say)
 
 
 def _weights(uri: str) -> tuple[int, int]:

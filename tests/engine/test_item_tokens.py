@@ -391,6 +391,13 @@ def test_smaller_rankers_are_made_and_measured_beside_the_whole_one(made: config
     wanted = copied(made, root, train=made.train.model_dump(exclude_unset=True) | {"max_steps": 6, "workers": 1})
     layout = Layout.of(wanted)
     before = storage.manifest(layout.ranker)
+
+    def cut_off(message: str) -> None:
+        if "taught by all" in message:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress.compress(wanted, layout, cut_off, [1], ["float32", "int8"])
     done = compress.compress(wanted, layout, quietly, [1], ["float32", "int8"])
     names = [variant.name for variant in done.variants]
     assert names == ["2 layers, float32", "2 layers, int8", "1 layers, float32", "1 layers, int8"]
