@@ -18,8 +18,8 @@ from llmrec import assets, config, storage
 from llmrec.engine import ledger, recall, score, train
 from llmrec.engine.kept_lists import nothing_held_out
 from llmrec.engine.publish import publish
-from llmrec.engine.run import resolve
 from llmrec.engine.ranking_lists import lists_of, lists_of_rows
+from llmrec.engine.run import resolve
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import bootstrap, metrics
@@ -150,7 +150,7 @@ def _scoring(settings: config.Config, **changed: Any) -> config.Config:
 
 
 def _scored_anew(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> score.Scored:
-    """A run from its beginning: of one that was cut off the files are gone, and it would say nothing of how fast it is."""
+    """A run from its beginning: of one that was cut off the files are gone, and it would not tell how fast it is."""
     job, _ = resolve(settings, layout)
     storage.delete(layout.run(job.run_id))
     return score.score(settings, layout, say)
