@@ -6,6 +6,7 @@ store answers go through s3fs, whose errors tell a wrong key from a missing buck
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -244,7 +245,8 @@ def delete(uri: str) -> None:
     if kind == pafs.FileType.File:
         fs.delete_file(path)
     elif kind == pafs.FileType.Directory:
-        fs.delete_dir(path)
+        with contextlib.suppress(FileNotFoundError):  # a store may list a folder for a while that is gone
+            fs.delete_dir(path)
 
 
 def upload_directory(local: Path, uri: str) -> None:
