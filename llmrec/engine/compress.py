@@ -84,7 +84,7 @@ def compress(
         if not 1 <= depth < card.layers:
             raise UserError(f"--layers {depth}: {whole} has {card.layers} layers; give numbers from 1 to one less")
     truth = buckets.bucket_files(layout.targets)
-    rankers, seconds = {f"{card.layers} layers": (whole, card.layers)}, dict[str, float]()
+    rankers, seconds = {_named(card.layers): (whole, card.layers)}, dict[str, float]()
     storing = layout.scratch("compress")
     storage.delete(storing)  # of one that was cut off
     if layers:
@@ -92,8 +92,8 @@ def compress(
         for depth in sorted(set(layers), reverse=True):
             say(f"{depth} of {card.layers} layers, taught by all")
             made = train.train(_student(settings, whole, depth, teacher), layout.compressed(f"layers-{depth}"), say)
-            rankers[f"{depth} layers"] = (made.ranker, depth)
-            seconds[f"{depth} layers"] = round(made.seconds, 1)
+            rankers[_named(depth)] = (made.ranker, depth)
+            seconds[_named(depth)] = round(made.seconds, 1)
     variants: list[Variant] = []
     first: dict[str, Any] | None = None
     for name, (uri, depth) in rankers.items():
@@ -118,6 +118,10 @@ def compress(
     assert first is not None
     storage.delete(storing)
     return Compressed(len(first["ndcg"]), len(first["overlap"]), variants, seconds)
+
+
+def _named(layers: int) -> str:
+    return f"{layers} layer" if layers == 1 else f"{layers} layers"
 
 
 def _teach(settings: config.Config, layout: Layout, whole: str, storing: str, say: Callable[[str], None]) -> str:

@@ -400,7 +400,7 @@ def test_smaller_rankers_are_made_and_measured_beside_the_whole_one(made: config
         compress.compress(wanted, layout, cut_off, [1], ["float32", "int8"])
     done = compress.compress(wanted, layout, quietly, [1], ["float32", "int8"])
     names = [variant.name for variant in done.variants]
-    assert names == ["2 layers, float32", "2 layers, int8", "1 layers, float32", "1 layers, int8"]
+    assert names == ["2 layers, float32", "2 layers, int8", "1 layer, float32", "1 layer, int8"]
     whole, eighth, pruned, both = done.variants
     assert (whole.overlap, whole.change) == (1.0, (0.0, 0.0)) and done.lists == USERS
     assert whole.layer_megabytes == 2 * pruned.layer_megabytes == 4 * eighth.layer_megabytes == 8 * both.layer_megabytes
