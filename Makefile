@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-faults chaos lint bench bench-scale bench-recall bench-quality bench-effects clean
+.PHONY: demo test test-all test-faults chaos lint bench bench-scale bench-recall bench-quality bench-effects clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,10 +17,16 @@ demo: $(STAMP)
 
 # Those that start a cluster one after another, the others on all cores.
 CLUSTERED := tests/engine tests/local tests/benchmarks
+MAIN := tests/engine/test_main_job.py tests/engine/test_pipeline.py
 
+# What needs no cluster, and the main job and the daily run on one.
 test: $(STAMP)
 	$(BIN)/pytest -n logical --dist worksteal $(CLUSTERED:%=--ignore=%)
-	$(BIN)/pytest $(CLUSTERED)
+	$(BIN)/pytest $(MAIN)
+
+# Every other job on a cluster, too: most of an hour on two cores.
+test-all: test
+	$(BIN)/pytest $(CLUSTERED) $(MAIN:%=--ignore=%)
 
 test-faults: $(STAMP)
 	$(BIN)/pytest -m 'faults and not chaos'
