@@ -42,6 +42,7 @@ def _run(stage: str, file: str | None, json_file: str | None, settings: Sequence
     # beside them, oneMKL sometimes ends the process with "Cannot load libtorch_cpu.so".
     from llmrec.engine import stages
 
+    stages.check(stage, loaded)
     with terminating(), connected(loaded.cluster, root):
         say = progress_line(stage)
         summary = stages.run(stage, loaded, say)
