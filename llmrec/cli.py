@@ -212,6 +212,17 @@ def explain(
     _run_stage("explain", loaded, json_file)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def search(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write all trials to this file.")] = None,
+) -> None:
+    """Search for the settings that train best, by trials. Takes settings, such as --search.trials 40."""
+    loaded = _settings(config_file, context)
+    _run_stage("search", loaded, json_file)
+
+
 @app.command()
 def report(
     config_file: ConfigFile = None,
@@ -701,6 +712,7 @@ def _run_stage(name: str, loaded: config.Config, json_file: str | None) -> None:
     from llmrec.engine import stages
     from llmrec.engine.session import connected
 
+    stages.check(name, loaded)
     with terminating(), connected(loaded.cluster, layout.root):
         done = stages.run(name, loaded, progress_line(name))
     terminal.print_summary(name, done)

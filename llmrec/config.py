@@ -7,10 +7,11 @@ only the section that they need.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -1011,6 +1012,88 @@ class Serve(Section):
         return self
 
 
+class Range(Section):
+    """What a search tries of a setting: numbers from low to high, both of them too, or one of choices."""
+
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = Field(False, description="numbers are drawn evenly by their logarithm")
+    choices: tuple[Any, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Range:
+        if self.choices:
+            if self.low is not None or self.high is not None or self.log:
+                raise ValueError("choices stand alone; leave out low, high and log")
+            if any(choice in self.choices[:i] for i, choice in enumerate(self.choices)):
+                raise ValueError("choices has a value twice")
+            return self
+        if self.low is None or self.high is None:
+            raise ValueError("give low and high, or choices")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"low = {self.low} is not below high = {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs numbers above 0; low = {self.low}")
+        return self
+
+
+class SettingsSearch(Section):
+    """Which settings of the training do best in validation: trials that each train with others (llmrec[search])."""
+
+    keys: dict[str, Range] = Field(
+        {}, description="settings by their whole name and what is tried of each, such as "
+        "{train.learning_rate: {low: 0.0001, high: 0.01, log: true}, model.layers: {choices: [2, 4]}}"
+    )  # fmt: skip
+    trials: Count = Field(20, description="in all, those of earlier runs of the same search counted")
+    parallel: Count | None = Field(
+        None, description="at most so many trials at once; null: as many as the cluster has room for"
+    )
+    early_stopping: Literal["asha", "none"] = Field(
+        "asha", description="asha: a trial that is behind others at the same step ends (asynchronous successive "
+        "halving); none: all train to their end"
+    )  # fmt: skip
+    grace: Count = Field(2, description="asha: so many of train.validate_every steps are left to every trial")
+    reduction: Annotated[float, Field(gt=1)] = Field(
+        3.0, description="asha: of the trials that come to a comparison the best one in so many goes on; the next "
+        "comparison is after so many times the steps"
+    )  # fmt: skip
+    seed: int = Field(0, description="of what is tried; trials train by train.seed")
+
+
+class MlflowTracking(Section):
+    uri: str = Field("", description="of a server or a database, such as sqlite:////tmp/mlflow.db; empty: none")
+    experiment: Annotated[str, Field(min_length=1)] = "llmrec"
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> MlflowTracking:
+        if re.search(r"//[^/@]+@", self.uri):
+            raise ValueError(
+                "uri holds credentials; give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
+
+
+class WandbTracking(Section):
+    project: str = Field("", description="empty: none")
+    mode: Literal["online", "offline"] = Field(
+        "online", description="offline: files in WANDB_DIR, else here, that `wandb sync` sends later"
+    )
+
+
+class Tracking(Section):
+    """Where every stage leaves its figures, beside the root: llmrec[mlflow], llmrec[wandb]; off unless named."""
+
+    mlflow: MlflowTracking = MlflowTracking()
+    wandb: WandbTracking = WandbTracking()
+    strict: bool = Field(
+        False, description="a record that is not taken ends the job with an error, after its work; else a warning"
+    )
+
+    @property
+    def on(self) -> bool:
+        return bool(self.mlflow.uri or self.wandb.project)
+
+
 class Cluster(Section):
     """Where jobs run."""
 
@@ -1078,6 +1161,8 @@ class Config(BaseSettings):
     evaluate: Evaluate = Evaluate()
     drift: Drift = Drift()
     pipeline: Pipeline = Pipeline()
+    search: SettingsSearch = SettingsSearch()
+    tracking: Tracking = Tracking()
     privacy: Privacy = Field(Privacy(), exclude_if=lambda value: value == Privacy())
     export: Export = Export()
     serve: Serve = Serve()
@@ -1177,6 +1262,14 @@ def _placeholders(template: str) -> list[str]:
         return []
 
 
+class _Given(Config):
+    """A configuration of given values alone."""
+
+    @classmethod
+    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, **others: Any) -> Any:  # type: ignore[override]
+        return (init_settings,)
+
+
 def load(file: str | None, arguments: Sequence[str] = ()) -> Config:
     """Read a configuration from a YAML file (local or s3://), the environment and `--section.key value` arguments.
 
@@ -1213,6 +1306,26 @@ def build(values: dict[str, Any], arguments: Sequence[str] = (), origin: str = "
     except SettingsError as error:
         text = str(error.__cause__ or error).removeprefix("error parsing CLI: ")
         raise UserError(f"command line: {text}; see --help for the settings") from None
+
+
+def varied(base: Config, changes: Mapping[str, Any], origin: str) -> Config:
+    """A configuration with other values of some keys, such as {"train.learning_rate": 0.01}. What the environment sets
+    is in the base already and does not outweigh them.
+
+    Raises:
+        UserError: a line per problem, each naming the key, the value and what is allowed.
+    """
+    values = base.model_dump()
+    for key, value in changes.items():
+        *path, name = key.split(".")
+        section = values
+        for part in path:
+            section = section[part]
+        section[name] = value
+    try:
+        return _Given(**values)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(problem, origin) for problem in error.errors())) from None
 
 
 def _explain(problem: Any, origin: str) -> str:

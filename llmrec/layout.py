@@ -12,11 +12,13 @@ from llmrec.errors import UserError
 @dataclass(frozen=True)
 class Layout:
     """before_validation: candidates, popularity and quarantine are those of recall from training events alone, which
-    fuse asks for. models: where rankers and what trains them lie."""
+    fuse asks for. models: where rankers and what trains them lie. trial: what it trains lies aside, under this name; it
+    leaves no ranker."""
 
     root: str
     before_validation: bool = False
     models: str = "models"
+    trial: str = ""
 
     @staticmethod
     def of(config: Config) -> Layout:
@@ -124,12 +126,19 @@ class Layout:
 
     @property
     def training(self) -> str:
-        return self._at(self.models, "training")
+        return storage.join(self.scratch("search"), self.trial) if self.trial else self._at(self.models, "training")
 
     @property
     def curves(self) -> str:
         """Loss and validation metric by step of the last training."""
-        return self._at(self.models, "training", "curves.json")
+        return storage.join(self.training, "curves.json")
+
+    def search(self, search: str) -> str:
+        """What is known of a search over settings: its trials and its best configuration."""
+        return self._at("models", "search", search)
+
+    def of_trial(self, search: str, trial: str) -> Layout:
+        return replace(self, trial=f"{search}/{trial}")
 
     @property
     def rankings(self) -> str:

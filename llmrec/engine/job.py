@@ -46,8 +46,11 @@ def whole_pipeline(loaded: config.Config, json_file: str | None, accept: bool) -
     """Run the pipeline and print what it did; whether something refused to publish."""
     layout = Layout.of(loaded)
     storage.check(layout.root)
+    from llmrec.engine import stages
     from llmrec.engine.pipeline import pipeline
     from llmrec.report.pipeline import print_pipeline
+
+    stages.check("pipeline", loaded)
 
     with terminating(), connected(loaded.cluster, layout.root):
         done = asdict(pipeline(loaded, layout, progress_line, accept))
@@ -78,6 +81,7 @@ def _run(stage: str, file: str | None, json_file: str | None, settings: Sequence
     # beside them, oneMKL sometimes ends the process with "Cannot load libtorch_cpu.so".
     from llmrec.engine import stages
 
+    stages.check(stage, loaded)
     with terminating(), connected(loaded.cluster, root):
         say = progress_line(stage)
         summary = stages.run(stage, loaded, say)

@@ -26,6 +26,8 @@ from llmrec.engine import (
     recall,
     report,
     score,
+    search_space,
+    tracking,
     train,
 )
 from llmrec.engine.warm_start import PREVIOUS
@@ -72,11 +74,26 @@ def run(name: str, config: Config, say: Say, reuse: bool = False) -> dict[str, A
         if before["fingerprint"] == depends:
             return {**before["summary"], "reused": True}
     storage.delete(layout.summary(name))
-    started = time.monotonic()
-    summary = _STAGES[name](config, layout, say)
-    summary = {**summary, "seconds": round(time.monotonic() - started, 1)}
-    storage.write_json(layout.summary(name), {"fingerprint": depends, "summary": summary})
-    return summary
+
+    def work() -> dict[str, Any]:
+        started = time.monotonic()
+        summary = _STAGES[name](config, layout, say)
+        summary = {**summary, "seconds": round(time.monotonic() - started, 1)}
+        storage.write_json(layout.summary(name), {"fingerprint": depends, "summary": summary})
+        return summary
+
+    return tracking.tracked(name, config, layout, say, work)
+
+
+def check(name: str, config: Config) -> None:
+    """What of a stage's settings can be told wrong before there is a cluster.
+
+    Raises:
+        UserError: they contradict each other, or ask for a package that is not installed.
+    """
+    tracking.check(config.tracking)
+    if name == "search":
+        search_space.checked(config)
 
 
 def _feedback(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
@@ -106,6 +123,13 @@ def _embed(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 def _train(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     return asdict(train.train(config, layout, say))
+
+
+def _search(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
+    search_space.check_optuna()
+    from llmrec.engine import search
+
+    return asdict(search.search(config, layout, say))
 
 
 def _recall(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
@@ -161,6 +185,7 @@ _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
     "augment": _augment,
     "embed": _embed,
     "train": _train,
+    "search": _search,
     "recall": _recall,
     "fuse": _fuse,
     "bucket": _bucket,
@@ -183,7 +208,7 @@ def order(config: Config) -> tuple[str, ...]:
 
 _NEEDS: dict[str, tuple[str, ...]] = {
     "feedback": (), "prepare": (), "augment": ("prepare",), "embed": ("prepare",), "train": ("prepare",),
-    "recall": ("prepare",), "bucket": ("prepare",), "score": ("prepare",), "fuse": ("prepare",),
+    "search": ("prepare",), "recall": ("prepare",), "bucket": ("prepare",), "score": ("prepare",), "fuse": ("prepare",),
     "publish": ("score",), "explain": ("prepare",), "evaluate": ("prepare", "recall"), "export": (),
 }  # fmt: skip
 
@@ -196,7 +221,7 @@ def _needs(name: str, config: Config) -> tuple[str, ...]:
         return ("feedback",) if config.feedback.impressions else ()
     if name == "embed":
         return (*_NEEDS[name], *augmented)
-    if name == "train":
+    if name in ("train", "search"):
         embedded = ("embed",) if config.model.items == "token" and embed.wanted(config) else ()
         return (*_NEEDS[name], *augmented, *embedded)
     if name == "score":

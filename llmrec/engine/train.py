@@ -11,7 +11,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from llmrec.config import Config
 from llmrec.engine import counts, training_histories
 from llmrec.engine.counts import in_context
 from llmrec.engine.prompts import check_trainable
-from llmrec.engine.training_worker import AVERAGE, METRIC, MODEL, STATE_FILE, Task, begin, run_worker
+from llmrec.engine.training_histories import Counted
+from llmrec.engine.training_worker import AVERAGE, METRIC, MODEL, STATE_FILE, STEPS, Task, begin, run_worker
 from llmrec.engine.warm_start import copy_of_previous, starting_ranker
 from llmrec.errors import UserError
 from llmrec.layout import Layout
@@ -60,6 +61,17 @@ class Trained:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A training before it starts. there: what can be trained on; trained: bool[n_items], the items with events that
+    are trained; name: of the run, by all that it depends on."""
+
+    task: Task
+    there: Counted
+    trained: np.ndarray
+    name: str
+
+
 def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained:
     """Fine-tune, take the best checkpoint by validation, save the ranker under the root.
 
@@ -68,9 +80,49 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     Raises:
         UserError: there is nothing to train on, the model cannot be loaded, or workers failed more often than allowed.
     """
+    started = time.monotonic()
+    plan = planned(config, layout)
+    checkpoint, metrics = fit(config, layout, plan, say)
+
+    ranker, _ = begin(plan.task, plan.trained)
+    prepare_tuning(ranker, config.train)
+    parameters = sum(t.numel() for t in trainable(ranker).values())
+    with checkpoint.as_directory() as directory:
+        saved = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)
+    state = saved[AVERAGE if config.train.average else MODEL]
+    missing = set(trainable(ranker)) - set(state)
+    assert not missing, f"checkpoint lacks {sorted(missing)[:3]}"
+    ranker.load_state_dict(state, strict=False)
+    merge_adapters(ranker)
+    if ranker.items is not None:
+        ranker.items.foretell()
+    ranker.card = ranker.card.model_copy(update={"trained": True, "trained_until": plan.there.newest})
+    version = _save(ranker, layout, _model_card(config, plan.there.users, metrics))
+    _forget_run(layout, plan.name)
+    return Trained(
+        ranker=layout.ranker,
+        version=version,
+        users=plan.there.users,
+        steps=metrics[STEPS],
+        steps_planned=plan.task.steps,
+        start=config.train.start if plan.task.ranker else "",
+        tokens=metrics["tokens"],
+        decisions=metrics["decisions"],
+        metric=METRIC,
+        best=None if plan.there.held_out == 0 else metrics[METRIC],
+        trainable_parameters=parameters,
+        seconds=time.monotonic() - started,
+    )
+
+
+def planned(config: Config, layout: Layout) -> Planned:
+    """What workers need to train, the tables read and the settings held against them.
+
+    Raises:
+        UserError: there is nothing to train on, or the model cannot be found.
+    """
     import ray
 
-    started = time.monotonic()
     if config.model.head == "yes_no":
         raise UserError(
             "model.head = yes_no scores an untouched model; to train, set model.head to linear, or model.items to token"
@@ -105,48 +157,13 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     steps = steps_per_epoch * config.train.epochs
     if config.train.max_steps is not None:
         steps = min(steps, config.train.max_steps)
-    values = _context_values(config, layout, training_only)
     task = Task(
         config.model, config.items, config.prompt, config.train, layout, steps, ray.put(similar), settings.decay,
         ray.put(trained), None if earlier else _start(config, layout, had),
         ray.put(training_histories.validation(layout.histories, config.train.validation_users, held_out)),
-        values, earlier, since,
+        _context_values(config, layout, training_only), earlier, since,
     )  # fmt: skip
-    say(
-        f"fine-tuning {config.train.start if earlier else config.model.base}: {users:,} users, {steps} steps, "
-        f"{config.train.workers} workers (they take a while to start)"
-    )
-    checkpoint, metrics = _fit(config, layout, task, name, say)
-
-    ranker, _ = begin(task, trained)
-    prepare_tuning(ranker, config.train)
-    parameters = sum(t.numel() for t in trainable(ranker).values())
-    with checkpoint.as_directory() as directory:
-        saved = torch.load(Path(directory) / STATE_FILE, map_location="cpu", weights_only=True)
-    state = saved[AVERAGE if config.train.average else MODEL]
-    missing = set(trainable(ranker)) - set(state)
-    assert not missing, f"checkpoint lacks {sorted(missing)[:3]}"
-    ranker.load_state_dict(state, strict=False)
-    merge_adapters(ranker)
-    if ranker.items is not None:
-        ranker.items.foretell()
-    ranker.card = ranker.card.model_copy(update={"trained": True, "trained_until": there.newest})
-    version = _save(ranker, layout, _model_card(config, users, metrics))
-    _forget_run(layout, name)
-    return Trained(
-        ranker=layout.ranker,
-        version=version,
-        users=users,
-        steps=metrics["steps_done"],
-        steps_planned=steps,
-        start=config.train.start if earlier else "",
-        tokens=metrics["tokens"],
-        decisions=metrics["decisions"],
-        metric=METRIC,
-        best=None if held_out == 0 else metrics[METRIC],
-        trainable_parameters=parameters,
-        seconds=time.monotonic() - started,
-    )
+    return Planned(task, there, trained, name)
 
 
 def _since(config: Config, card: RankerCard | None) -> int | None:
@@ -204,38 +221,49 @@ def _context_values(config: Config, layout: Layout, training_only: bool) -> dict
     return {name: values.get(name, []) for name in dict.fromkeys(names)}
 
 
-def _fit(
-    config: Config, layout: Layout, task: Task, name: str, say: Callable[[str], None]
+def fit(
+    config: Config, layout: Layout, plan: Planned, say: Callable[[str], None], callbacks: Sequence[Any] = ()
 ) -> tuple[Any, dict[str, Any]]:
-    """Run the workers to the end; the best checkpoint and its metrics."""
+    """Run the workers to the end; the best checkpoint and its metrics.
+
+    callbacks: Ray Train's, told of every validation.
+
+    Raises:
+        UserError: workers failed more often than allowed, or no step was made.
+    """
     import ray
     import ray.train
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
     train = config.train
+    say(
+        f"fine-tuning {train.start if plan.task.ranker else config.model.base}: {plan.there.users:,} users, "
+        f"{plan.task.steps} steps, {train.workers} workers (they take a while to start)"
+    )
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker else {})
     fs, path = storage.filesystem(layout.training)
     news = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config={"task": task, "news": news},
+        train_loop_config={"task": plan.task, "news": news},
         datasets={
             "train": training_histories.streamed(
-                layout.histories, train, placeholders(config.prompt.context), task.since
+                layout.histories, train, placeholders(config.prompt.context), plan.task.since
             )
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=train.workers, use_gpu=train.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name=name,
+            name=plan.name,
             storage_path=path,
             storage_filesystem=fs,
             failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute=METRIC, checkpoint_score_order="max"
             ),
+            callbacks=list(callbacks),
         ),
     )
     stop = threading.Event()
@@ -320,7 +348,7 @@ llmrec on next-item decisions of {users:,} users with the listwise softmax objec
 |---|---|
 | data | {config.data.interactions} |
 | learning weights | {train.tune} |
-| optimizer steps | {metrics["steps_done"]} |
+| optimizer steps | {metrics[STEPS]} |
 | decisions seen | {metrics["decisions"]:,} |
 | {METRIC} | {metrics[METRIC]:.4f} |
 | licence of the base model | {licence} |

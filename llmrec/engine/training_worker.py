@@ -42,6 +42,7 @@ from llmrec.tables import contexts
 from llmrec.tables.histories import flatten, item_rows, keep
 
 METRIC = "validation_ndcg@10"
+STEPS, BEST, VALIDATIONS = "steps_done", "best", "validations"
 STATE_FILE = "state.pt"
 MODEL, AVERAGE = "model", "average"  # weights in it; the average, where there is one, is what validates and is saved
 NEWS_SECONDS = 5.0
@@ -499,8 +500,8 @@ def _report(
                 AVERAGE: {name: weight.clone() for name, weight in found.items()}
             }  # they may be the model's own
     model_state, optimizer_state = get_state_dict(model, optimizer, options=_state_options(True))
-    done = {"steps_done": progress.step, "tokens": progress.tokens, "decisions": progress.decisions}
-    metrics = {METRIC: metric, **done}
+    done = {STEPS: progress.step, "tokens": progress.tokens, "decisions": progress.decisions}
+    metrics = {METRIC: metric, BEST: progress.best, VALIDATIONS: list(progress.validations), **done}
     if rank != 0:
         ray.train.report(metrics)
         return

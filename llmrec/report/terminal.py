@@ -30,10 +30,39 @@ def print_summary(stage: str, summary: Mapping[str, Any]) -> None:
     if stage == "explain":
         print_explanation(summary)
         return
+    if stage == "search":
+        print_search(summary)
+        return
     table = Table(title=f"{stage}: done", title_justify="left", show_header=False)
     for key, value in summary.items():
         table.add_row(key.replace("_", " "), text(value))
     console().print(table)
+
+
+def print_search(summary: Mapping[str, Any]) -> None:
+    """The trials of a search, the best first, why some failed, and what the best one was trained with."""
+    keys = list(dict.fromkeys(key for of in summary["trials"] for key in of["settings"]))
+    rows = [
+        [of["number"], *(of["settings"].get(key) for key in keys), _metric(of["best"]), of["steps"], of["seconds"],
+         of["state"]]
+        for of in summary["trials"]
+    ]  # fmt: skip
+    print_rows(
+        f"search {summary['search']}: trials, the best first",
+        ["trial", *keys, f"best {summary['metric']}", "steps", "seconds", ""],
+        rows,
+    )
+    for of in summary["trials"]:
+        if of["reason"]:
+            console().print(f"trial {of['number']} failed: {of['reason']}", markup=False)
+    best = ", ".join(f"{key} = {text(value)}" for key, value in summary["settings"].items())
+    console().print(f"best: {best}, {summary['metric']} {_metric(summary['best'])}", markup=False)
+    console().print(f"train with it: python jobs/train.py --config {summary['config']}", markup=False, soft_wrap=True)
+    console().print(f"all trials: {summary['table']}", markup=False, soft_wrap=True)
+
+
+def _metric(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def print_explanation(summary: Mapping[str, Any]) -> None:
