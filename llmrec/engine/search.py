@@ -160,15 +160,11 @@ class Recorder(tune.Callback):
         self.failed: UserError | None = None
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        settings = trial.config[SETTINGS]
-        name = search_trials.name_of(settings)
-        before = self._by_name.get(name)
-        number = before.number if before else max((t.number for t in self._by_name.values()), default=0) + 1
-        began = Trial(number, name, settings)
-        if before is not None and before.state == RUNNING:  # it goes on from its checkpoint
-            began = replace(before, state=RUNNING)
-        self._started[name] = time.monotonic() - began.seconds
-        self._note(began, ", ".join(f"{key} = {_short(value)}" for key, value in settings.items()))
+        found = self._of(trial)
+        if found.state != RUNNING:  # it failed in an earlier run; one that was cut off goes on from its checkpoint
+            found = Trial(found.number, found.name, found.settings)
+        self._started[found.name] = time.monotonic() - found.seconds
+        self._note(found, ", ".join(f"{key} = {_short(value)}" for key, value in found.settings.items()))
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         found = self._of(trial)
@@ -193,7 +189,10 @@ class Recorder(tune.Callback):
         storage.delete(self._layout.of_trial(self._search, found.name).training)
 
     def _of(self, trial: Any) -> Trial:
-        return self._by_name[search_trials.name_of(trial.config[SETTINGS])]
+        settings = trial.config[SETTINGS]
+        name = search_trials.name_of(settings)
+        number = max((known.number for known in self._by_name.values()), default=0) + 1
+        return self._by_name.get(name, Trial(number, name, settings))
 
     def _note(self, trial: Trial, line: str) -> None:
         self._by_name[trial.name] = trial

@@ -179,36 +179,61 @@ def test_as_many_trials_at_once_as_their_workers_and_reading_have_room() -> None
             room(nodes, train(**asked))
 
 
-def wanted_of(tiny_model: Any, mlflow: str, trials: int) -> config.Config:
+SEED = 8  # by which the first two trials have the choice that works, the third the other
+
+
+def wanted_of(tiny_model: Any, root: str, trials: int, **sections: Any) -> config.Config:
     return small(
-        tiny_model, ROOT, fusion={"method": "none"},
+        tiny_model, root, fusion={"method": "none"},
         train={"tune": "top_n", "max_failures": 0, "workers": 1, "validate_every": 3, "max_steps": 6},
         search={
             "keys": {"train.head_learning_rate": RATE, "train.top_n": {"choices": [1, 99]}}, "trials": trials,
             "grace": 1, "reduction": 2, "seed": SEED,
-        },
-        tracking={"mlflow": {"uri": mlflow}},
+        }, **sections,
     )  # fmt: skip
 
 
-SEED = 8  # by which the first two trials have the choice that works, the third the other
+def prepared(wanted: config.Config) -> Layout:
+    for name, table in tables().items():
+        buckets.write_parquet(table, f"{RAW}/{name}.parquet")
+    stages.run("prepare", wanted, quietly)
+    return Layout.of(wanted)
+
+
+@pytest.fixture(scope="module")
+def searched(cluster: Any, tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A search of one trial, of which three are asked later."""
+    pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
+    server = {"mlflow": {"uri": f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"}}
+    layout = prepared(wanted_of(tiny_model, ROOT, 1))
+    storage.write_bytes(storage.join(layout.ranker, "ranker.json"), b"untouched")
+    first = stages.run("search", wanted_of(tiny_model, ROOT, 1), quietly)
+    wanted, said = wanted_of(tiny_model, ROOT, 3, tracking=server), list[str]()
+    summary = stages.run("search", wanted, said.append)
+    return {"wanted": wanted, "layout": layout, "first": first, "said": said, "summary": summary}
+
+
+def test_more_trials_go_on_from_those_that_ended(searched: dict[str, Any]) -> None:
+    first, summary = searched["first"], searched["summary"]
+    assert first["search"] == summary["search"] and (first["kept"], summary["kept"]) == (0, 1)
+    (ended,) = first["trials"]
+    assert ended["state"] == FINISHED and ended["steps"] == 6
+    assert ended in summary["trials"], "a trial that had ended was trained again"
+    assert "1 of them there already" in searched["said"][0]
+    assert {line.split(":")[0] for line in searched["said"][1:]} == {"trial 2", "trial 3"}
+    assert sorted(of["number"] for of in summary["trials"]) == [1, 2, 3]
+    for of in summary["trials"]:
+        assert [step for step, _ in of["curve"]] == list(range(3, of["steps"] + 1, 3))
 
 
 def all_cpus_are_free() -> bool:
     return ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
 
 
-@pytest.fixture(scope="module")
-def searched(cluster: Any, tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A search that was cut off, as by Ctrl-C, in its second trial, and run again."""
-    pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
-    for name, table in tables().items():
-        buckets.write_parquet(table, f"{RAW}/{name}.parquet")
-    folder = tmp_path_factory.mktemp("mlflow")
-    wanted = wanted_of(tiny_model, f"sqlite:///{folder}/mlflow.db", 3)
-    layout = Layout.of(wanted)
-    stages.run("prepare", wanted, quietly)
-    storage.write_bytes(storage.join(layout.ranker, "ranker.json"), b"untouched")
+@pytest.mark.faults
+def test_a_search_that_was_cut_off_goes_on(cluster: Any, tiny_model: Any) -> None:
+    wanted = wanted_of(tiny_model, f"{ROOT}-cut-off", 2)
+    layout = prepared(wanted)
 
     def cut_off(message: str) -> None:
         if message.startswith("trial 2: step"):
@@ -225,24 +250,14 @@ def searched(cluster: Any, tiny_model: Any, tmp_path_factory: pytest.TempPathFac
     while not all_cpus_are_free():  # the second trial's process goes, and its workers with it
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.5)
-    first = search_trials.read(layout, name_of(wanted, layout))
-    said: list[str] = []
-    summary = stages.run("search", wanted, said.append)
-    print("\n".join(said))
-    return {"wanted": wanted, "layout": layout, "first": first, "said": said, "summary": summary}
-
-
-def test_a_search_that_was_cut_off_keeps_what_it_has_and_goes_on(searched: dict[str, Any]) -> None:
-    summary = searched["summary"]
-    ended, cut = searched["first"]
-    assert (ended.number, ended.state, cut.number, cut.state) == (1, FINISHED, 2, "running")
-    after = {trial.name: trial for trial in search_trials.read(searched["layout"], summary["search"])}
-    assert after[ended.name] == ended and summary["kept"] == 1, "a trial that had ended was trained again"
-    assert "1 of them there already" in searched["said"][0]
-    assert after[cut.name].state in (FINISHED, STOPPED) and after[cut.name].number == 2
-    assert sorted(trial.number for trial in after.values()) == [1, 2, 3]
-    for trial in after.values():
-        assert [step for step, _ in trial.curve] == list(range(3, trial.steps + 1, 3)), "a validation is missing"
+    ended, running = search_trials.read(layout, name_of(wanted, layout))
+    assert (ended.number, ended.state, running.number, running.state) == (1, FINISHED, 2, "running")
+    summary = stages.run("search", wanted, quietly)
+    kept, went_on = search_trials.read(layout, summary["search"])
+    assert kept == ended and summary["kept"] == 1, "a trial that had ended was trained again"
+    assert went_on.settings == running.settings and went_on.state in (FINISHED, STOPPED)
+    assert [step for step, _ in went_on.curve] == list(range(3, went_on.steps + 1, 3)), "a validation is missing"
+    assert storage.list_files(layout.scratch("search")) == []
 
 
 def test_the_best_trial_is_first_and_a_failed_one_says_why(searched: dict[str, Any]) -> None:
@@ -283,7 +298,7 @@ def test_the_tracking_server_has_every_trials_curve(searched: dict[str, Any]) ->
 def test_its_summary_is_a_table(searched: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_summary("search", searched["summary"])
     shown = capsys.readouterr().out
-    assert "train.top_n" in shown and "the best first" in shown and "failed: training failed" in shown
+    assert "train.top_n" in shown and "the best first" in shown and "failed: train.top_n = 99" in shown
     assert f"python jobs/train.py --config {searched['summary']['config']}" in shown.replace("\n", "")
 
 
