@@ -35,6 +35,8 @@ from llmrec.layout import Layout
 
 READING_CPUS = 1  # for Ray Data's tasks of a trial: without, its workers would wait for ever
 NO_CPU = {"memory": 1}  # bytes; Ray Tune refuses to ask for nothing
+NOT_COMPARED = {"search": ("trials", "parallel"), "train": ("cpus_per_worker", "gpus_per_worker", "max_failures")}
+QUIET_SECONDS, LAST_WRITES_SECONDS = 4, 60
 NO_LIMIT = 1_000_000_000  # steps after which ASHA compares no more
 TUNE_DEFAULTS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -86,15 +88,17 @@ def search(settings: Config, layout: Layout, say: Callable[[str], None]) -> Sear
     if missing > 0:
         recorder = Recorder(layout, name, earlier, say)
         _run(settings, layout, name, space, earlier, recorder, missing, at_once)
-    storage.delete(storage.join(layout.scratch("search"), name))
+        _clear(storage.join(layout.scratch("search"), name))
     return _found(settings, layout, name, len(kept), at_once)
 
 
 def name_of(settings: Config, layout: Layout) -> str:
-    """The same for searches whose trials are comparable; more trials may be asked of it than before."""
-    what = [getattr(settings, part).model_dump(mode="json") for part in (*search_space.SECTIONS, "search")]
-    for asked in ("trials", "parallel"):
-        what[-1].pop(asked)
+    """The same for searches whose trials are comparable; more trials may be asked of it than before, and other
+    resources."""
+    what = {part: getattr(settings, part).model_dump(mode="json") for part in (*search_space.SECTIONS, "search")}
+    for part, asked in NOT_COMPARED.items():
+        for name in asked:
+            what[part].pop(name)
     read = (layout.histories, layout.items, layout.item_augmentations)
     content = [storage.manifest(uri) for uri in read if storage.exists(uri)]
     return "search-" + hashlib.sha256(json.dumps([what, content], sort_keys=True).encode()).hexdigest()[:12]
@@ -243,6 +247,17 @@ def _run(
                 raise
         if recorder.failed is not None:
             raise recorder.failed
+
+
+def _clear(uri: str) -> None:
+    """Delete what trials left. The workers of one that was stopped end a moment after its process, and may write until
+    then."""
+    deadline = time.monotonic() + LAST_WRITES_SECONDS
+    quiet = 0
+    while quiet < QUIET_SECONDS and time.monotonic() < deadline:
+        quiet = 0 if storage.list_files(uri) else quiet + 1
+        storage.delete(uri)
+        time.sleep(1)
 
 
 def _found(settings: Config, layout: Layout, name: str, kept: int, at_once: int) -> Searched:
