@@ -310,6 +310,16 @@ class Items(Section):
         return self
 
 
+class PrivateTraining(Section):
+    """Differential privacy of training, the unit a user with all of his events."""
+
+    epsilon: Annotated[float, Field(gt=0)] | None = Field(None, description="null: training is not private")
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="null: a tenth of one over the number of users"
+    )
+    norm: Annotated[float, Field(gt=0)] = Field(1.0, description="length that each user's gradient is clipped to")
+
+
 class Train(Section):
     """Fine-tuning with the listwise softmax objective."""
 
@@ -370,6 +380,7 @@ class Train(Section):
         0.0, description="decay of a moving average of the weights, which then validates and is saved; 0: none"
     )
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    private: PrivateTraining = Field(PrivateTraining(), exclude_if=lambda value: value == PrivateTraining())
     batch_tokens: Annotated[int, Field(ge=64)] = Field(
         4096, description="tokens in one forward pass; more is accumulated"
     )
@@ -1223,6 +1234,8 @@ class Config(BaseSettings):
                 "prompt.before_candidate and prompt.after_candidate need model.head = yes_no: "
                 "the other heads read a candidate exactly as an item of the history"
             )
+        if self.train.private.epsilon is not None:
+            self._private()
         kinds = self.data.event_weights
         if self.feedback.impressions and kinds and not kinds.get(self.feedback.event):
             raise ValueError(
@@ -1240,6 +1253,24 @@ class Config(BaseSettings):
                 "out of the window; widen it"
             )
         return self
+
+    def _private(self) -> None:
+        """Raises ValueError if training would learn of users in other ways than by their clipped gradients."""
+        train = self.train
+        learned = {
+            "model.head": (self.model.head, "retrieve", "other heads' negatives are those of item-item recall"),
+            "items.id_start": (self.items.id_start if self.items.id else 0, 0, "it is counted in the log"),
+            "prompt.context": (self.prompt.context, "", "the values that it learns are counted in the log"),
+            "train.teacher": (train.teacher, "", "it has seen all users"),
+            "train.start": (train.start, "", "what that ranker has learned already is not accounted for"),
+            "train.strategy": (train.strategy, "ddp", "gradients are clipped as a whole"),
+        }
+        for key, (value, wanted, why) in learned.items():
+            if value != wanted:
+                raise ValueError(
+                    f"train.private.epsilon = {train.private.epsilon:g} needs {key} = {wanted or repr(wanted)}, "
+                    f"not {value}: {why}"
+                )
 
     @classmethod
     def settings_customise_sources(

@@ -33,6 +33,20 @@ FEW_USERS = {
     "average": 0.98,
 }  # fmt: skip
 
+# With differential privacy noise is on all that learns, so less does, in few, large steps.
+PRIVATE: Sections = {
+    "items": {"id": False, "id_start": 0},
+    "train": {
+        "tune": "head", "users_per_step": 118, "epochs": 15, "learning_rate": 1e-3, "head_learning_rate": 1e-2,
+        "dropout": 0.0, "id_dropout": 0.0, "average": 0.0,
+    },
+}  # fmt: skip
+
+
+def private(epsilon: float) -> Sections:
+    return PRIVATE | {"train": PRIVATE["train"] | {"private": {"epsilon": epsilon}}}
+
+
 # Found on validation, as those of the baselines.
 OF_DATASET: Mapping[str, Sections] = {
     "ml-100k": {
@@ -69,6 +83,10 @@ VARIANTS: Mapping[str, Sections] = {
     "lm-all-layers": {"model": {"layers": None}},
     "lm-adversarial": {"train": {"adversarial": 0.1}},
     "lm-masks": {"train": {"dropout_passes": 2}},
+    "lm-private-1": private(1),
+    "lm-private-4": private(4),
+    "lm-private-8": private(8),
+    "lm-not-private": PRIVATE,
     "lm-without-graph": {"data": {"edges": ""}},
     "lm-context": {"prompt": {"context": IN_CONTEXT}},
     "lm-text": {"model": {"items": "text", "head": "linear"}, "prompt": {"max_history": 50}, "train": TEXT},

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from llmrec.layout import Layout
 from llmrec.ranker.card import RankerCard, model_version
 from llmrec.ranker.contexts import COMMON
 from llmrec.ranker.model import Ranker
+from llmrec.ranker.private import Mechanism, mechanism
 from llmrec.ranker.templates import placeholders
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
 from llmrec.recall import context, item_item
@@ -45,7 +46,8 @@ POLL_SECONDS = 1.0
 @dataclass(frozen=True)
 class Trained:
     """What train did. ranker: where the model lies; version: a hash of its files; start: the earlier ranker that it
-    went on from, empty if it began with the base."""
+    went on from, empty if it began with the base; private: epsilon, delta, and how they were had, see
+    `private.Mechanism`; None without."""
 
     ranker: str
     version: str
@@ -59,6 +61,7 @@ class Trained:
     best: float | None
     trainable_parameters: int
     seconds: float
+    private: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     if ranker.items is not None:
         ranker.items.foretell()
     ranker.card = ranker.card.model_copy(update={"trained": True, "trained_until": plan.there.newest})
-    version = _save(ranker, layout, _model_card(config, plan.there.users, metrics))
+    private = _privacy_had(config, plan)
+    version = _save(ranker, layout, _model_card(config, plan.there, metrics, private))
     _forget_run(layout, plan.name)
     return Trained(
         ranker=layout.ranker,
@@ -112,6 +116,7 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         best=None if plan.there.held_out == 0 else metrics[METRIC],
         trainable_parameters=parameters,
         seconds=time.monotonic() - started,
+        private=private,
     )
 
 
@@ -135,6 +140,9 @@ def planned(config: Config, layout: Layout) -> Planned:
         assets.resolve_model(config.model.base)  # a wrong name is told before workers start
     since = _since(config, card)
     there = training_histories.count(layout.histories, training_only, since)
+    private = config.train.private.epsilon is not None
+    if private:  # nobody's events choose the checkpoint, or tell its day
+        there = replace(there, held_out=0, newest=None)
     users, held_out = there.users, there.held_out
     if users < config.train.workers:
         enough = training_histories.MIN_EVENTS
@@ -147,7 +155,7 @@ def planned(config: Config, layout: Layout) -> Planned:
     n_items, settings = len(ids := buckets.catalogue_ids(layout.items)), config.recall.item_item
     events, weights = counts.events_and_weights(layout.histories, ids, training_only)
     had = np.bincount(events.values, minlength=n_items)
-    trained = had > 0
+    trained = np.ones(n_items, bool) if private else had > 0  # nor may it show which items anybody had
     # The retrieve head learns and validates against the whole catalogue: it asks for no neighbours.
     similar = (
         sparse.csr_matrix((n_items, n_items), dtype=np.float32) if config.model.head == "retrieve"
@@ -161,9 +169,29 @@ def planned(config: Config, layout: Layout) -> Planned:
         config.model, config.items, config.prompt, config.train, layout, steps, ray.put(similar), settings.decay,
         ray.put(trained), None if earlier else _start(config, layout, had),
         ray.put(training_histories.validation(layout.histories, config.train.validation_users, held_out)),
-        _context_values(config, layout, training_only), earlier, since,
+        _context_values(config, layout, training_only), earlier, since, _mechanism(config, users, steps),
     )  # fmt: skip
     return Planned(task, there, trained, name)
+
+
+def _mechanism(config: Config, users: int, steps: int) -> Mechanism | None:
+    """How training is private; None if it is not."""
+    asked, a_step = config.train.private, config.train.users_per_step * config.train.workers
+    if asked.epsilon is None:
+        return None
+    return mechanism(asked.epsilon, _delta(config, users), users, a_step, steps, asked.norm)
+
+
+def _delta(config: Config, users: int) -> float:
+    asked = config.train.private.delta
+    return 0.1 / users if asked is None else asked
+
+
+def _privacy_had(config: Config, plan: Planned) -> dict[str, float] | None:
+    how, epsilon = plan.task.private, config.train.private.epsilon
+    if how is None or epsilon is None:
+        return None
+    return {"epsilon": epsilon, "delta": _delta(config, how.users), **asdict(how)}
 
 
 def _since(config: Config, card: RankerCard | None) -> int | None:
@@ -326,13 +354,17 @@ def _forget_run(layout: Layout, name: str) -> None:
         storage.delete(gone)
 
 
-def _model_card(config: Config, users: int, metrics: dict[str, Any]) -> str:
+def _model_card(config: Config, there: Counted, metrics: dict[str, Any], private: dict[str, float] | None) -> str:
     model, train = config.model, config.train
     among = (
         "among the candidates that item-item recall brings; users whose item recall does not find are left out"
         if model.head in ("linear", "yes_no")
         else "among the whole catalogue"
     )
+    metric = f"{metrics[METRIC]:.4f}" if there.held_out else "none"
+    privacy = "" if private is None else (
+        f"\n| differential privacy of a user | epsilon {private['epsilon']:g}, delta {private['delta']:.2g} |"
+    )  # fmt: skip
     licence = assets.REGISTRY[model.base].licence if model.base in assets.REGISTRY else "that of the base model"
     return f"""---
 library_name: llmrec
@@ -341,7 +373,7 @@ base_model: {model.base}
 # Ranker
 
 A {model.base} backbone ({model.layers or "all"} layers), items as {model.items}, score head {model.head}, fine-tuned by
-llmrec on next-item decisions of {users:,} users with the listwise softmax objective. Load it with
+llmrec on next-item decisions of {there.users:,} users with the listwise softmax objective. Load it with
 `llmrec.ranker.model.Ranker.from_pretrained(directory)`.
 
 | | |
@@ -350,8 +382,8 @@ llmrec on next-item decisions of {users:,} users with the listwise softmax objec
 | learning weights | {train.tune} |
 | optimizer steps | {metrics[STEPS]} |
 | decisions seen | {metrics["decisions"]:,} |
-| {METRIC} | {metrics[METRIC]:.4f} |
-| licence of the base model | {licence} |
+| {METRIC} | {metric} |
+| licence of the base model | {licence} |{privacy}
 
 `{METRIC}` ranks the held-out item of validation users {among}. It chooses the
 checkpoint and is no estimate of test quality.

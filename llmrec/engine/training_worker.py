@@ -33,6 +33,7 @@ from llmrec.ranker.examples import Example, Lesson, Recaller, sample, sample_las
 from llmrec.ranker.model import Ranker, Scores, layers_of
 from llmrec.ranker.objective import Entry, loss_of, request_of
 from llmrec.ranker.packing import WHOLE, Request, pack, plan
+from llmrec.ranker.private import Mechanism, PrivateGradient, drawn
 from llmrec.ranker.retrieval import retrieve_head
 from llmrec.ranker.templates import placeholders
 from llmrec.ranker.tuning import prepare_tuning
@@ -57,7 +58,7 @@ class Task:
     trained; start: one to float32[n_items, any], where learned parts of items begin, or None; validation: one to
     histories. contexts: values of each context of which a ranker of vectors learns one, or None. ranker: where that
     lies from which training goes on; empty: the untouched base. since: unix seconds, only later events are decisions;
-    None: all are.
+    None: all are. private: how each user's part is bounded and hidden, or None.
     """
 
     model: config.Model
@@ -74,6 +75,7 @@ class Task:
     contexts: dict[str, list[str]] | None = None
     ranker: str = ""
     since: int | None = None
+    private: Mechanism | None = None
 
 
 @dataclass
@@ -128,7 +130,10 @@ def run_worker(settings: dict[str, Any]) -> None:
     choices = torch.from_numpy(trained).to(device) if everywhere else None
     dtype = getattr(torch, precision.choose(train.precision, device))
 
-    model = _distributed(ranker, train.strategy, device, world)
+    private = task.private
+    # Ranks' gradients are then summed once, after each user's is clipped.
+    model = ranker.train() if private else _distributed(ranker, train.strategy, device, world)
+    summed = PrivateGradient((p for p in model.parameters() if p.requires_grad), private) if private else None
     optimizer = torch.optim.AdamW(_groups(ranker, train), lr=train.learning_rate, weight_decay=train.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(task.steps * train.warmup_share), task.steps)
     average = WeightAverage(model.parameters(), train.average) if train.average else None
@@ -145,7 +150,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     negatives_from = None if task.model.head == "retrieve" else recaller
     causal = ranker.causal
     draw: Any = sample if causal else sample_last
-    for users in _steps(task, prompts, ranker, rng, progress.step):
+    steps = _steps if private is None else _drawn_steps
+    for users in steps(task, prompts, ranker, rng, progress.step):
         examples: list[Entry] = [
             user.weighed(draw(user.history, train, task.prompt.max_history, negatives_from, rng, user.first))
             for user in users
@@ -159,9 +165,19 @@ def run_worker(settings: dict[str, Any]) -> None:
         decisions = _sum(float(sum(len(e.decisions) for e in examples if isinstance(e, Example))), device, world)
         lessons = max(1.0, _sum(float(len(taught)), device, world))
         counted = _sum(sum(e.weight for e in examples if isinstance(e, Example)), device, world)
-        objective = partial(loss_of, train=train, choices=choices, decisions=counted, lessons=lessons)
-        loss = _step(model, causal, requests, entries, objective, train, dtype, device, world)
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
+        objective = partial(loss_of, train=train, choices=choices)
+        step = partial(_step, model, causal, train=train, dtype=dtype, device=device)
+        if summed is None:
+            loss = step(requests, entries, partial(objective, decisions=counted, lessons=lessons), world=world)
+            losses.append(_sum(loss, device, world))
+            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
+        else:
+            # His loss is divided by what his own decisions count, and is told to nobody.
+            for request, example in zip(requests, examples, strict=True):
+                assert isinstance(example, Example)
+                step([request], [example], partial(objective, decisions=example.weight, lessons=1.0), world=1)
+                summed.add()
+            summed.release(world)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -170,19 +186,19 @@ def run_worker(settings: dict[str, Any]) -> None:
             average.update(progress.step)
         progress.decisions += int(decisions)
         progress.tokens += int(_sum(float(sum(r.tokens for r in requests)), device, world))
-        losses.append(_sum(loss, device, world))
         validates = progress.step % train.validate_every == 0 or progress.step == task.steps
-        if validates or progress.step % every == 0:
+        if losses and (validates or progress.step % every == 0):
             progress.losses.append((progress.step, float(np.mean(losses[since:]))))
             since = len(losses)
         if curves is not None:
-            curves.add_scalar("train/loss", losses[-1], progress.step)
+            if losses:
+                curves.add_scalar("train/loss", losses[-1], progress.step)
             curves.add_scalar("train/learning_rate", schedule.get_last_lr()[0], progress.step)
         if rank == 0 and time.monotonic() - last_news > NEWS_SECONDS:
             last_news = time.monotonic()
             rate = (progress.tokens - tokens_before) / (last_news - started)
-            recent = np.mean(losses[-10:])
-            news.put_nowait(f"step {progress.step}/{task.steps}  loss {recent:.3f}  {rate:,.0f} tokens/s")
+            recent = f"  loss {np.mean(losses[-10:]):.3f}" if losses else ""
+            news.put_nowait(f"step {progress.step}/{task.steps}{recent}  {rate:,.0f} tokens/s")
         if validates:
             with average.applied() if average is not None else contextlib.nullcontext(), _whole(model):
                 metric = _validate(ranker, prompts, held, train, dtype, device, world)
@@ -307,6 +323,22 @@ def _steps(task: Task, prompts: Prompts, ranker: Ranker, rng: np.random.Generato
                 return
 
 
+def _drawn_steps(
+    task: Task, prompts: Prompts, ranker: Ranker, rng: np.random.Generator, done: int
+) -> Iterator[list[User]]:
+    """The users of each remaining step, each of this rank's with the same probability; all are held in memory. No seed
+    tells who is drawn: from those who know it, noise hides less."""
+    import ray.train
+
+    assert task.private is not None
+    shard = ray.train.get_dataset_shard("train")
+    everyone = pa.concat_tables(shard.iter_batches(batch_size=1024, batch_format="pyarrow")).combine_chunks()
+    unknown = np.random.default_rng()
+    for _ in range(done, task.steps):
+        chosen = drawn(everyone.num_rows, task.private.rate, unknown)
+        yield _users(everyone.take(chosen), task, prompts, ranker) if len(chosen) else []
+
+
 def _users(batch: pa.Table, task: Task, prompts: Prompts, ranker: Ranker) -> list[User]:
     ids, training_only = prompts.catalogue.ids, task.train.events == "training"
     rows, told = known_histories(batch, ids, training_only), None
@@ -341,6 +373,7 @@ def _step(
     requests: list[Request],
     entries: list[Entry],
     loss: Callable[[Scores, list[Entry]], torch.Tensor],
+    *,
     train: config.Train,
     dtype: torch.dtype,
     device: torch.device,

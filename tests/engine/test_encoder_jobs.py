@@ -91,9 +91,10 @@ def test_steps_learn_and_what_they_save_scores_by_branches(prepared: config.Conf
     assert [len(r.branches) for r in requests] == [1 + 3] * USERS
     optimizer = torch.optim.AdamW([p for p in ranker.parameters() if p.requires_grad], lr=0.01)
     objective = partial(loss_of, train=train, choices=None, decisions=USERS, lessons=1)
-    losses, step = [], (ranker.causal, requests, examples, objective, train.batch_tokens, torch.float32, CPU, 1)
+    on = {"train": train, "dtype": torch.float32, "device": CPU, "world": 1}
+    losses = []
     for _ in range(20):
-        losses.append(worker._step(ranker.eval(), *step))
+        losses.append(worker._step(ranker.eval(), ranker.causal, requests, examples, objective, **on))
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.5 * losses[0]

@@ -462,3 +462,36 @@ def test_several_rankers_score_as_the_mean_of_what_each_says(made: config.Config
 
 def copied_settings(wanted: config.Config, **score: Any) -> config.Config:
     return wanted.model_copy(update={"score": wanted.score.model_copy(update=score)})
+
+
+def test_private_training_learns_and_says_what_it_promises(made: config.Config, tmp_path: Path) -> None:
+    """With a promise that is next to none it learns the rings; with a real one, of sixty users, next to nothing."""
+    train = {"users_per_step": 15, "max_steps": 60, "head_learning_rate": 1e-2}
+    reached = {}
+    for epsilon in (1e5, 0.5):
+        private = {"private": {"epsilon": epsilon, "delta": 1e-4, "norm": 2.0}}
+        wanted = copied(
+            made, f"s3://llmrec-test/private-{epsilon:g}", model={"head": "retrieve"}, items={"id_start": 0},
+            train=train | private,
+            recall={"merge": ["retrieve"], "quotas": {}},
+        )  # fmt: skip
+        stages.run("train", wanted, quietly)
+        found, layout = summary(wanted, "train"), Layout.of(wanted)
+        assert (found["private"]["epsilon"], found["private"]["delta"]) == (epsilon, 1e-4)
+        assert found["private"]["rate"] == 0.5 and found["private"]["users"] == USERS and found["steps"] == 60
+        assert found["best"] is None, "validation users chose the checkpoint"
+        curves = storage.read_json(layout.curves)
+        assert curves["loss"] == curves["validation"] == [], "losses tell of users"
+        card = storage.read_bytes(storage.join(layout.ranker, "README.md")).decode()
+        assert f"epsilon {epsilon:g}, delta 0.0001" in card and "| validation_ndcg@10 | none |" in card
+        ranker, ids = loaded(wanted, tmp_path / f"{epsilon:g}")
+        assert ranker.card.trained_until is None and len(ids) == ITEMS
+        stages.run("recall", wanted, quietly)
+        lists = [
+            row for uri in buckets.bucket_files(layout.candidates("retrieve")).values()
+            for row in buckets.read_parquet(uri).to_pylist()
+        ]  # fmt: skip
+        last = pl.DataFrame(tables()["interactions"]).sort("timestamp").group_by("user_id").last()
+        truth = dict(last.select("user_id", "item_id").iter_rows())
+        reached[epsilon] = sum(truth[row["user_id"]] in row["item_ids"][:3] for row in lists) / USERS
+    assert reached[1e5] > 0.5 > reached[0.5], reached
