@@ -471,7 +471,8 @@ def test_private_training_learns_and_says_what_it_promises(made: config.Config, 
     for epsilon, steps in ((1e5, 40), (0.5, 10)):
         private = {"private": {"epsilon": epsilon, "delta": 1e-4, "norm": 2.0}}
         wanted = copied(
-            made, f"s3://llmrec-test/private-{epsilon:g}", model={"head": "retrieve"}, items={"id_start": 0},
+            made, f"s3://llmrec-test/private-{epsilon:g}", model={"head": "retrieve"},
+            items={"id_start": 0, "vectors": [], "numbers": []}, data={"edges": ""},
             train=train | private | {"max_steps": steps},
             recall={"merge": ["retrieve"], "quotas": {}},
         )  # fmt: skip
