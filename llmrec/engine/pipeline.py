@@ -17,6 +17,7 @@ from llmrec.engine import drift, stages
 from llmrec.engine.drift import OF_INPUTS, OF_SCORES, Drifted, Profile
 from llmrec.engine.gate import Gated, gate
 from llmrec.evaluation import conditions
+from llmrec.evaluation.verdict import main_metric
 from llmrec.layout import Layout
 from llmrec.report import prometheus
 from llmrec.tables import rankings
@@ -127,8 +128,10 @@ def _what(name: str, summary: dict[str, Any]) -> str:
     }.get(name, ())  # fmt: skip
     values = {key: summary[key] for key in told if summary.get(key) is not None}
     if name == "evaluate":
-        values = {key: round(v, 4) for key, v in list(summary["all_users"][0]["values"].items())[:2]}
-    return ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in values.items())
+        measured = summary["all_users"][0]["values"]
+        values = {(metric := main_metric(measured)): measured[metric]}
+    shown = {key: f"{v:.4f}" if isinstance(v, float) else f"{v:,}" for key, v in values.items()}
+    return ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in shown.items())
 
 
 def _drifted(
