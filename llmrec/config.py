@@ -1264,6 +1264,7 @@ class Config(BaseSettings):
             "train.teacher": (train.teacher, "", "it has seen all users"),
             "train.start": (train.start, "", "what that ranker has learned already is not accounted for"),
             "train.strategy": (train.strategy, "ddp", "gradients are clipped as a whole"),
+            "feedback.impressions": (self.feedback.impressions, "", "outcomes are weighed by what all users did"),
         }
         for key, (value, wanted, why) in learned.items():
             if value != wanted:

@@ -362,6 +362,7 @@ def _model_card(config: Config, there: Counted, metrics: dict[str, Any], private
         else "among the whole catalogue"
     )
     metric = f"{metrics[METRIC]:.4f}" if there.held_out else "none"
+    decisions = f"{metrics['decisions']:,}" if private is None else "not told"
     privacy = "" if private is None else (
         f"\n| differential privacy of a user | epsilon {private['epsilon']:g}, delta {private['delta']:.2g} |"
     )  # fmt: skip
@@ -381,7 +382,7 @@ llmrec on next-item decisions of {there.users:,} users with the listwise softmax
 | data | {config.data.interactions} |
 | learning weights | {train.tune} |
 | optimizer steps | {metrics[STEPS]} |
-| decisions seen | {metrics["decisions"]:,} |
+| decisions seen | {decisions} |
 | {METRIC} | {metric} |
 | licence of the base model | {licence} |{privacy}
 

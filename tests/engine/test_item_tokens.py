@@ -485,6 +485,7 @@ def test_private_training_learns_and_says_what_it_promises(made: config.Config, 
         assert curves["loss"] == curves["validation"] == [], "losses tell of users"
         card = storage.read_bytes(storage.join(layout.ranker, "README.md")).decode()
         assert f"epsilon {epsilon:g}, delta 0.0001" in card and "| validation_ndcg@10 | none |" in card
+        assert "| decisions seen | not told |" in card
         ranker, ids = loaded(wanted, tmp_path / f"{epsilon:g}")
         assert ranker.card.trained_until is None and len(ids) == ITEMS
         stages.run("recall", wanted, quietly)

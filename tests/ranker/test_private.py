@@ -131,6 +131,7 @@ def test_each_user_is_drawn_with_the_same_probability_whatever_the_others() -> N
         ({"prompt": {"context": "{place}"}}, "needs prompt.context = '', not {place}"),
         ({"train": {"teacher": "s3://b/t"}}, "needs train.teacher = '', not s3://b/t: it has seen all users"),
         ({"train": {"start": "previous"}}, "needs train.start = ''"),
+        ({"feedback": {"impressions": "s3://b/seen"}}, "needs feedback.impressions = ''"),
         ({"train": {"strategy": "fsdp2"}}, "needs train.strategy = ddp"),
     ],
 )
