@@ -129,7 +129,8 @@ def _what(name: str, summary: dict[str, Any]) -> str:
     values = {key: summary[key] for key in told if summary.get(key) is not None}
     if name == "evaluate":
         measured = summary["all_users"][0]["values"]
-        values = {(metric := main_metric(measured)): measured[metric]}
+        metric = main_metric(measured)
+        values = {metric: measured[metric]}
     shown = {key: f"{v:.4f}" if isinstance(v, float) else f"{v:,}" for key, v in values.items()}
     return ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in shown.items())
 

@@ -73,8 +73,6 @@ def search(settings: Config, layout: Layout, say: Callable[[str], None]) -> Sear
             fail.
     """
     space = search_space.checked(settings)
-    if settings.train.private.epsilon is not None:
-        raise UserError("train.private: search chooses by validation users, whom nothing would hide; search without it")
     if not training_histories.count(layout.histories, training_only=True).held_out:
         raise UserError(f"{layout.histories}: no user has validation events; a search compares trials by them")
     name = name_of(settings, layout)

@@ -19,6 +19,7 @@ SECTIONS = ("model", "prompt", "items", "train")
 _COMPARED = "trials would not be measured alike"
 _EMBEDDED = "embed reads it, and what embed wrote stays as it is"
 _NOT_TRAINED = "training does not learn by it"
+_PRIVATE = "a search chooses by validation users, whom nothing would hide"
 _RESOURCES = "it says what a trial's workers take; set it beside the search"
 REFUSED = {
     "model.items": _COMPARED, "train.events": _COMPARED, "train.validate_every": _COMPARED,
@@ -27,6 +28,7 @@ REFUSED = {
     "prompt.after_candidate": _NOT_TRAINED, "train.strategy": _NOT_TRAINED,
     "train.max_failures": _RESOURCES, "train.workers": _RESOURCES, "train.cpus_per_worker": _RESOURCES,
     "train.gpus_per_worker": _RESOURCES,
+    **{f"train.private.{name}": _PRIVATE for name in config.PrivateTraining.model_fields},
     **{
         f"items.{name}": _EMBEDDED
         for name in ("encoder", "max_tokens", "images", "image_root", "image_encoder", "max_bad_images",
@@ -61,6 +63,8 @@ def checked(settings: Config) -> list[Parameter]:
         )
     if settings.train.events == "all":
         raise UserError("train.events = all leaves nothing to validate by; a search needs train.events = training")
+    if settings.train.private.epsilon is not None:
+        raise UserError(f"train.private: {_PRIVATE}; search without it")
     if settings.model.head == "yes_no":
         raise UserError("model.head = yes_no scores an untouched model: there is no training to search settings of")
     return [_parameter(settings, key, tried) for key, tried in settings.search.keys.items()]

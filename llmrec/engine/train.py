@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ POLL_SECONDS = 1.0
 @dataclass(frozen=True)
 class Trained:
     """What train did. ranker: where the model lies; version: a hash of its files; start: the earlier ranker that it
-    went on from, empty if it began with the base; private: epsilon, delta, and how they were had, see
-    `private.Mechanism`; None without."""
+    went on from, empty if it began with the base; private: what it promises of users; None if nothing."""
 
     ranker: str
     version: str
@@ -61,7 +60,7 @@ class Trained:
     best: float | None
     trainable_parameters: int
     seconds: float
-    private: dict[str, float] | None = None
+    private: Mechanism | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,7 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     if ranker.items is not None:
         ranker.items.foretell()
     ranker.card = ranker.card.model_copy(update={"trained": True, "trained_until": plan.there.newest})
-    private = _privacy_had(config, plan)
-    version = _save(ranker, layout, _model_card(config, plan.there, metrics, private))
+    version = _save(ranker, layout, _model_card(config, plan.there, metrics, plan.task.private))
     _forget_run(layout, plan.name)
     return Trained(
         ranker=layout.ranker,
@@ -116,7 +114,7 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         best=None if plan.there.held_out == 0 else metrics[METRIC],
         trainable_parameters=parameters,
         seconds=time.monotonic() - started,
-        private=private,
+        private=plan.task.private,
     )
 
 
@@ -179,19 +177,8 @@ def _mechanism(config: Config, users: int, steps: int) -> Mechanism | None:
     asked, a_step = config.train.private, config.train.users_per_step * config.train.workers
     if asked.epsilon is None:
         return None
-    return mechanism(asked.epsilon, _delta(config, users), users, a_step, steps, asked.norm)
-
-
-def _delta(config: Config, users: int) -> float:
-    asked = config.train.private.delta
-    return 0.1 / users if asked is None else asked
-
-
-def _privacy_had(config: Config, plan: Planned) -> dict[str, float] | None:
-    how, epsilon = plan.task.private, config.train.private.epsilon
-    if how is None or epsilon is None:
-        return None
-    return {"epsilon": epsilon, "delta": _delta(config, how.users), **asdict(how)}
+    delta = 0.1 / users if asked.delta is None else asked.delta
+    return mechanism(asked.epsilon, delta, users, a_step, steps, asked.norm)
 
 
 def _since(config: Config, card: RankerCard | None) -> int | None:
@@ -354,7 +341,7 @@ def _forget_run(layout: Layout, name: str) -> None:
         storage.delete(gone)
 
 
-def _model_card(config: Config, there: Counted, metrics: dict[str, Any], private: dict[str, float] | None) -> str:
+def _model_card(config: Config, there: Counted, metrics: dict[str, Any], private: Mechanism | None) -> str:
     model, train = config.model, config.train
     among = (
         "among the candidates that item-item recall brings; users whose item recall does not find are left out"
@@ -364,7 +351,7 @@ def _model_card(config: Config, there: Counted, metrics: dict[str, Any], private
     metric = f"{metrics[METRIC]:.4f}" if there.held_out else "none"
     decisions = f"{metrics['decisions']:,}" if private is None else "not told"
     privacy = "" if private is None else (
-        f"\n| differential privacy of a user | epsilon {private['epsilon']:g}, delta {private['delta']:.2g} |"
+        f"\n| differential privacy of a user | epsilon {private.epsilon:g}, delta {private.delta:.2g} |"
     )  # fmt: skip
     licence = assets.REGISTRY[model.base].licence if model.base in assets.REGISTRY else "that of the base model"
     return f"""---

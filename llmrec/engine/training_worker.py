@@ -133,7 +133,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     private = task.private
     # Ranks' gradients are then summed once, after each user's is clipped.
     model = ranker.train() if private else _distributed(ranker, train.strategy, device, world)
-    summed = PrivateGradient((p for p in model.parameters() if p.requires_grad), private) if private else None
+    learning = [p for p in model.parameters() if p.requires_grad]
+    summed = PrivateGradient(learning, private) if private else None
     optimizer = torch.optim.AdamW(_groups(ranker, train), lr=train.learning_rate, weight_decay=train.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(task.steps * train.warmup_share), task.steps)
     average = WeightAverage(model.parameters(), train.average) if train.average else None
@@ -170,7 +171,7 @@ def run_worker(settings: dict[str, Any]) -> None:
         if summed is None:
             loss = step(requests, entries, partial(objective, decisions=counted, lessons=lessons), world=world)
             losses.append(_sum(loss, device, world))
-            torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], train.clip_norm)
+            torch.nn.utils.clip_grad_norm_(learning, train.clip_norm)
         else:
             # His loss is divided by what his own decisions count, and is told to nobody.
             for request, example in zip(requests, examples, strict=True):

@@ -21,9 +21,12 @@ from llmrec.errors import UserError
 
 @dataclass(frozen=True)
 class Mechanism:
-    """What is done to a step. rate: the probability of each user to be of it; users: how many there are; norm: the
-    length that a user's gradient is clipped to; noise: the standard deviation of what is added to the sum, in norms."""
+    """What all steps together promise, (epsilon, delta), and what is done to each for it. rate: the probability of each
+    user to be of it; users: how many there are; norm: the length that a user's gradient is clipped to; noise: the
+    standard deviation of what is added to the sum, in norms."""
 
+    epsilon: float
+    delta: float
     rate: float
     users: int
     norm: float
@@ -60,7 +63,7 @@ def mechanism(epsilon: float, delta: float, users: int, a_step: int, steps: int,
         raise UserError(
             f"train.private.epsilon = {epsilon:g} with delta = {delta:g}: {error}; take fewer steps or a larger epsilon"
         ) from None
-    return Mechanism(rate, users, norm, float(noise))
+    return Mechanism(epsilon, delta, rate, users, norm, float(noise))
 
 
 def drawn(count: int, rate: float, rng: np.random.Generator) -> np.ndarray:
@@ -71,15 +74,15 @@ def drawn(count: int, rate: float, rng: np.random.Generator) -> np.ndarray:
 class PrivateGradient:
     """The sum of users' clipped gradients of some parameters.
 
-    seed: of the noise; None, as it must be for privacy, for one that nobody knows. Floating-point noise is not proof
-    against who reads its last bits (Mironov, 2012).
+    The noise is of a seed that nobody knows. In floating point it is not proof against who reads its last bits
+    (Mironov, 2012).
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], how: Mechanism, seed: int | None = None) -> None:
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], how: Mechanism) -> None:
         self.parameters, self.how = list(parameters), how
         self.sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.parameters]
         device = self.parameters[0].device
-        self.generator = torch.Generator(device).manual_seed(secrets.randbits(63) if seed is None else seed)
+        self.generator = torch.Generator(device).manual_seed(secrets.randbits(63))
 
     def add(self) -> float:
         """Take in `grad`, which is one user's, and clear it; its length before it is clipped. A gradient that is not
@@ -101,8 +104,7 @@ class PrivateGradient:
         """
         deviation = self.how.noise * self.how.norm / world**0.5
         for parameter, total in zip(self.parameters, self.sums, strict=True):
-            noise = torch.empty_like(total).normal_(0.0, deviation, generator=self.generator) if deviation else 0.0
-            found = total + noise
+            found = total + torch.empty_like(total).normal_(0.0, deviation, generator=self.generator)
             if world > 1:
                 dist.all_reduce(found)
             parameter.grad = (found / self.how.expected).to(parameter.dtype)

@@ -49,6 +49,7 @@ def asking(keys: dict[str, Any], **sections: Any) -> config.Config:
         ({"score.top_k": {"low": 1, "high": 5}}, ["'score.top_k'", "does not change what training learns"]),
         ({"train.workers": {"low": 1, "high": 2}}, ["'train.workers'", "beside the search"]),
         ({"train.validation_users": {"low": 1, "high": 2}}, ["'train.validation_users'", "measured alike"]),
+        ({"train.private.epsilon": {"low": 1, "high": 8}}, ["'train.private.epsilon'", "chooses by validation users"]),
         ({"items.encoder": {"choices": ["", "all-minilm-l6-v2"]}}, ["'items.encoder'", "embed reads it"]),
         ({"prompt.item": {"choices": ["{title}", "{title} {brand}"]}}, ["'prompt.item'", "embed reads it"]),
         ({"train.dropout": {"low": 0.5, "high": 1.5}}, ["search.keys.train.dropout: ", "= 1.5", "less than 1"]),
@@ -64,6 +65,12 @@ def test_what_cannot_be_searched_over_is_told_in_one_line(keys: dict[str, Any], 
         stages.check("search", asking(keys))
     line = str(told.value)
     assert "\n" not in line and all(word in line for word in words), line
+
+
+def test_private_training_is_not_searched() -> None:
+    private = {"items": {"id_start": 0}, "train": {"private": {"epsilon": 4.0}}}
+    with pytest.raises(UserError, match=r"train\.private: a search chooses by validation users.*search without it"):
+        stages.check("search", asking({"train.learning_rate": RATE}, **private))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from llmrec.errors import UserError
 from llmrec.ranker.private import Mechanism, PrivateGradient, drawn, mechanism
 
 USERS, NORM = 12, 0.7
-STILL = Mechanism(rate=0.25, users=4 * USERS, norm=NORM, noise=0.0)
+STILL = Mechanism(epsilon=math.inf, delta=0.0, rate=0.25, users=4 * USERS, norm=NORM, noise=0.0)
 
 
 def network() -> torch.nn.Module:
@@ -73,7 +73,7 @@ def test_no_user_moves_a_step_by_more_than_the_norm(wild: float) -> None:
 def test_the_noise_is_as_large_as_it_says_and_new_each_time(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)
     layer = torch.nn.Linear(400, 100, bias=False)
-    how = Mechanism(rate=0.1, users=500, norm=2.0, noise=1.5)
+    how = Mechanism(epsilon=1.0, delta=1e-5, rate=0.1, users=500, norm=2.0, noise=1.5)
     summed, found = PrivateGradient(layer.parameters(), how), []
     for _ in range(2):
         summed.release(world)
@@ -105,6 +105,7 @@ def test_fewer_users_of_a_step_and_fewer_steps_need_less_noise() -> None:
     assert mechanism(**given | {"steps": 10}).noise < noise
     assert mechanism(**given | {"epsilon": 4.0}).noise < noise
     assert mechanism(**given).rate == 0.05
+    assert (mechanism(**given).epsilon, mechanism(**given).delta) == (2.0, 1e-5)
 
 
 def test_an_epsilon_that_no_noise_gives_is_refused() -> None:
