@@ -18,9 +18,10 @@ from benchmarks.quality.cache import OutOfTimeError
 from benchmarks.quality.command_line import options
 from benchmarks.quality.contextual import InContext
 from benchmarks.quality.datasets import Dataset
+from benchmarks.quality.diversity import curve
 from benchmarks.quality.language_model import LanguageModel
 from benchmarks.quality.methods import TITLES, Baseline, Fusion, Method, baseline
-from benchmarks.quality.splits import split
+from benchmarks.quality.splits import TEST, split
 from benchmarks.speed.processes import processor
 from benchmarks.speed.report import Say, run
 from llmrec import assets
@@ -70,20 +71,19 @@ def on_dataset(
     def made(names: list[str]) -> Method:
         if names[0] in fused.FUSIONS:
             members, how = fused.FUSIONS[names[0]]
-            there = [name for name in members if name != TITLES or vectors is not None]
-            of = [ranker(name) if name in rankers.VARIANTS else of_settings(name) for name in there]
-            return fused.Fused(names[0], of, how, fused.SILENT)
-        if names[0] in fused.AVERAGED:
-            member, count = fused.AVERAGED[names[0]]
-            return fused.Averaged(names[0], ranker(member), count)
-        if names[0] in rankers.VARIANTS:
-            return ranker(names[0])
-        if len(names) == 1:
-            return of_settings(names[0])
-        return Fusion([of_settings(name) for name in names])
+            of = [alone(name) for name in members if name != TITLES or vectors is not None]
+            return fused.Fused(names[0], of, how, asked.out / "best", fused.SILENT)
+        return alone(names[0]) if len(names) == 1 else Fusion([of_settings(name) for name in names])
+
+    def alone(name: str) -> fused.Member:
+        if name in fused.AVERAGED:
+            member, count = fused.AVERAGED[name]
+            return fused.Averaged(name, ranker(member), count)
+        return ranker(name) if name in rankers.VARIANTS else of_settings(name)
 
     splits = {name: split(dataset, name) for name in asked.splits}
     kept: dict[str, list] = {name: [] for name in splits}
+    curves: dict[str, Any] = {}
     for names in asked.methods:
         what = f"{dataset.name} {'+'.join(names)}"
         if TITLES in names and vectors is None:
@@ -96,11 +96,14 @@ def on_dataset(
                 runs = [measured(dataset, method, name, seed) for seed in seeds]
                 kept[name].append((figures.row(method, seeds, runs, protocol.segments(of)), runs))
                 say(f"{what}: ndcg@10 {kept[name][-1][0]['ndcg@10']:.4f} on {name}")
+            if isinstance(method, fused.Fused) and vectors is not None and asked.trades:
+                best = method.best(dataset, seeds[0])
+                curves[method.name] = curve(best, splits[TEST].target, vectors[0], asked.trades)
         except OutOfTimeError:
             not_run[what] = "out of time; another call goes on from here"
     return {
         "name": dataset.name, "users": len(dataset.users), "items": dataset.items.num_rows,
-        "events": len(dataset.histories.values), "tuned": tuned,
+        "events": len(dataset.histories.values), "tuned": tuned, "diversity": curves,
         "splits": {
             name: {"targets": len(splits[name].target), "methods": figures.to_best(*zip(*rows, strict=True))}
             for name, rows in kept.items() if rows

@@ -17,6 +17,7 @@ from benchmarks.quality.rankers import VARIANTS
 from benchmarks.quality.splits import SPLITS, TEST
 from benchmarks.speed.processes import ROOT
 
+OURS = ("lm", "fused-without-lm", "fused")  # measured beside the baselines if nothing else is asked for
 ALONE = (*IN_CONTEXT, *METHODS, *VARIANTS, *AVERAGED, *FUSIONS)  # not for fusion by reciprocal rank
 
 
@@ -40,7 +41,7 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
         help=f"data sets: {MOVIELENS}, which is fetched, or folders with interactions.parquet (user_id, item_id, order "
         "or timestamp) and items.parquet (item_id, title); ':5core' leaves out whatever has fewer than 5 events; "
         "':noise10' puts random items in place of 10%% of each user's events but the last two")
-    add("--methods", default=",".join(MODULES), metavar="NAME,...",
+    add("--methods", default=",".join((*MODULES, *OURS)), metavar="NAME,...",
         help=f"baselines, of which some joined by '+' are fused by reciprocal rank, others that know the context: "
         f"{', '.join(IN_CONTEXT)}, or the graph: {', '.join(METHODS)}, rankers: {', '.join(VARIANTS)}, "
         f"several of which are averaged: {', '.join(AVERAGED)}, "
@@ -57,6 +58,8 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
         help="search every baseline's grid on validation and use the best; else the values in settings.py")
     add("--set", nargs="+", default=[], metavar="SECTION.KEY=VALUE",
         help="change settings of the rankers, as train.epochs=4; values as YAML")
+    add("--trades", type=float, nargs="*", default=[0.1, 0.2, 0.3, 0.5, 0.7], metavar="SHARE",
+        help="of relevance that a fusion's lists give for diversity, by the vectors of --encoder; none: no such table")
     add("--threads", type=int, default=1, help="of linear algebra and torch")
     add("--limit-minutes", type=float, default=float("inf"), metavar="MINUTES",
         help="start nothing new after so long; the next call goes on from there")
@@ -73,6 +76,8 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
         if len(names) > 1 and (rankers := set(names) & set(ALONE)):
             parser.error(f"--methods: {'+'.join(names)}: {', '.join(sorted(rankers))} cannot be fused here")
     found.changed = [_setting(parser, text) for text in found.set]
+    if any(not 0 < trade <= 1 for trade in found.trades):
+        parser.error("--trades: more than 0 and at most 1")
     if found.threads < 1:
         parser.error("--threads: at least 1")
     return found

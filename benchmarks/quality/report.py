@@ -18,18 +18,25 @@ def mean(name: str) -> Column:
     return name, text
 
 
-def difference(r: Row) -> str:
-    found = r["to_best"]
+def difference(found: dict[str, float] | None) -> str:
     return "-" if found is None else f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
 
 
 COLUMNS: list[Column] = [
     ("method", lambda r: r["method"]),
     *(mean(name) for name in ("ndcg@10", "recall@10", "mrr@10", "recall@100")),
-    ("ndcg@10 less\nthe best's, 95%", difference),
+    ("ndcg@10 less\nthe best's, 95%", lambda r: difference(r["to_best"])),
     ("seeds", lambda r: f"{len(r['seeds'])}"),
     ("seconds", lambda r: f"{r['seconds']:.1f}"),
     ("of them\nto fit", lambda r: f"{r['fitting']:.1f}"),
+]
+TRADED: list[Column] = [
+    ("by", lambda r: r["method"]),
+    ("traded", lambda r: f"{r['trade']:.2f}"),
+    ("ndcg@10", lambda r: f"{r['ndcg']:.4f}"),
+    ("less relevance\nalone's, 95%", lambda r: difference(r["change"])),
+    ("unlikeness\nin a list", lambda r: f"{r['unlikeness']:.4f}"),
+    ("catalogue\nshown", lambda r: f"{r['coverage']:.4f}"),
 ]
 TITLES = {
     "validation": "validation", "validation-4": "validation, four events a user", "test": "test",
@@ -54,6 +61,9 @@ def show(console: Console, report: dict[str, Any]) -> None:
                 parts = found["methods"][0]["segments"]
                 columns = [COLUMNS[0], *(segment(name, part["targets"]) for name, part in parts.items())]
                 console.print(table("recall@10 by training events of the true item", columns, found["methods"]))
+        for name, found in data["diversity"].items():
+            title = f"{name}: lists of 10 out of each user's best {found['window']}"
+            console.print(table(title, TRADED, found["points"]))
     for what, reason in report["not_run"].items():
         console.print(f"{what} not run: {reason}", markup=False)
 

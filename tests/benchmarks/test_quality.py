@@ -18,12 +18,14 @@ import pyarrow as pa
 import pytest
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.stats import rankdata, zscore
+from sklearn.metrics.pairwise import cosine_similarity
 from transformers import AutoTokenizer
 
 from benchmarks.quality import (
     cache,
     contextual,
     datasets,
+    diversity,
     fused,
     fusion,
     methods,
@@ -504,12 +506,13 @@ def test_movielens_figures() -> None:
 
 @pytest.mark.parametrize("each", [ITEMS, 3])
 def test_fused_ranks_are_those_of_the_fusion_over_what_members_bring(
-    board: Dataset, each: int, monkeypatch: pytest.MonkeyPatch
+    board: Dataset, each: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(fused, "EACH", each)
     monkeypatch.setattr(fused, "CELLS", 50 * ITEMS)  # several blocks of users
     members = [methods.baseline(name, SMALL[name]) for name in ("popularity", "item-item", "ease")]
-    found = fused.Fused("fused", members, "linear").ranked(board, "test", 0).ranks
+    method = fused.Fused("fused", members, "linear", tmp_path)
+    found = method.ranked(board, "test", 0).ranks
 
     def asked(name: str) -> tuple[np.ndarray, list[np.ndarray], splits.Split]:
         """bool[members, users, items]: what each member brings; its scores."""
@@ -541,6 +544,36 @@ def test_fused_ranks_are_those_of_the_fusion_over_what_members_bring(
     np.testing.assert_allclose(found, wanted)
     lost = ~some[np.arange(len(some)), of.target]
     assert lost.any() == (each < ITEMS)
+    best = method.best(board, 0)  # as it was kept
+    for row, items, of_user in zip(scores, best.items, best.scores, strict=True):
+        brought = items[items >= 0]
+        assert sorted(brought) == np.flatnonzero(np.isfinite(row)).tolist()
+        np.testing.assert_array_equal(row[brought], np.sort(row[brought])[::-1])
+        np.testing.assert_array_equal(of_user[: len(brought)], row[brought])
+
+
+def test_diversity_is_that_of_lists_chosen_out_of_the_best() -> None:
+    rng = np.random.default_rng(3)
+    users, n_items = 60, 40
+    vectors = np.repeat(rng.normal(size=(n_items // 4, 8)), 4, axis=0).astype(np.float32)  # of each four are the same
+    scores = -np.sort(-rng.random((users, 30)), axis=1).astype(np.float32)
+    items = np.stack([rng.permutation(n_items)[:30] for _ in range(users)]).astype(np.int32)
+    items[0, 12:] = -1  # a user with few candidates
+    target = items[np.arange(users), rng.integers(0, 12, users)]
+    found = diversity.curve(fused.Best(items, scores), target, vectors, [0.3, 1.0])
+    plain, *traded = found["points"]
+    places = [row.tolist().index(of) for row, of in zip(items, target, strict=True)]
+    assert plain["ndcg"] == pytest.approx(protocol.metrics(np.array(places) + 1)["ndcg@10"].mean(), abs=1e-6)
+    apart = [1 - cosine_similarity(vectors[row[:10]])[np.triu_indices(10, 1)].mean() for row in items]
+    assert plain["unlikeness"] == pytest.approx(np.mean(apart), abs=1e-5)
+    assert plain["coverage"] == len(set(items[:, :10].ravel())) / n_items and plain["change"] is None
+    assert [(point["method"], point["trade"]) for point in traded] == [
+        ("mmr", 0.3), ("mmr", 1.0), ("dpp", 0.3), ("dpp", 1.0)
+    ]  # fmt: skip
+    for some, all_ in (traded[:2], traded[2:]):
+        assert plain["unlikeness"] < some["unlikeness"] < all_["unlikeness"]
+        assert some["change"]["difference"] == pytest.approx(some["ndcg"] - plain["ndcg"])
+    assert json.loads(json.dumps(found)) == found
 
 
 def test_noise_is_in_a_tenth_of_the_events_that_are_known_and_in_none_that_is_asked_for() -> None:
@@ -571,10 +604,10 @@ def test_several_trainings_are_averaged_on_one_scale(board: Dataset) -> None:
     assert np.array_equal(found.ranks, protocol.ranks(mean, asked.seen, asked.target, asked.candidates))
 
 
-def test_a_fusion_is_asked_about_the_test_split_alone(board: Dataset) -> None:
+def test_a_fusion_is_asked_about_the_test_split_alone(board: Dataset, tmp_path: Path) -> None:
     members = [methods.baseline("popularity", {})]
     with pytest.raises(UserError, match=r"fused: weights are fitted on validation; ask about the split 'test' alone"):
-        fused.Fused("fused", members, "linear").ranked(board, "cold", 0)
+        fused.Fused("fused", members, "linear", tmp_path).ranked(board, "cold", 0)
 
 
 def test_a_fusion_on_the_command_line_has_its_members_settings(tmp_path: Path) -> None:
