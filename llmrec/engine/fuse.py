@@ -30,6 +30,8 @@ from llmrec.tables.histories import flatten, item_rows, keep
 
 FIT_CPUS = 1
 AS_NEW = 20_000
+# Of section score, what fuse sets by itself where it scores, and what its own run does not depend on.
+OF_ITS_OWN = ("history", "candidates", "output", "keep_parts", "reuse", "users_share", "publish")
 
 
 @dataclass(frozen=True)

@@ -270,6 +270,8 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         sections, inputs = ["recall"], (*prepared, *_read_by_recall(config, layout))
     elif name == "fuse":
         sections = ["recall", "score", "fusion"]
+        for key in fuse.OF_ITS_OWN:
+            dump["score"].pop(key, None)
         inputs = (*prepared, layout.users, embedded, config.score.model or layout.ranker, *written, *read_of_users)
         inputs = (*inputs, *(uri for uri in (*_read_by_recall(config, layout), layout.edges) if uri not in inputs))
     elif name == "explain":
