@@ -30,6 +30,7 @@ CONTEXT, GRAPH = ("in-context",), ("graph", "closeness")
 FUSIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "fused": ((*WITHOUT, "lm"), "linear"),
     "fused-random": ((*WITHOUT, "lm-random"), "linear"),
+    "fused-all-layers": ((*WITHOUT, "lm-all-layers"), "linear"),
     "fused-ensemble": ((*WITHOUT, "lm-ensemble"), "linear"),
     "fused-random-ensemble": ((*WITHOUT, "lm-random-ensemble"), "linear"),
     "fused-trees": ((*WITHOUT, "lm"), "trees"),

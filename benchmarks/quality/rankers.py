@@ -81,6 +81,7 @@ VARIANTS: Mapping[str, Sections] = {
     "lm-4-layers": {"model": {"layers": 4}},
     "lm-8-layers": {"model": {"layers": 8}},
     "lm-all-layers": {"model": {"layers": None}},
+    "lm-random-all-layers": {"model": {"layers": None, "pretrained": False}},
     "lm-adversarial": {"train": {"adversarial": 0.1}},
     "lm-masks": {"train": {"dropout_passes": 2}},
     "lm-private-1": private(1),
