@@ -92,13 +92,6 @@ class Job:
     def staged(self) -> int:
         return len(storage.list_files(storage.join(self.layout.run(self.run_id), "ledger"), ".json"))
 
-    def wait_for(self, condition: Callable[[], bool], driver: subprocess.Popen[str], seconds: float = 200) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert driver.poll() is None, driver.communicate()
-            assert time.monotonic() < deadline, "it never came so far"
-            time.sleep(0.1)
-
     def forget(self) -> None:
         """As if the job had never run."""
         for uri in (storage.join(self.root, "runs"), self.layout.rankings, storage.join(self.root, "quarantine")):
@@ -121,18 +114,34 @@ def write_tables(root: str) -> None:
             buckets.write_parquet(pa.table(columns), buckets.bucket_file(table, bucket))
 
 
-def actors(cluster: Any) -> list[psutil.Process]:
-    """The processes of the pool's actors on a mini cluster."""
+def actors(cluster: Any, name: str = "PoolActor") -> list[psutil.Process]:
+    """The processes of a pool's actors on a mini cluster."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "PoolActor" in " ".join(process.cmdline()) and belongs_to(process, cluster):
+            if name in " ".join(process.cmdline()) and belongs_to(process, cluster):
                 found.append(process)
     return found
 
 
 def belongs_to(process: psutil.Process, cluster: Any) -> bool:
     return any(cluster.address in " ".join(p.cmdline()) for p in process.parents())
+
+
+def wait_for(condition: Callable[[], bool], job: subprocess.Popen[str] | None = None, seconds: float = 200) -> None:
+    """job: one that must not end meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert job is None or job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline, "it never came so far"
+        time.sleep(0.05)
+
+
+def finish(job: subprocess.Popen[str], root: Path) -> dict[str, Any]:
+    """What a job told of itself in a file under its root."""
+    out, err = job.communicate(timeout=250)
+    assert job.returncode == 0, out + err
+    return dict(storage.read_json(str(root / "done.json")))
 
 
 def make_job(root: str, tmp: Path, cluster: Any) -> Job:

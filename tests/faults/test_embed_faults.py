@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
-from conftest import HERE, belongs_to
+from conftest import HERE, actors, finish, wait_for
 
 from llmrec import storage
 from llmrec.layout import Layout
@@ -47,29 +43,6 @@ def written(root: Path) -> int:
     return len(list((root / "tables" / "embeddings").glob("shard-*.arrow")))
 
 
-def wait_for(condition: Callable[[], bool], job: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert job.poll() is None, job.communicate()
-        assert time.monotonic() < deadline, "it never came so far"
-        time.sleep(0.05)
-
-
-def finish(job: subprocess.Popen[str], root: Path) -> dict[str, Any]:
-    out, err = job.communicate(timeout=250)
-    assert job.returncode == 0, out + err
-    return storage.read_json(str(root / "done.json"))
-
-
-def actors(cluster: Any) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "EncoderActor" in " ".join(process.cmdline()) and belongs_to(process, cluster):
-                found.append(process)
-    return found
-
-
 def test_a_killed_driver_a_killed_actor_and_a_lost_node(own_cluster: Any, tmp_path: Path, tiny_encoder: Path) -> None:
     job = start(tmp_path, tiny_encoder, own_cluster.address)
     wait_for(lambda: written(tmp_path) > 3, job)
@@ -79,7 +52,7 @@ def test_a_killed_driver_a_killed_actor_and_a_lost_node(own_cluster: Any, tmp_pa
     left = written(tmp_path)
     job = start(tmp_path, tiny_encoder, own_cluster.address)
     wait_for(lambda: written(tmp_path) > left + 2, job)
-    actors(own_cluster)[0].kill()
+    actors(own_cluster, "EncoderActor")[0].kill()
     wait_for(lambda: written(tmp_path) > left + 4, job)
     own_cluster.remove_node(sorted(own_cluster.worker_nodes, key=str)[0], allow_graceful=False)
     assert written(tmp_path) < ITEMS // SHARD, "it was over before the node was lost"

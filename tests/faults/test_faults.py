@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import psutil
 import pytest
-from conftest import BUCKETS, CANDIDATES, USERS, Job, actors, make_job
+from conftest import BUCKETS, CANDIDATES, USERS, Job, actors, make_job, wait_for
 
 from llmrec import storage
 from llmrec.engine import ledger
@@ -42,7 +42,7 @@ def check(job: Job) -> None:
 
 def killed_while_scoring(job: Job, how: int) -> subprocess.Popen[str]:
     driver = job.start()
-    job.wait_for(lambda: job.staged() >= 2, driver)
+    wait_for(lambda: job.staged() >= 2, driver)
     driver.send_signal(how)
     driver.wait(60)
     return driver
@@ -50,7 +50,7 @@ def killed_while_scoring(job: Job, how: int) -> subprocess.Popen[str]:
 
 def test_an_actor_is_killed(job: Job, own_cluster: Any) -> None:
     driver = job.start()
-    job.wait_for(lambda: job.staged() >= 1 and len(actors(own_cluster)) == 2, driver)
+    wait_for(lambda: job.staged() >= 1 and len(actors(own_cluster)) == 2, driver)
     actors(own_cluster)[0].kill()
     assert job.finish(driver)["retried"] >= 1
     check(job)
@@ -58,7 +58,7 @@ def test_an_actor_is_killed(job: Job, own_cluster: Any) -> None:
 
 def test_a_node_is_killed(job: Job, own_cluster: Any) -> None:
     driver = job.start()
-    job.wait_for(lambda: job.staged() >= 1, driver)
+    wait_for(lambda: job.staged() >= 1, driver)
     node = sorted(own_cluster.worker_nodes, key=lambda n: n.node_id)[0]
     own_cluster.remove_node(node, allow_graceful=False)
     try:
@@ -95,7 +95,7 @@ def test_a_job_is_started_twice_at_once(job: Job) -> None:
 
 def test_a_node_is_slow(job: Job, own_cluster: Any) -> None:
     driver = job.start()
-    job.wait_for(lambda: job.staged() >= 1 and len(actors(own_cluster)) == 2, driver)
+    wait_for(lambda: job.staged() >= 1 and len(actors(own_cluster)) == 2, driver)
     slow = actors(own_cluster)[0]
     slow.suspend()
     time.sleep(15)
@@ -160,7 +160,7 @@ def test_the_object_store_is_away_for_20_seconds(own_cluster: Any, tmp_path: Pat
         # The nodes of a mini cluster know the variables that they were started with; a job's own cluster knows these.
         job = make_job("s3://faults/root", tmp_path, type("Local", (), {"address": ""}))
         driver = job.start()
-        job.wait_for(lambda: job.staged() >= 1, driver)
+        wait_for(lambda: job.staged() >= 1, driver)
         os.killpg(store.pid, signal.SIGKILL)
         psutil.wait_procs([psutil.Process(store.pid)] if psutil.pid_exists(store.pid) else [], timeout=5)
         time.sleep(20)
