@@ -42,12 +42,12 @@ DAILY = {"new_events": True, "epochs": 3, "learning_rate": 2.5e-4, "warmup_share
 ROWS: list[Column] = [
     ("ranker", lambda r: r["policy"]),
     (f"NDCG@{K}", lambda r: f"{r['mean']:.4f} [{r['low']:.4f}, {r['high']:.4f}]"),
-    ("less the frozen one's, 95%", lambda r: difference(r["to_frozen"])),
-    ("less the one's trained anew, 95%", lambda r: difference(r["to_anew"])),
-    ("first half", lambda r: f"{r['halves'][0]:.4f}"),
-    ("second half", lambda r: f"{r['halves'][1]:.4f}"),
-    ("seconds of training", lambda r: f"{r['seconds']:,.0f}"),
-    ("events trained", lambda r: f"{r['decisions']:,}"),
+    ("less the frozen\none's, 95%", lambda r: difference(r["to_frozen"])),
+    ("less the one's\ntrained anew, 95%", lambda r: difference(r["to_anew"])),
+    ("first\nhalf", lambda r: f"{r['halves'][0]:.4f}"),
+    ("second\nhalf", lambda r: f"{r['halves'][1]:.4f}"),
+    ("seconds of\ntraining", lambda r: f"{r['seconds']:,.0f}"),
+    ("events\ntrained", lambda r: f"{r['decisions']:,}"),
 ]
 PERIODS: list[Column] = [
     ("period", lambda r: f"{r['period']}"),
