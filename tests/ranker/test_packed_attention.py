@@ -70,3 +70,37 @@ def test_values_and_gradients_equal_a_masked_softmax(
             torch.testing.assert_close(mine.grad.double(), reference.grad, rtol=1e-4, atol=1e-4)
 
     check()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("learn", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_costs_its_rounding_and_no_more(backend: str, learn: bool, device: str) -> None:
+    device_or_skip(device)
+    if learn and backend == "flex" and device == "cpu":
+        pytest.skip("torch gives FlexAttention no gradient on a CPU")
+
+    @settings(max_examples=10, deadline=None)
+    @given(st.lists(requests(st.integers(0, 9)), min_size=1, max_size=4), st.integers(0, 1000))
+    def check(made: list[Request], seed: int) -> None:
+        batch = pack(made, True).to(device)
+        n = len(batch.token)
+        draw = torch.Generator().manual_seed(seed)
+        shapes = [(1, HEADS, n, SIZE), (1, KEY_HEADS, n, SIZE), (1, KEY_HEADS, n, SIZE)]
+        ours = [torch.randn(s, generator=draw).bfloat16().to(device).requires_grad_(learn) for s in shapes]
+        theirs = [t.detach().double().requires_grad_(learn) for t in ours]
+        upstream = torch.randn((1, n, HEADS, SIZE), generator=draw).bfloat16().to(device)
+        chosen = BACKENDS[backend]
+        found, _ = chosen.attend(torch.nn.Module(), *ours, None, packed=chosen.layout(batch))
+        assert found.dtype == torch.bfloat16
+        wanted = written_out(*theirs, rule(batch).to(device), SIZE**-0.5)
+        pairs = [(found, wanted)]
+        if learn:
+            (found * upstream).sum().backward()
+            (wanted * upstream.double()).sum().backward()
+            pairs += [(mine.grad, reference.grad) for mine, reference in zip(ours, theirs, strict=True)]
+        for mine, reference in pairs:
+            mine, reference = mine.detach().double(), reference.detach()
+            assert (mine - reference).norm() <= 0.02 * max(1.0, reference.norm())
+
+    check()

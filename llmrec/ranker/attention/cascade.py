@@ -19,6 +19,7 @@ from llmrec.ranker.packing import Batch
 from llmrec.ranker.ragged import like_lengths
 
 BLOCK_TOKENS = 1 << 14
+SHORT = 512  # tokens of a trunk
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,11 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Scaled before it is rounded, so that the softmax needs no pass in float32 of its own.
     query, key = (query * scale).to(value.dtype), key.to(value.dtype)
-    grouped = query.shape[1] != key.shape[1]
     parts = []
     for request in packed.requests:
         trunk, own = slice(request.start, request.middle), slice(request.middle, request.end)
         q, k, v = query[:, :, trunk], key[:, :, trunk], value[:, :, trunk]
-        found = scaled_dot_product_attention(
-            q, k, v, is_causal=request.causal, dropout_p=dropout, scale=1.0, enable_gqa=grouped
-        )
+        found = _within_trunks(q, k, v, request.causal, dropout)
         parts.append(found[0].transpose(0, 1))
         if request.branches is not None:
             q_own, k_own, v_own = query[0, :, own], key[0, :, own], value[0, :, own]
@@ -167,10 +165,23 @@ def attend(
         q, k, v = (
             t[0].index_select(1, block.token).unflatten(1, block.shape).transpose(0, 1) for t in (query, key, value)
         )
-        found = scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=1.0, enable_gqa=grouped)
+        found = _within_trunks(q, k, v, True, dropout)
         parts.append(found.transpose(1, 2).flatten(0, 1).index_select(0, block.place))
     together = torch.cat(parts)
     return (together if packed.order is None else together.index_select(0, packed.order))[None], None
+
+
+def _within_trunks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, dropout: float
+) -> torch.Tensor:
+    """query: [n, H, P, D], scaled; key, value: [n, H_kv, P, D]. Returns [n, H, P, D]."""
+    given, grouped = query.dtype, query.shape[1] != key.shape[1]
+    if query.requires_grad and given == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] < SHORT:
+        # Backwards go small products, and in bfloat16 torch takes longer to set each of them up than to compute it.
+        query, key, value = (t.float() for t in (query, key, value))
+    return scaled_dot_product_attention(
+        query, key, value, is_causal=causal, dropout_p=dropout, scale=1.0, enable_gqa=grouped
+    ).to(given)
 
 
 def _branch_attention(
