@@ -25,6 +25,7 @@ from benchmarks.speed.report import Column, Say, run, table
 from llmrec.ranker.ragged import Ragged
 
 TRAIN = {"epochs": 16, "users_per_step": 32}
+KINDS = (pictures.TELLS, pictures.NOISE)
 SPLITS = {TEST: "all items", COLD: "items without training events"}
 COLUMNS: list[Column] = [
     ("pictures", lambda r: r["data"]),
@@ -49,6 +50,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     # fmt: off
+    add("--pictures", nargs="+", choices=KINDS, default=KINDS, help="of which of the two data sets")
     add("--users", type=int, default=1500)
     add("--items", type=int, default=240)
     add("--seed", type=int, default=0, help="of the data and of training")
@@ -67,7 +69,7 @@ def measure(asked: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Every data set and split, without and with pictures, as one report that JSON can hold."""
     encoder = asked.image_encoder or str(pictures.vision_encoder(asked.out / "vision"))
     rows = []
-    for kind in (pictures.TELLS, pictures.NOISE):
+    for kind in asked.pictures:
         name = f"{kind}-{asked.users}-{asked.items}-{asked.seed}"
         made = pictures.write(asked.out / "data" / name, kind, asked.users, asked.items, asked.seed)
         dataset = datasets.read(str(made.folder))
