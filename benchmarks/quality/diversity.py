@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks.quality import protocol
+from benchmarks.quality.figures import MAIN
 from benchmarks.quality.fused import Best
 from llmrec import config
-from llmrec.fusion.diversity import Vectors, unlikeness
+from llmrec.fusion.diversity import MARGINALS, Vectors, unlikeness
 from llmrec.fusion.rerank import CELLS, Rerank, choose
 from llmrec.ranker.ragged import Ragged, offsets_of
 
 K = 10
-METHODS, NONE = ("mmr", "dpp"), "none"
+NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def curve(best: Best, target: np.ndarray, vectors: np.ndarray, trades: Sequence[
     scores, alike = best.scores[:, :window][held], Vectors(vectors)
     points: list[Point] = []
     plain: np.ndarray | None = None
-    for method, trade in [(NONE, 0.0), *((method, trade) for method in METHODS for trade in trades)]:
+    for method, trade in [(NONE, 0.0), *((method, trade) for method in MARGINALS for trade in trades)]:
         how = Rerank(window, None if method == NONE else method, trade, alike)
         places, lengths = choose(scores, items, how, K)
         lists = Ragged(items.values[places], offsets_of(lengths))
@@ -53,15 +54,14 @@ def curve(best: Best, target: np.ndarray, vectors: np.ndarray, trades: Sequence[
         change = None if plain is None else protocol.paired(ndcg, plain)
         plain = ndcg if plain is None else plain
         apart, shown = float(np.nanmean(unlikeness(lists, alike, CELLS))), len(np.unique(lists.values)) / len(vectors)
-        points.append(Point(method, trade, float(ndcg.mean()), change, apart, shown))
+        points.append(Point(method, trade, float(ndcg.mean(dtype=np.float64)), change, apart, shown))
     return {"window": window, "points": [asdict(point) for point in points]}
 
 
 def _ndcg(lists: Ragged, target: np.ndarray) -> np.ndarray:
-    """float64[m]."""
+    """float32[m]."""
     user = np.repeat(np.arange(len(lists)), lists.lengths)
-    place = np.arange(len(lists.values)) - lists.offsets[user]
-    right = lists.values == target[user]
-    found = np.zeros(len(lists))
-    found[user[right]] = 1 / np.log2(place[right] + 2)
-    return found
+    right = np.flatnonzero(lists.values == target[user])
+    ranks = np.full(len(lists), np.inf)
+    ranks[user[right]] = right - lists.offsets[user[right]] + 1
+    return protocol.metrics(ranks)[MAIN]

@@ -177,7 +177,7 @@ def _within_trunks(
     """query: [n, H, P, D], scaled; key, value: [n, H_kv, P, D]. Returns [n, H, P, D]."""
     given, grouped = query.dtype, query.shape[1] != key.shape[1]
     if query.requires_grad and given == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] < SHORT:
-        # Backwards go small products, and in bfloat16 torch takes longer to set each of them up than to compute it.
+        # The backward pass is many small products; in bfloat16 torch takes longer to set each up than to compute it.
         query, key, value = (t.float() for t in (query, key, value))
     return scaled_dot_product_attention(
         query, key, value, is_causal=causal, dropout_p=dropout, scale=1.0, enable_gqa=grouped
