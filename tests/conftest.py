@@ -23,6 +23,14 @@ BUCKET = "llmrec-test"
 WORDS = [f"w{i}" for i in range(60)]
 
 
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings as they are without those of the environment, which outweigh a file's."""
+    for name in list(os.environ):
+        if name.startswith("LLMREC_"):
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer random Llama with grouped queries and a word-level tokenizer, saved as transformers does."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,8 @@ from pydantic import ValidationError
 from llmrec import config
 from llmrec.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_variables")
 CONFIGS = sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.yaml"))
-
-
-@pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("LLMREC_"):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture
