@@ -1014,7 +1014,9 @@ class Serve(Section):
     max_body_bytes: Count = Field(262_144, description="of a request; more is answered by 413")
     max_candidates: Count = Field(500, description="of a request")
     max_history: Count = Field(1000, description="item ids of a request's history; the ranker reads the newest of them")
-    buckets_kept: Count = Field(16, description="buckets of histories that a replica holds in memory, the last used")
+    buckets_kept: Count = Field(
+        16, description="buckets of histories, and of candidates, that a replica holds in memory, the last used"
+    )
 
     @model_validator(mode="after")
     def _room(self) -> Serve:

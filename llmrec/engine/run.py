@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         UserError: an input is missing, or the tables do not go together.
     """
     wanted = settings.score
-    candidates = storage.absolute(wanted.candidates) if wanted.candidates else layout.candidates()
+    candidates = candidates_table(wanted, layout)
     output = storage.absolute(wanted.output) if wanted.output else layout.rankings
     histories = buckets.bucket_files(layout.histories)
     listed = buckets.bucket_files(candidates)
@@ -136,6 +136,10 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     return job, units
 
 
+def candidates_table(wanted: config.Score, layout: Layout) -> str:
+    return storage.absolute(wanted.candidates) if wanted.candidates else layout.candidates()
+
+
 def _member(uri: str, prompt: config.Prompt) -> str:
     """The version of a further ranker.
 
@@ -154,8 +158,9 @@ def _member(uri: str, prompt: config.Prompt) -> str:
 
 
 def to_serve(settings: config.Config, layout: Layout) -> Job:
-    """The job of ranking single requests as a run would, but for what only its candidates table can tell: with a fusion
-    the ranker's score alone ranks, and lists are neither chosen by other scores nor have places for sources.
+    """The job of ranking candidates that a request names as a run would, but for what only its candidates table can
+    tell: with a fusion the ranker's score alone ranks, and lists are neither chosen by other scores nor have places for
+    sources.
 
     Raises:
         UserError: the model or the prepared tables are missing, or do not go together.
@@ -172,6 +177,20 @@ def to_serve(settings: config.Config, layout: Layout) -> Job:
     return Job(
         score, settings.model, prompt, layout, "", "", model_uri, version, len(histories), "", None, None, {}, rerank,
         _ensemble(score),
+    )  # fmt: skip
+
+
+def to_serve_recalled(named: Job, settings: config.Config, layout: Layout) -> Job:
+    """The job of ranking what recall brought of a user, with all that a run knows of it. named: of `to_serve`.
+
+    Raises:
+        UserError: the fusion is not there.
+    """
+    fusion, of_new = _fusion(settings.fusion, layout)
+    score = named.score.model_copy(update={"max_candidates": settings.score.max_candidates})
+    return replace(
+        named, score=score, fusion=fusion, fusion_of_new=of_new, item_weights=settings.fusion.item_weights,
+        rerank=settings.rerank,
     )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""From requests to ranked items, by the same steps as the score job: judged, scored, ranked. Knows no Ray."""
+"""From requests to ranked items, by the same steps as the score job: judged, scored, ranked. Knows no Ray.
+
+Candidates that a request names are ranked by the ranker alone; what recall brought of a user, by all that a run knows.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,15 @@ from llmrec import config
 from llmrec.engine import rerank, tasks
 from llmrec.engine.ensemble import EnsembleScorer
 from llmrec.engine.pool import Scorer
-from llmrec.engine.run import to_serve
+from llmrec.engine.run import Job, to_serve, to_serve_recalled
 from llmrec.engine.scorer import ModelScorer
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.templates import fill, placeholders
-from llmrec.schema import DETAIL, ITEM, ITEMS, KEY, RANK, RANKER_SCORE, REASON, SCORE, USER
-from llmrec.serving.request import Asked, Bounds
+from llmrec.schema import DETAIL, ITEM, ITEMS, KEY, PROBABILITY, RANK, RANKER_SCORE, REASON, SCORE, USER
+from llmrec.serving.candidates import Recalled
+from llmrec.serving.request import Asked, Bounds, InvalidError
 from llmrec.serving.users import Known, Users
 from llmrec.tables import pseudonyms, requests
 
@@ -31,13 +35,14 @@ PROBED = 8  # candidates of each request that tries the model out
 
 @dataclass(frozen=True)
 class Ranked:
-    """rank from 1; score: by which items are ranked; ranker_score: the ranker's own, which differs from it by
-    rerank.freshness alone."""
+    """rank from 1; score: by which items are ranked; ranker_score: the ranker's own; probability: of the fusion, None
+    where none ranks."""
 
     rank: int
     item_id: int | str
     score: float
     ranker_score: float
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,19 @@ class _Subject:
     opening: str | None
 
 
+@dataclass(frozen=True)
+class _Way:
+    """How some requests are ranked."""
+
+    job: Job
+    rules: requests.Rules
+
+    @staticmethod
+    def of(job: Job) -> _Way:
+        rules = tasks.rules(job)
+        return _Way(job, replace(rules, rerank=rerank.ready(rules.rerank, job.rerank, job.layout, rules.ids)))
+
+
 class Ranking:
     """A ranker and what it reads, loaded once; it has been held against the slow way, as an actor of the score job.
 
@@ -74,8 +92,7 @@ class Ranking:
 
     def __init__(self, settings: config.Config, layout: Layout) -> None:
         self.job = job = to_serve(settings, layout)
-        rules = tasks.rules(job)
-        self.rules = replace(rules, rerank=rerank.ready(rules.rerank, job.rerank, layout, rules.ids))
+        self.named = _Way.of(job)
         self.scorer: Scorer = (
             EnsembleScorer(job, Beating(None), EnsembleScorer.shared(job)) if job.ensemble
             else ModelScorer(job, Beating(None), ModelScorer.shared(job))
@@ -85,9 +102,11 @@ class Ranking:
             self.names.ready()
         self.users = Users(job, settings.serve.buckets_kept)
         self.contexts = placeholders(job.prompt.context)
-        self.catalogue = dict(zip(rules.ids.to_pylist(), range(len(rules.ids)), strict=True))
+        ids = self.named.rules.ids
+        self.recalled = self._recalled(settings, layout)
+        self.catalogue = dict(zip(ids.to_pylist(), range(len(ids)), strict=True))
         self.bounds = Bounds(
-            settings.serve, job.score.top_k, self._user_type(), rules.ids.type, self.contexts,
+            settings.serve, job.score.top_k, self._user_type(), ids.type, self.contexts,
             list(dict.fromkeys(placeholders(job.prompt.user))),
         )  # fmt: skip
         self.one_at_a_time = threading.Lock()
@@ -98,7 +117,8 @@ class Ranking:
         return self.job.model_version
 
     def rank(self, asked: Sequence[Asked]) -> list[Answer | UserError]:
-        """An answer each, scored together; a UserError for a request that the model cannot take."""
+        """An answer each, scored together; a UserError for a request that the model cannot take, an InvalidError for
+        one whose candidates are not known."""
         with self.one_at_a_time:
             try:
                 return list(self._ranked(asked))
@@ -108,28 +128,47 @@ class Ranking:
         return [answer for one in asked for answer in self.rank([one])]
 
     def _ranked(self, asked: Sequence[Asked]) -> list[Answer]:
+        found: dict[int, Answer] = {}
+        for named in (True, False):  # in one pass each
+            some = [place for place, of in enumerate(asked) if (of.candidates is not None) == named]
+            if some:
+                found |= zip(some, self._answers([asked[place] for place in some], named), strict=True)
+        return [found[place] for place in range(len(asked))]
+
+    def _answers(self, asked: Sequence[Asked], named: bool) -> list[Answer]:
+        """named: whether they name candidates, all of them or none."""
+        if named:
+            way, rows = self.named, self._rows([of.candidates or [] for of in asked])
+        else:
+            if isinstance(self.recalled, UserError):
+                raise InvalidError(f"candidates: missing, and what recall brought cannot be ranked: {self.recalled}")
+            way, table = self.recalled
+            rows = table.of([self._in_tables(of.user_id) for of in asked])
         subjects = [self._subject(of) for of in asked]
-        work = self._work(subjects, [of.candidates for of in asked], self.rules)
-        flat = self._scores(work)
+        work = self._work(subjects, rows, way.rules)
+        flat, ids = self._scores(work), way.rules.ids
         table = requests.rank(
-            work, tasks.fused(work, flat, self.job, self.rules), self.job.score.top_k, self.rules.ids,
-            self.job.model_version, "", self.rules.rerank,
+            work, tasks.fused(work, flat, way.job, way.rules), way.job.score.top_k, ids, way.job.model_version, "",
+            way.rules.rerank, way.job.rerank.reserve,
         )  # fmt: skip
         aside: list[list[dict[str, Any]]] = [[] for _ in asked]
         for row in work.quarantine.to_pylist():
             name = row[DETAIL].removeprefix("item=")
-            item = int(name) if pa.types.is_integer(self.rules.ids.type) else name
+            item = None if row[REASON] == "null_id" else int(name) if pa.types.is_integer(ids.type) else name
             aside[int(row[KEY])].append({ITEM: item, REASON: row[REASON]})
         items: list[list[Ranked]] = [[] for _ in asked]
-        for row in table.select([USER, RANK, ITEM, SCORE, RANKER_SCORE]).to_pylist():
-            items[row[USER]].append(Ranked(row[RANK], row[ITEM], row[SCORE], row[RANKER_SCORE]))
+        for row in table.select([USER, RANK, ITEM, SCORE, RANKER_SCORE, PROBABILITY]).to_pylist():
+            items[row.pop(USER)].append(Ranked(**row))
         scored: list[set[Any]] = [set() for _ in asked]
         for place, of in enumerate(work.users.to_pylist()):
-            scored[of] = set(self.rules.ids.take(pa.array(work.candidates[place])).to_pylist())
+            scored[of] = set(ids.take(pa.array(work.candidates[place])).to_pylist())
+        listed: list[list[Any]] = [[] for _ in asked]
+        for row in rows.select([USER, ITEMS]).to_pylist():
+            listed[row[USER]] += row[ITEMS]
         return [
             Answer(
                 of.user_id, subjects[i].known, self.job.model_version, items[i][: of.top_k], aside[i],
-                [c for c in dict.fromkeys(of.candidates) if c in self.catalogue and c not in scored[i]],
+                [c for c in dict.fromkeys(listed[i]) if c in self.catalogue and c not in scored[i]],
                 [h for h in dict.fromkeys(subjects[i].history) if h not in self.catalogue],
             )
             for i, of in enumerate(asked)
@@ -141,15 +180,24 @@ class Ranking:
             return self.users.kind
         return pa.int64() if self.names.ids == "int64" else pa.string()
 
-    def _known(self, user: int | str | None) -> Known | None:
-        if user is None:
-            return None
-        if self.names is not None and not pseudonyms.is_one(str(user)):
-            user = self.names.of(pa.array([user], self._user_type()))[0].as_py()
-        return self.users.find(user)
+    def _in_tables(self, user: int | str | None) -> int | str | None:
+        """What the tables call a user."""
+        if user is None or self.names is None or pseudonyms.is_one(str(user)):
+            return user
+        found: str = self.names.of(pa.array([user], self._user_type()))[0].as_py()
+        return found
+
+    def _recalled(self, settings: config.Config, layout: Layout) -> tuple[_Way, Recalled] | UserError:
+        """How what recall brought is ranked, and that itself; or why it is not."""
+        try:
+            table = Recalled(self.job, self.users.kind, settings.serve.buckets_kept)
+            return _Way.of(to_serve_recalled(self.job, settings, layout)), table
+        except UserError as error:
+            return error
 
     def _subject(self, asked: Asked) -> _Subject:
-        found = self._known(asked.user_id)
+        user = self._in_tables(asked.user_id)
+        found = None if user is None else self.users.find(user)
         known = found or Known([], {}, None)
         opening = known.opening
         if asked.attributes:
@@ -161,15 +209,17 @@ class Ranking:
             opening,
         )
 
-    def _work(
-        self, subjects: Sequence[_Subject], candidates: Sequence[list[Any]], rules: requests.Rules
-    ) -> requests.Work:
-        """What is to be scored; its users are the places of the requests."""
+    def _rows(self, candidates: Sequence[list[Any]]) -> pa.Table:
+        """Candidates of each request in list form, their users the places of the requests."""
+        lists = pa.array(list(candidates), pa.list_(self.named.rules.ids.type))
+        places = pa.array(range(len(candidates)), pa.int64())
+        return requests.candidates_in_list_form(pa.table({USER: places, ITEMS: lists}), SOURCE)
+
+    def _work(self, subjects: Sequence[_Subject], candidates: pa.Table, rules: requests.Rules) -> requests.Work:
+        """What is to be scored; its users are the places of the requests, as those of the candidates are."""
         places = pa.array(range(len(subjects)), pa.int64())
-        lists = pa.list_(rules.ids.type)
-        histories = pa.table({USER: places, ITEMS: pa.array([of.history for of in subjects], lists)})
-        wanted = pa.table({USER: places, ITEMS: pa.array(list(candidates), lists)})
-        work = requests.build(histories, requests.candidates_in_list_form(wanted, SOURCE), rules, SOURCE)
+        histories = pa.array([of.history for of in subjects], pa.list_(rules.ids.type))
+        work = requests.build(pa.table({USER: places, ITEMS: histories}), candidates, rules, SOURCE)
         if self.contexts:
             told = {name: pa.array([of.context.get(name) for of in subjects], pa.string()) for name in self.contexts}
             work = replace(work, contexts=pa.table(told).take(work.users))
@@ -184,6 +234,7 @@ class Ranking:
         """Let the scorer get ready, which it does with the first that it scores."""
         subjects = [self._subject(Asked(user_id=user, candidates=[0])) for user in self.users.some(2)]
         subjects = subjects or [_Subject(False, [], {}, None)]
-        few = self.rules.ids.slice(max(0, len(self.rules.ids) - PROBED)).to_pylist()
-        open_ = requests.Rules(self.rules.ids, np.zeros(len(self.rules.ids), bool), False, PROBED)
-        self._scores(self._work(subjects, [few] * len(subjects), open_))
+        ids = self.named.rules.ids
+        few = ids.slice(max(0, len(ids) - PROBED)).to_pylist()
+        open_ = requests.Rules(ids, np.zeros(len(ids), bool), False, PROBED)
+        self._scores(self._work(subjects, self._rows([few] * len(subjects)), open_))

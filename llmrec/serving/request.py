@@ -10,9 +10,10 @@ import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from llmrec.config import Serve
+from llmrec.errors import UserError
 
 
-class InvalidError(Exception):
+class InvalidError(UserError):
     """A request that cannot be ranked: one line that begins with the field's name."""
 
 
@@ -47,8 +48,8 @@ class Asked(BaseModel):
 
     user_id: of a user whose history, attributes and context the prepared tables know; history: item ids, oldest first,
     in place of that; context: values of what prompt.context names, in place of the stored ones, null where not given;
-    attributes: values of what prompt.user names, in place of the users table's; candidates: item ids to rank; top_k:
-    how many of them to return, at most and by default score.top_k.
+    attributes: values of what prompt.user names, in place of the users table's; candidates: item ids to rank, in place
+    of what recall brought of the user; top_k: how many of them to return, at most and by default score.top_k.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -57,7 +58,7 @@ class Asked(BaseModel):
     history: list[Id] | None = None
     context: dict[str, Annotated[Any, AfterValidator(_told)]] | None = None
     attributes: dict[str, Annotated[Any, AfterValidator(_single)]] | None = None
-    candidates: Annotated[list[Id], Field(min_length=1)]
+    candidates: Annotated[list[Id], Field(min_length=1)] | None = None
     top_k: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -90,8 +91,9 @@ def parse(body: bytes, bounds: Bounds) -> Asked:
 def _check(asked: Asked, bounds: Bounds) -> None:
     limits = bounds.limits
     for field, ids, most in (
-        ("candidates", asked.candidates, limits.max_candidates), ("history", asked.history or [], limits.max_history)
+        ("candidates", asked.candidates, limits.max_candidates), ("history", asked.history, limits.max_history)
     ):  # fmt: skip
+        ids = ids or []
         if len(ids) > most:
             raise InvalidError(f"{field}: {len(ids):,} items, more than serve.max_{field} = {most:,} allows")
         for i, item in enumerate(ids):

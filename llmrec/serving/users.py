@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,24 +36,23 @@ class _Bucket:
 
 
 class Users:
-    """Users by id, read bucket by bucket when one of them is asked for; the last `kept` buckets stay in memory. Not to
-    be used by two threads at once.
+    """Users by id, read bucket by bucket when one of them is asked for; the last `kept` buckets stay in memory.
 
     Raises:
         UserError: the tables are not there, or cannot be read.
     """
 
     def __init__(self, job: Job, kept: int) -> None:
-        self.job, self.kept = job, kept
+        self.job = job
         self.files = buckets.bucket_files(job.layout.histories)
         self.attributes, self.interests = user_files(job.prompt, job.layout)
         self.kind = buckets.schema_of(next(iter(self.files.values()))).field(USER).type
-        self.held: OrderedDict[int, _Bucket] = OrderedDict()
+        self.bucket = functools.lru_cache(kept)(self._read)
 
     def find(self, user_id: int | str) -> Known | None:
         """None for a user without a row in histories."""
         key = pa.array([user_id], self.kind)
-        found = self._bucket(int(buckets.bucket_of(key, len(self.files))[0]))
+        found = self.bucket(int(buckets.bucket_of(key, len(self.files))[0]))
         place = pa.compute.index_in(key, found.users)[0].as_py()
         if place is None:
             return None
@@ -63,19 +62,13 @@ class Users:
 
     def some(self, count: int) -> list[int | str]:
         """Ids of so many users, or fewer if the first bucket has no more."""
-        return list(self._bucket(min(self.files)).users.slice(0, count).to_pylist())
+        return list(self.bucket(min(self.files)).users.slice(0, count).to_pylist())
 
-    def _bucket(self, number: int) -> _Bucket:
-        if number in self.held:
-            self.held.move_to_end(number)
-            return self.held[number]
+    def _read(self, number: int) -> _Bucket:
         table, asked = tasks.histories_of(self.files[number], self.job)
         users = table[USER].combine_chunks()
         told = None
         if number in self.attributes or number in self.interests:
             files = self.attributes.get(number, ""), self.interests.get(number, "")
             told = openings(users, files[0], self.job.prompt, files[1])
-        self.held[number] = _Bucket(users, table[ITEMS], asked, told)
-        if len(self.held) > self.kept:
-            self.held.popitem(last=False)
-        return self.held[number]
+        return _Bucket(users, table[ITEMS], asked, told)

@@ -53,7 +53,7 @@ def application(rank: Rank, failed: State, bounds: Bounds, model_version: str, s
             return _refused(422, str(error))
         answer = await rank(asked)
         if isinstance(answer, UserError):
-            return _refused(422, f"request: {answer}")
+            return _refused(422, str(answer) if isinstance(answer, InvalidError) else f"request: {answer}")
         return JSONResponse(asdict(answer))
 
     async def healthy(request: Request) -> JSONResponse:

@@ -86,6 +86,10 @@ def test_it_ranks_as_the_score_job_does(running: config.Config) -> None:
         assert [i["item_id"] for i in answer["items"]] == [item for item, _ in job[user]]
         scores = [i["ranker_score"] for i in answer["items"]]
         assert scores == pytest.approx([score for _, score in job[user]], rel=1e-4, abs=1e-4)
+    status, own, _ = call("/rank", {"user_id": 7})
+    assert status == 200 and [i["item_id"] for i in own["items"]] == [item for item, _ in job[7]]
+    status, told, _ = call("/rank", {"user_id": 4711})
+    assert status == 422 and json.loads(told)["error"].startswith("candidates: missing")
     assert call("/rank", {"candidates": [1]}, "wrong")[0] == 401
     status, told, _ = call("/rank", {"candidates": ["a"]})
     assert status == 422 and json.loads(told)["error"].startswith("candidates.0: 'a' is no int64 id")

@@ -6,24 +6,28 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from served import HISTORIES, ITEMS, NOW, USERS, candidates_of
+from served import BUCKETS, HISTORIES, ITEMS, NOW, USERS, candidates_of
 
-from llmrec import config
+from llmrec import config, storage
 from llmrec.engine import run, tasks
 from llmrec.engine.prompts import load_prompts
 from llmrec.engine.scorer import ModelScorer
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
+from llmrec.fusion.ablations import Fitted
+from llmrec.fusion.model import Fusion
 from llmrec.layout import Layout
 from llmrec.ranker.model import Ranker, score_pair_by_pair
 from llmrec.serving.ranking import Answer, Ranking
-from llmrec.serving.request import Asked, parse
+from llmrec.serving.request import Asked, InvalidError, parse
+from llmrec.tables import buckets, forgotten
 
 Made = Callable[..., config.Config]
 KINDS = ["text", "token"]
@@ -112,8 +116,6 @@ def test_what_a_request_brings_itself_ranks_as_what_the_tables_know(made: Made, 
 
 
 def test_what_is_no_candidate_is_told_and_the_rules_of_score_hold(made: Made, tmp_path: Path) -> None:
-    from llmrec.tables import buckets
-
     buckets.write_parquet(pa.table({"item_id": [8]}), f"{tmp_path}/blocked.parquet")
     of = ranking(made("text", score={"blocked_items": f"{tmp_path}/blocked.parquet"}))
     found = answer(of, history=[1, 99, 2], candidates=[7, 2, 500, 7, 8, 9, -1], top_k=1)
@@ -140,9 +142,104 @@ def test_lists_are_chosen_as_by_the_score_job(made: Made) -> None:
     assert lists != best
 
 
-def test_with_a_fusion_the_rankers_score_alone_ranks(made: Made) -> None:
-    fused = made("text", fusion={"method": "linear"}, rerank={"method": "mmr", "trade": 0.7, "by": ["kind"]})
-    of = answer(ranking(fused), user_id=3, candidates=candidates_of(3))
+FUSED = {
+    "fusion": {"method": "linear", "item_weights": {"price": 0.3}},
+    "rerank": {"method": "mmr", "trade": 0.7, "by": ["kind"], "window": 9, "reserve": {"item_item": 2}},
+    "recall": {"merge": ["popularity", "item_item"]},
+}  # fmt: skip
+
+
+def recalled(layout: Layout) -> None:
+    """What two sources say of the candidates, the second one not of all; and weights for them and the ranker."""
+    for uri in buckets.bucket_files(layout.candidates()).values():
+        table = buckets.read_parquet(uri)
+        told: dict[str, list[list[Any]]] = {"sources": [], "recall_score_popularity": [], "recall_score_item_item": []}
+        for user, items in zip(*(table[name].to_pylist() for name in ("user_id", "item_ids")), strict=True):
+            draw = np.random.default_rng(user + 99)
+            told["sources"].append(["item_item" if i % 3 == 0 else "popularity" for i in items])
+            told["recall_score_popularity"].append(draw.normal(size=len(items)).tolist())
+            told["recall_score_item_item"].append([draw.random() if i % 3 == 0 else None for i in items])
+        columns = {name: pa.array(lists, pa.list_(pa.string() if name == "sources" else pa.float32()))
+                   for name, lists in told.items()}  # fmt: skip
+        buckets.write_parquet(pa.table({name: table[name] for name in table.column_names} | columns), uri)
+    known = Fusion(("ranker", "popularity", "item_item"), ("z_score",), (0.7, 1.0, 0.4), "", 1.0, 0.8, 9)
+    fitted = Fitted(known, {}, replace(known, weights=(0.1, -1.0, 0.9), found=0.3))
+    storage.write_bytes(layout.fusion, fitted.to_json())
+
+
+def fused(made: Made, **sections: Any) -> config.Config:
+    wanted = made("text", **(FUSED | sections))
+    prices = buckets.read_parquet(Layout.of(wanted).items)
+    price = prices["price"].to_numpy() + 1.0
+    at = prices.schema.get_field_index("price")
+    buckets.write_parquet(prices.set_column(at, "price", pa.array(price)), Layout.of(wanted).items)
+    recalled(Layout.of(wanted))
+    return wanted
+
+
+def test_what_recall_brought_of_a_user_ranks_as_by_the_score_job(made: Made) -> None:
+    wanted = fused(made)
+    of, job = ranking(wanted), by_job(wanted)
+    asks = [asked(of, user_id=u) if u % 3 else asked(of, user_id=u, candidates=candidates_of(u)) for u in range(USERS)]
+    lists = of.rank(asks)
+    for user, found in enumerate(lists):
+        assert isinstance(found, Answer) and len(found.items) == 5
+        if user % 3 == 0:  # it named its candidates
+            assert all(i.score == i.ranker_score and i.probability is None for i in found.items)
+            continue
+        assert [(i.rank, i.item_id) for i in found.items] == [(rank, item) for rank, item, _, _ in job[user]]
+        scores = [(i.score, i.ranker_score) for i in found.items]
+        np.testing.assert_allclose(scores, [(s, r) for _, _, s, r in job[user]], rtol=1e-4, atol=1e-4)
+        assert all(0 < (i.probability or 0) < (0.3 if not HISTORIES[user] else 0.8) for i in found.items)
+    assert len(of.named.rules.ids) == ITEMS and not HISTORIES[0] and HISTORIES[1] and not HISTORIES[6]
+    alone = answer(of, user_id=6)
+    assert [i.item_id for i in alone.items] == [item for _, item, _, _ in job[6]]
+
+
+def test_a_fresh_history_is_read_with_what_recall_brought(made: Made) -> None:
+    wanted = fused(made)
+    of = ranking(wanted)
+    stored, user = answer(of, user_id=5), 5
+    assert answer(of, user_id=user, history=HISTORIES[user]) == stored
+    new = stored.items[0].item_id
+    fresh = answer(of, user_id=user, history=[*HISTORIES[user], new])
+    assert fresh.filtered == [new] and new not in [i.item_id for i in fresh.items]
+    told = {i.item_id: i.ranker_score for i in stored.items}
+    assert all(i.ranker_score != told[i.item_id] for i in fresh.items if i.item_id in told)
+
+
+def test_whose_candidates_nobody_knows_must_name_some(made: Made) -> None:
+    wanted = fused(made)
+    of = ranking(wanted)
+    (nobody,) = of.rank([asked(of, history=[1, 2])])
+    assert isinstance(nobody, InvalidError) and str(nobody).startswith("candidates: missing; name some, or a user_id")
+    known, stranger = of.rank([asked(of, user_id=1), asked(of, user_id=4711)])
+    assert isinstance(known, Answer) and isinstance(stranger, InvalidError)
+    assert "has none of user 4711; name some" in str(stranger)
+    storage.delete(Layout.of(wanted).fusion)
+    of = ranking(wanted)
+    (unfitted,) = of.rank([asked(of, user_id=1)])
+    assert isinstance(unfitted, InvalidError) and "not fitted; run jobs/fuse.py first" in str(unfitted)
+    assert answer(of, user_id=1, candidates=[1, 2]).items
+    forgotten.add(Layout.of(wanted), ["1"])
+    plain = ranking(made("text"))
+    (gone,) = plain.rank([asked(plain, user_id=1)])
+    assert isinstance(gone, InvalidError) and "has none of user 1" in str(gone)
+
+
+def test_a_candidates_table_of_ones_own_may_hold_anything(made: Made, tmp_path: Path) -> None:
+    wanted = made("text", score={"candidates": f"{tmp_path}/own"})
+    for b in range(BUCKETS):
+        own = {"user_id": pa.array([5, 5, 5], pa.int64()), "item_id": pa.array([3, None, 77], pa.int64())}
+        there = buckets.bucket_of(pa.array([5], pa.int64()), BUCKETS)[0] == b
+        buckets.write_parquet(pa.table(own).slice(0, 3 * there), buckets.bucket_file(wanted.score.candidates, b))
+    found = answer(ranking(wanted), user_id=5)
+    assert [i.item_id for i in found.items] == [3]
+    assert {(of["item_id"], of["reason_code"]) for of in found.set_aside} == {(None, "null_id"), (77, "unknown_item")}
+
+
+def test_named_candidates_are_ranked_by_the_ranker_alone(made: Made) -> None:
+    of = answer(ranking(fused(made)), user_id=3, candidates=candidates_of(3))
     assert shown(of) == shown(answer(ranking(made("text")), user_id=3, candidates=candidates_of(3)))
 
 
@@ -166,7 +263,7 @@ def test_buckets_of_users_are_kept_as_long_as_there_is_room(made: Made) -> None:
     of = ranking(made("text", serve={"buckets_kept": 1}))
     for user in range(USERS):
         known = of.users.find(user)
-        assert known is not None and known.history == HISTORIES[user] and len(of.users.held) == 1
+        assert known is not None and known.history == HISTORIES[user] and of.users.bucket.cache_info().currsize == 1
         assert known.context == {"place": NOW[user % 4]} and known.opening == (f"w{20 + user} " if user % 3 else "w ")
     assert of.users.find(ITEMS * 100) is None
 

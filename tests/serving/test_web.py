@@ -20,7 +20,7 @@ from llmrec import config
 from llmrec.errors import UserError
 from llmrec.serving import web
 from llmrec.serving.ranking import Answer, Ranked
-from llmrec.serving.request import Asked, Bounds
+from llmrec.serving.request import Asked, Bounds, InvalidError
 
 SECRET = "sësame"
 LIMITS = {"max_candidates": 4, "max_history": 3, "max_body_bytes": 300}
@@ -35,6 +35,8 @@ class Ranker:
         self.asked.append(asked)
         if asked.user_id == 13:
             return UserError("too many positions; lower prompt.max_history")
+        if asked.candidates is None:
+            return InvalidError("candidates: missing; name some")
         items = [Ranked(r, item, 1.0 / r, 1.0 / r) for r, item in enumerate(asked.candidates, 1)]
         return Answer(asked.user_id, True, "m1", items, [], [], [])
 
@@ -80,7 +82,9 @@ def server() -> Iterator[Server]:
 
 def test_an_answer(server: Server) -> None:
     status, found, _ = server.call("/rank", {"user_id": 7, "candidates": [5, 6], "context": {"place": True, "hour": 8}})
-    assert status == 200 and found["items"][0] == {"rank": 1, "item_id": 5, "score": 1.0, "ranker_score": 1.0}
+    assert status == 200 and found["items"][0] == {
+        "rank": 1, "item_id": 5, "score": 1.0, "ranker_score": 1.0, "probability": None,
+    }  # fmt: skip
     assert set(found) == {
         "user_id", "known", "model_version", "items", "set_aside", "filtered", "unknown_history",
     }  # fmt: skip
@@ -112,7 +116,6 @@ def test_health_and_readiness_need_no_token(server: Server) -> None:
     [
         (b"{", "request: invalid JSON"),
         (b"[1]", "request: input should be an object"),
-        ({}, "candidates: field required"),
         ({"candidates": []}, "candidates: list should have at least 1 item"),
         ({"candidates": "1"}, "candidates: input should be a valid array"),
         ({"candidates": [1, None]}, "candidates.1: an id is a whole number or a text"),
@@ -132,6 +135,7 @@ def test_health_and_readiness_need_no_token(server: Server) -> None:
         ({"candidates": [1], "attributes": {"age": 1}}, "attributes.town: missing; give it, null if it is not known"),
         ({"candidates": [1], "attributes": {"age": {}, "town": 1}}, "attributes.age: an attribute is a text"),
         ({"candidates": [1], "kandidaten": [2]}, "kandidaten: unknown field; there are user_id, history, context"),
+        ({"user_id": 1}, "candidates: missing; name some"),
         ({"candidates": [1], "user_id": 13}, "request: too many positions; lower prompt.max_history"),
     ],
 )
