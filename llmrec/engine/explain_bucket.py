@@ -362,7 +362,17 @@ def _allowed(of: Evidence, reason: str, template: Template, titles: Sequence[str
 
 
 def with_model(job: Job, settings: config.Explain) -> Job:
-    """The scoring run's job with the model as explain is to load it."""
+    """The scoring run's job with the model as explain is to load it.
+
+    Raises:
+        UserError: the run has several rankers. What they say is brought to one scale by all of a user's candidates, of
+            whom explain knows those that are shown.
+    """
+    if job.ensemble:
+        raise UserError(
+            "score.ensemble: explain tells what moves one ranker's score, and this run's is the mean of "
+            f"{len(job.ensemble) + 1}; score and publish without score.ensemble to explain it"
+        )
     return replace(job, score=job.score.model_copy(update={
         "precision": settings.precision, "batch_tokens": settings.batch_tokens, "compile": False, "tensor_parallel": 1,
         "cpus_per_actor": settings.cpus_per_actor, "gpus_per_actor": settings.gpus_per_actor,

@@ -199,6 +199,12 @@ def test_scores_that_are_not_the_published_ones_stop_the_job(settings: config.Co
         explained(settings, shift=5.0)
 
 
+def test_the_mean_of_several_rankers_is_not_explained(settings: config.Config) -> None:
+    score = settings.score.model_copy(update={"ensemble": (settings.score.model,)})
+    with pytest.raises(UserError, match=r"score.ensemble: explain tells what .* is the mean of 2; score and publish w"):
+        explained(settings.model_copy(update={"score": score}))
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
