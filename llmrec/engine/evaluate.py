@@ -21,6 +21,7 @@ from llmrec.evaluation.calibration import Calibration, calibration
 from llmrec.evaluation.fairness import Fairness
 from llmrec.evaluation.labelled import Labelled, labelled
 from llmrec.evaluation.segments import Grouping, Segments
+from llmrec.evaluation.verdict import main_metric
 from llmrec.fusion import ablations
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET
@@ -204,8 +205,8 @@ def _segments(
 
 
 def _fairness(found: Measured, known: Catalogue, of_users: list[Grouping], wanted: config.Evaluate) -> Fairness:
-    metric = metrics.main_metric(wanted.cutoffs, wanted.metrics)
     labels = metrics.names(wanted.cutoffs, wanted.metrics)
+    metric = main_metric(labels)
     ours = found.values[found.names.index(OURS), labels.index(metric)]
     gaps = [fairness.gap(by, metric, ours, wanted.bootstrap, wanted.seed) for by in of_users]
     items, start = [], 0

@@ -27,11 +27,6 @@ def main_cutoff(cutoffs: Sequence[int]) -> int:
     return MAIN_CUTOFF if MAIN_CUTOFF in cutoffs else cutoffs[0]
 
 
-def main_metric(cutoffs: Sequence[int], metrics: Sequence[str] = DEFAULT) -> str:
-    """NDCG at the main cut-off, or the first metric where NDCG is not measured."""
-    return f"{'ndcg' if 'ndcg' in metrics else metrics[0]}@{main_cutoff(cutoffs)}"
-
-
 def per_user(
     truth: Mapping[str, Sequence[str]],
     ranked: Mapping[str, Sequence[str]],

@@ -39,9 +39,11 @@ class Verdict:
 
 
 def main_metric(names: Collection[str]) -> str:
-    """The one that verdicts go by: NDCG at 10, or at the first other cut-off, or the first there is."""
-    named = list(names)
-    return "ndcg@10" if "ndcg@10" in named else next((n for n in named if n.startswith("ndcg@")), named[0])
+    """The one that is shown and judged by where there is room for one: NDCG, or the first metric where that is not
+    measured, at 10, or at the first cut-off where 10 is none of them. names: such as ndcg@10."""
+    first = next(iter(names)).partition("@")[0]
+    of = [n for n in names if n.startswith("ndcg@")] or [n for n in names if n.startswith(f"{first}@")]
+    return next((n for n in of if n.endswith("@10")), of[0])
 
 
 def verdict(

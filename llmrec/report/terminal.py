@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from llmrec.evaluation.verdict import main_metric
+
 METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@20", "ndcg@20")
 BEYOND = {
     "coverage": "catalogue shown", "gini": "Gini of places", "novelty": "novelty, bits", "diversity": "diversity",
@@ -91,7 +93,7 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
     are beside right; the first ranking and the best other in every group; what each source finds."""
     groups = [("all users with a held-out item", summary["all_users"])]
     groups += [(f"users that '{name}' ranks too", rows) for name, rows in summary["same_users"].items()]
-    key = _main_metric(summary["all_users"][0]["values"])
+    key = main_metric(summary["all_users"][0]["values"])
     for title, rows in groups:
         shown = [m for m in METRICS if m in rows[0]["values"]] or list(rows[0]["values"])
         table = Table(title=f"{title}: {rows[0]['users']:,}", title_justify="left")
@@ -171,12 +173,6 @@ def _print_fairness(fairness: Mapping[str, Any]) -> None:
             for of in items["groups"]
         )
         console().print(f"{items['by']}: share of what is shown over share of the catalogue: {', '.join(shares)}")
-
-
-def _main_metric(values: Mapping[str, float]) -> str:
-    """NDCG, or what comes first without it, at 10 if it is there, else at the first cut-off."""
-    of = [m for m in values if m.startswith("ndcg@")] or list(values)
-    return next((m for m in of if m.endswith("@10")), of[0])
 
 
 def _span(interval: Sequence[float], digits: int = 4) -> str:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmrec.evaluation.metrics import OF_LIBRARY, main_metric, names, per_user
+from llmrec.evaluation.metrics import OF_LIBRARY, names, per_user
 
 
 def test_by_hand() -> None:
@@ -65,8 +65,3 @@ def test_equals_another_library() -> None:
             }
             for name, value in wanted.items():
                 assert found[f"{name}@{k}"][u] == pytest.approx(float(value), abs=1e-6), (user, name, k)
-
-
-def test_what_is_shown_where_there_is_room_for_one() -> None:
-    assert main_metric([5, 10]) == "ndcg@10" and main_metric([3, 5]) == "ndcg@3"
-    assert main_metric([5], ("recall", "map")) == "recall@5"

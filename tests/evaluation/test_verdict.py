@@ -64,6 +64,8 @@ def test_no_share_of_nothing() -> None:
         (["recall@5", "ndcg@5", "ndcg@10"], "ndcg@10"),
         (["recall@3", "ndcg@3", "ndcg@5"], "ndcg@3"),
         (["recall@10", "mrr@10"], "recall@10"),
+        (["recall@5", "mrr@5", "recall@10", "mrr@10"], "recall@10"),
+        (["map@3", "mrr@3", "map@5"], "map@3"),
     ],
 )
 def test_verdicts_go_by_ndcg_at_10_where_it_is_measured(names: list[str], chosen: str) -> None:
