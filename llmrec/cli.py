@@ -309,7 +309,7 @@ def drift(
 
     say = progress_line("drift")
     with terminating(), connected(loaded.cluster, layout.root):
-        before = guard.reference(layout)
+        before = guard.reference(layout, readable=not accept)
         now = guard.profile_inputs(loaded.drift, layout, before, say)
         if storage.exists(layout.summary("score")):
             run_id = storage.read_json(layout.summary("score"))["summary"]["run_id"]

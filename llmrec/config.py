@@ -88,7 +88,8 @@ class Data(Section):
     )  # fmt: skip
     new_users: bool = Field(
         True,
-        description="who is in users or requests and has no clean events in the log is ranked too, without a history",
+        description="who is in users or requests and has no clean events in the log, or fewer than min_user_events, is "
+        "ranked too, without a history",
     )
     min_user_events: Count = Field(3, description="users with fewer clean events are set aside")
     min_timestamp: int = Field(1, description="unix seconds; earlier events are impossible")
@@ -680,7 +681,7 @@ class Score(Section):
         False, description="also write every candidate's score parts, under the run; evaluate shows what each part adds"
     )
     exclude_seen: bool = True
-    blocked_items: str = Field("", description="Parquet file with an item id column, never recommended; empty for none")
+    blocked_items: str = Field("", description="Parquet file with a column item_id, never recommended; empty for none")
     requires: str = Field(
         "", exclude_if=_none, description="relation of the knowledge graph (data.edges) from an item to those that it "
         "requires: who has not had all of these is not shown the item; empty for none"
@@ -833,7 +834,7 @@ class Rerank(Section):
 class Explain(Section):
     """A reason for each published item, by what moved the ranker's score of it."""
 
-    run: bool = Field(False, description="whether llmrec demo explains, too; jobs/explain.py does in any case")
+    run: bool = Field(False, description="whether the demo and the pipeline explain, too; jobs/explain.py does")
     output: str = Field(
         "", description="reasons table; empty: ROOT/reasons, or of score.output the same name with _reasons"
     )

@@ -98,7 +98,8 @@ def id_type(schema: pa.Schema, column: str, table: str) -> pa.DataType:
     """
     if column not in schema.names:
         raise UserError(
-            f"{table}: column '{column}' is missing (it has: {', '.join(schema.names)}); map it in data.columns"
+            f"{table}: column '{column}' is missing (it has: {', '.join(schema.names)}); rename it, or in what prepare "
+            "reads map it in data.columns"
         )
     found = schema.field(column).type
     if pa.types.is_dictionary(found):

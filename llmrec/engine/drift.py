@@ -63,14 +63,21 @@ class Drifted:
         return ", ".join(found)
 
 
-def reference(layout: Layout) -> Profile | None:
-    """What was kept when the rankings were last published by the pipeline, or accepted."""
+def reference(layout: Layout, readable: bool = True) -> Profile | None:
+    """What was kept when the rankings were last published by the pipeline, or accepted. readable: it has to be; else
+    None for what is not.
+
+    Raises:
+        UserError: it is not.
+    """
     found = storage.read_if_there(layout.profile)
     if found is None:
         return None
     try:
         return Profile(**storage.read_json(layout.profile))
     except (TypeError, ValueError):
+        if not readable:
+            return None
         raise UserError(
             f"{layout.profile}: not a profile of this version; delete it, or llmrec drift --accept"
         ) from None

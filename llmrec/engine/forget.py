@@ -8,6 +8,7 @@ so that the same command run again finishes what was cut off. At the end all fil
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ REWRITTEN, DELETED = "rows taken out", "deleted"
 OF_ITEMS = ("prepare/items.parquet", "prepare/edges.parquet", "augment/items/")  # quarantine whose keys are items
 USER_KEYS = (USER, "user")  # in JSON, of what tells of one user
 LOG = "/_delta_log/"
+JSON_LINES = ".jsonl"
 
 
 @dataclass(frozen=True)
@@ -332,15 +334,15 @@ def _of_generated(layout: Layout, tally: _Tally) -> None:
 
 
 def _of_export(target: str, users: Users, layout: Layout, tally: _Tally) -> None:
-    for uri in _with_users([uri for uri, _ in storage.list_files(target, ".parquet")], users, layout):
+    for uri in _with_users([uri for uri, _ in storage.list_files(target)], users, layout):
         tally.add(target, REWRITTEN, _rewritten(uri, users, uri))
     made = export.manifest(target)
     sizes = dict(storage.list_files(target))
     for file in made["files"]:
         uri = storage.join(target, file["path"])
-        if sizes.get(uri) != file["bytes"] or buckets.rows_in(uri) != file["rows"]:
+        if sizes.get(uri) != file["bytes"] or export.rows_in(uri) != file["rows"]:
             data = storage.read_bytes(uri)
-            file |= {"bytes": len(data), "rows": buckets.rows_in(uri), "sha256": hashlib.sha256(data).hexdigest()}
+            file |= {"bytes": len(data), "rows": export.rows_in(uri), "sha256": hashlib.sha256(data).hexdigest()}
     if made != export.manifest(target) or made["rows"] != sum(f["rows"] for f in made["files"]):
         storage.write_json(
             storage.join(target, export.MANIFEST), made | {"rows": sum(f["rows"] for f in made["files"])}
@@ -355,7 +357,10 @@ def _with_users(uris: Iterable[str], users: Users, layout: Layout) -> list[str]:
 
 
 def _holds(uri: str, users: Users, path: str) -> int:
-    """Rows of a Parquet file that are of the users; reads their column alone, by its statistics where they tell."""
+    """Rows of a Parquet file that are of the users; reads their column alone, by its statistics where they tell. Of
+    JSON lines, lines."""
+    if uri.endswith(JSON_LINES):
+        return _lines_without(uri, users)[1]
     if not uri.endswith(".parquet"):
         return 0
     fs, inner = storage.filesystem(uri)
@@ -378,12 +383,30 @@ def _column(path: str, names: Sequence[str]) -> str | None:
 
 def _rewritten(uri: str, users: Users, path: str) -> int:
     """Write a file again without the users; how many rows were theirs."""
+    if uri.endswith(JSON_LINES):
+        data, gone = _lines_without(uri, users)
+        storage.write_bytes(uri, data)
+        return gone
     rows = buckets.read_parquet(uri)
     column = _column(path, rows.column_names)
     assert column is not None
     kept = rows.filter(pc.invert(_is_of(rows[column], users)))
     buckets.write_parquet(kept, uri)
     return rows.num_rows - kept.num_rows
+
+
+def _lines_without(uri: str, users: Users) -> tuple[bytes, int]:
+    """JSON lines without those of the users, and how many these are."""
+    lines = storage.read_bytes(uri).splitlines(keepends=True)
+    kept = [line for line in lines if not _tells_of(_parsed(line), users.texts)]
+    return b"".join(kept), len(lines) - len(kept)
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _is_of(column: pa.ChunkedArray, users: Users) -> pa.ChunkedArray:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from llmrec import config, storage
-from llmrec.engine import recall, score, score_parts
+from llmrec.engine import recall, score, score_parts, training_histories
 from llmrec.errors import UserError
 from llmrec.fusion import ablations, model
 from llmrec.fusion.model import Fusion
@@ -64,6 +64,8 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
             "train.events = all: the ranker has seen the validation events that weights are fitted on; fuse with a "
             "ranker of train.events = training, and give a later one its weights by fusion.model"
         )
+    if not training_histories.count(layout.histories, training_only=True).held_out:
+        raise _no_truth(layout)
     fitted, constant = _of_scored(fit, settings, layout, "training", settings.fusion.users, say)
     others = settings.fusion.new_users
     if others is None:
@@ -107,6 +109,13 @@ def _of_scored(
     found = ray.get(ray.remote(what).options(num_cpus=FIT_CPUS).remote(files, layout, settings.fusion))
     storage.delete(layout.run(done.run_id))
     return found
+
+
+def _no_truth(layout: Layout) -> UserError:
+    return UserError(
+        f"{layout.histories}: no validation events that weights could be fitted on; set data.split to leave_one_out or "
+        "time and prepare again, or give fusion.model a fusion that was fitted before"
+    )
 
 
 def _without_history(uri: str) -> bool:
@@ -154,10 +163,7 @@ def _read(
     )
     truth = np.concatenate([true for _, true in read])
     if not len(parts.lengths):
-        raise UserError(
-            f"{layout.histories}: no validation events that weights could be fitted on; set data.split to "
-            "leave_one_out or time and prepare again"
-        )
+        raise _no_truth(layout)
     if settings.parts:
         for name in settings.parts:
             if name not in parts.names:

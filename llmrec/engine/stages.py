@@ -32,6 +32,7 @@ from llmrec.engine import (
 )
 from llmrec.engine.warm_start import PREVIOUS
 from llmrec.errors import UserError
+from llmrec.fusion import trees
 from llmrec.generation import instructions
 from llmrec.layout import Layout
 from llmrec.ranker import edge_texts
@@ -94,6 +95,8 @@ def check(name: str, config: Config) -> None:
     tracking.check(config.tracking)
     if name == "search":
         search_space.checked(config)
+    if name in ("fuse", "score", "pipeline") and config.fusion.method == "trees":
+        trees.check()  # or fuse would tell after it has scored
 
 
 def _feedback(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
@@ -201,7 +204,8 @@ def order(config: Config) -> tuple[str, ...]:
     """The stages that a configuration asks for."""
     asked = {
         "feedback": bool(config.feedback.impressions),
-        "augment": config.augment.wanted, "fuse": config.fusion.method != "none", "explain": config.explain.run
+        "augment": config.augment.wanted, "fuse": config.fusion.method != "none" and not config.fusion.model,
+        "explain": config.explain.run,
     }  # fmt: skip
     return tuple(name for name in ORDER if asked.get(name, True))
 

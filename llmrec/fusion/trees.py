@@ -53,6 +53,14 @@ def gains(model: str) -> np.ndarray:
     return np.asarray(_lightgbm().Booster(model_str=model).feature_importance("gain"))
 
 
+def check() -> None:
+    """
+    Raises:
+        UserError: LightGBM is not installed.
+    """
+    _lightgbm()
+
+
 def _lightgbm():  # type: ignore[no-untyped-def]
     try:
         import lightgbm

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from llmrec import storage
 from llmrec.errors import UserError
 from llmrec.schema import BUCKET
-from llmrec.tables import key_value, rankings
+from llmrec.tables import buckets, key_value, rankings
 from llmrec.tables.buckets import parquet_bytes
 from llmrec.tables.rankings import Snapshot
 
@@ -105,6 +105,11 @@ def manifest(target: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not {"folder", "files", "previous"} <= set(found):
         raise UserError(f"{uri}: not the manifest of an export; choose another target")
     return found
+
+
+def rows_in(uri: str) -> int:
+    """Of an export's file: rows, or lines of JSON."""
+    return storage.read_bytes(uri).count(b"\n") if uri.endswith(".jsonl") else buckets.rows_in(uri)
 
 
 def _check(

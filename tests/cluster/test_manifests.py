@@ -214,6 +214,8 @@ def test_every_container_gets_the_credentials_the_settings_and_shared_memory(ray
         env = {variable["name"]: variable["value"] for variable in container["env"]}
         assert env["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "0", name
         assert 0 < int(env["RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S"]) < 1800, name
+        # Nodes take minutes to come up, which is no progress.
+        assert 300 < int(env["LLMREC_CLUSTER__NO_PROGRESS_SECONDS"]) < 1800, name
         assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"], name
     for group, pod in pod_specs(rayjob).items():
         (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "shm"]

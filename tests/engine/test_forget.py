@@ -200,6 +200,24 @@ def test_who_is_alone_in_his_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     check(settings, before, ALONE)
 
 
+def test_an_export_of_json_lines_loses_his_line(tmp_path: Path) -> None:
+    settings, target = written(str(tmp_path / "root")), str(tmp_path / "lines")
+    layout = Layout.of(settings)
+    export.export(rankings.snapshot(layout.rankings), target, form="json_lines")
+    before = storage.read_json(f"{target}/_manifest.json")
+    who = forget.named(settings, layout, [GONE])
+    assert len(holding(GONE, target)) == 1 and forget.search(settings, layout, who, [target])[1]
+    done = forget.forget(settings, layout, who, [target], lambda message: None)
+    assert done.left == [] and holding(GONE, target) == []
+    made = storage.read_json(f"{target}/_manifest.json")
+    lines = [Path(target, f["path"]).read_bytes() for f in made["files"]]
+    assert [hashlib.sha256(data).hexdigest() for data in lines] == [f["sha256"] for f in made["files"]]
+    assert [data.count(b"\n") for data in lines] == [f["rows"] for f in made["files"]]
+    assert made["rows"] == before["rows"] - 1 == len(USERS)
+    told = [json.loads(line) for data in lines for line in data.splitlines()]
+    assert sorted(of["user_id"] for of in told) == sorted([u for u in USERS if u != GONE] + [ALONE])
+
+
 def test_in_an_object_store(store: Any) -> None:
     settings = written("s3://llmrec-test/forget/root")
     layout = Layout.of(settings)
