@@ -111,6 +111,19 @@ def id_type(schema: pa.Schema, column: str, table: str) -> pa.DataType:
     raise UserError(f"{table}: column '{column}' has type {found}; ids must be integers or strings")
 
 
+def as_ids(rows: pa.Table, column: str, table: str) -> pa.ChunkedArray:
+    """A column of ids as our tables have them.
+
+    Raises:
+        UserError: as `id_type`, or an id is beyond int64.
+    """
+    kind = id_type(rows.schema, column, table)
+    try:
+        return rows[column].cast(kind)
+    except pa.ArrowInvalid:
+        raise UserError(f"{table}: column '{column}' holds ids beyond int64; give them as texts") from None
+
+
 def require(schema: pa.Schema, wanted: Mapping[str, str], table: str) -> None:
     """Check that columns exist and are of a kind ('number', 'text', 'time', 'list', 'anything').
 

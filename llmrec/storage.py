@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -203,8 +203,26 @@ def each(work: Callable[[Given], Found], of: Iterable[Given]) -> list[Found]:
 
 
 def exists(uri: str) -> bool:
+    """
+    Raises:
+        UserError: the store does not say.
+    """
     fs, path = filesystem(uri)
-    return fs.get_file_info(path).type != pafs.FileType.NotFound
+    with _answering(uri):
+        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+@contextlib.contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Errors of a store, but that something is not there, as one line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        check(uri)  # says what is wrong with the store, if that is it
+        reason = " ".join(redact(str(error) or type(error).__name__).split())[:160]
+        raise UserError(f"{uri}: the store refuses it ({reason}); is this process allowed to?") from None
 
 
 def list_files(uri: str, suffix: str = "") -> list[tuple[str, int]]:
@@ -215,10 +233,11 @@ def list_files(uri: str, suffix: str = "") -> list[tuple[str, int]]:
 def list_details(uri: str, suffix: str = "") -> list[Listed]:
     """`list_files` with the time of each file's last change."""
     fs, path = filesystem(uri)
-    info = fs.get_file_info(path)
-    if info.type == pafs.FileType.File:
-        return [Listed(absolute(uri), info.size, info.mtime_ns / 1e9)]
-    found = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    with _answering(uri):
+        info = fs.get_file_info(path)
+        if info.type == pafs.FileType.File:
+            return [Listed(absolute(uri), info.size, info.mtime_ns / 1e9)]
+        found = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     prefix = "s3://" if is_s3(uri) else ""
     return sorted(
         Listed(prefix + f.path, f.size, f.mtime_ns / 1e9)
@@ -233,7 +252,8 @@ def manifest(uri: str) -> list[tuple[str, int, str]]:
     """
     uri = absolute(uri)
     if is_s3(uri):
-        found = _s3fs().find(uri, detail=True)
+        with _answering(uri):
+            found = _s3fs().find(uri, detail=True)
         return sorted((name, f["size"], f["ETag"].strip('"')) for name, f in found.items())
     return [(name, size, xxhash.xxh3_128_hexdigest(Path(name).read_bytes())) for name, size in list_files(uri)]
 
@@ -241,17 +261,18 @@ def manifest(uri: str) -> list[tuple[str, int, str]]:
 def delete(uri: str) -> None:
     """Delete a file or everything under a prefix; nothing there is fine."""
     fs, path = filesystem(uri)
-    kind = fs.get_file_info(path).type
-    if kind == pafs.FileType.File:
-        fs.delete_file(path)
-    elif kind == pafs.FileType.Directory:
-        with contextlib.suppress(FileNotFoundError):  # a store may list a folder for a while that is gone
-            fs.delete_dir(path)
+    with _answering(uri):
+        kind = fs.get_file_info(path).type
+        if kind == pafs.FileType.File:
+            fs.delete_file(path)
+        elif kind == pafs.FileType.Directory:
+            with contextlib.suppress(FileNotFoundError):  # a store may list a folder for a while that is gone
+                fs.delete_dir(path)
 
 
-def upload_directory(local: Path, uri: str) -> None:
-    """Copy a local directory to a URI, file by file."""
-    for file in sorted(p for p in local.rglob("*") if p.is_file()):
+def upload_directory(local: Path, uri: str, last: str = "") -> None:
+    """Copy a local directory to a URI, file by file, that of this name last."""
+    for file in sorted((p for p in local.rglob("*") if p.is_file()), key=lambda p: (p.name == last, p)):
         write_bytes(join(uri, file.relative_to(local).as_posix()), file.read_bytes())
 
 

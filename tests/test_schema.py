@@ -30,7 +30,7 @@ def test_other_id_types_are_refused(kind: pa.DataType) -> None:
 
 
 def test_a_missing_column_is_named_with_those_there() -> None:
-    with pytest.raises(UserError, match=r"t: column 'id' is missing \(it has: a, b\); rename it, or in what prepare reads map it"):
+    with pytest.raises(UserError, match=r"t: column 'id' is missing \(it has: a, b\); rename it, or in"):
         schema.id_type(pa.schema([("a", pa.int8()), ("b", pa.int8())]), "id", "t")
 
 

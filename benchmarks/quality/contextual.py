@@ -46,7 +46,8 @@ class InContext:
             asked.training, {column: told[column].combine_chunks() for column in told.column_names}
         )
         learned = context.learn(counts, n_items, self.chosen["prior"])
-        rows = context.rows_of(of_targets(dataset, asked), learned)
+        told = of_targets(dataset, asked)
+        rows = context.rows_of(told, learned, told.num_rows)
         popularity = np.bincount(asked.training.values, minlength=n_items)
         everywhere = np.log(np.maximum(popularity, 0.5)) if self.likeliest else np.zeros(n_items)
 

@@ -151,7 +151,7 @@ def loaded(layout: Layout, threads: int, directory: Path | None = None) -> tuple
     ranker = Ranker.from_pretrained(directory)
     prompts = bind(tokenise_items(ranker.tokenizer, ranker.card.prompt, layout), ranker, layout)
     if retrieve_head(ranker) is not None:
-        freeze(ranker, model_version(directory), layout)
+        freeze(ranker, str(directory), model_version(directory), layout)
     ranker.only_score(precision.choose("auto", torch.device("cpu")))
     return ranker, prompts
 

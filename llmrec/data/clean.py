@@ -25,6 +25,7 @@ from llmrec.schema import (
     TITLE,
     USER,
     WEIGHT,
+    as_ids,
     edges,
     id_type,
     require,
@@ -43,25 +44,27 @@ DROPPED = "dropped_event"
 def clean_items(items: pa.Table, columns: Columns, source: str) -> tuple[pa.Table, pa.Table]:
     """Usable items and set-aside ones.
 
-    Reasons: `null_id`, `duplicate_item` (the first stays), `no_title`. Extra columns pass through.
+    Reasons: `null_id`, `duplicate_item` (the first that is usable stays), `no_title`. Extra columns pass through.
 
     Raises:
         UserError: a column is missing or of the wrong type, or no item is usable.
     """
-    item_type = id_type(items.schema, columns.item, source)
+    id_type(items.schema, columns.item, source)
     require(items.schema, {columns.title: "text"}, source)
     if clash := {ITEM, TITLE} & (set(items.column_names) - {columns.item, columns.title}):
         raise UserError(f"{source}: column '{min(clash)}' is there beside the one mapped to it; drop or rename one")
     items = items.rename_columns({columns.item: ITEM, columns.title: TITLE})
-    items = items.set_column(items.column_names.index(ITEM), ITEM, items[ITEM].cast(item_type))
+    items = items.set_column(items.column_names.index(ITEM), ITEM, as_ids(items, ITEM, source))
     frame = pl.from_arrow(items.select([ITEM, TITLE]))
     assert isinstance(frame, pl.DataFrame)
+    titled = pl.col(TITLE).is_not_null() & (pl.col(TITLE).str.strip_chars() != "")
+    before = (titled.cast(pl.Int64).cum_sum() - titled.cast(pl.Int64)).over(ITEM)
     reason = frame.select(
         pl.when(pl.col(ITEM).is_null())
         .then(pl.lit("null_id"))
-        .when(pl.col(ITEM).cum_count().over(ITEM) > 1)
+        .when(before > 0)
         .then(pl.lit("duplicate_item"))
-        .when(pl.col(TITLE).is_null() | (pl.col(TITLE).str.strip_chars() == ""))
+        .when(~titled)
         .then(pl.lit("no_title"))
         .alias(REASON)
     )[REASON]
@@ -89,7 +92,7 @@ def clean_edges(rows: pa.Table, known_items: pa.Array, source: str) -> tuple[pa.
                 f"{source}: column '{column}' is missing (it has: {', '.join(rows.column_names)}); edges have "
                 f"{HEAD}, {RELATION}, {TAIL} and maybe {WEIGHT}"
             )
-    given = {column: rows[column].cast(id_type(rows.schema, column, source)) for column in (HEAD, RELATION, TAIL)}
+    given = {column: as_ids(rows, column, source) for column in (HEAD, RELATION, TAIL)}
     if WEIGHT in rows.column_names:
         require(rows.schema, {WEIGHT: "number"}, source)
     weight = rows[WEIGHT].cast(pa.float32()) if WEIGHT in rows.column_names else [1.0] * rows.num_rows
@@ -132,7 +135,7 @@ def judge_interactions(
     Raises:
         UserError: a column is missing or of the wrong type.
     """
-    user_type = id_type(rows.schema, columns.user, source)
+    id_type(rows.schema, columns.user, source)
     item_type = id_type(rows.schema, columns.item, source)
     require(rows.schema, {columns.timestamp: "time"}, source)
     if item_type != known_items.type:
@@ -142,8 +145,8 @@ def judge_interactions(
         )
     frame = pl.DataFrame(
         {
-            USER: pl.Series(values=rows[columns.user].cast(user_type)),
-            ITEM: pl.Series(values=rows[columns.item].cast(item_type)),
+            USER: pl.Series(values=as_ids(rows, columns.user, source)),
+            ITEM: pl.Series(values=as_ids(rows, columns.item, source)),
             TIMESTAMP: pl.Series(values=unix_seconds(rows[columns.timestamp])),
         }
     )

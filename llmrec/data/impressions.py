@@ -10,7 +10,7 @@ import pyarrow as pa
 from llmrec.config import Columns, Feedback
 from llmrec.data.context import texts, unix_seconds
 from llmrec.errors import UserError
-from llmrec.schema import DETAIL, ITEM, KEY, ORIGIN, QUARANTINE, REASON, RUN_ID, TIMESTAMP, USER, id_type, require
+from llmrec.schema import DETAIL, ITEM, KEY, ORIGIN, QUARANTINE, REASON, RUN_ID, TIMESTAMP, USER, as_ids, require
 
 POSITION, TAKEN = "position", "taken"
 
@@ -28,11 +28,11 @@ def judge_impressions(
     Raises:
         UserError: a column is missing or of the wrong type.
     """
-    user_type, item_type = (id_type(rows.schema, name, source) for name in (columns.user, columns.item))
+    users, items = (as_ids(rows, name, source) for name in (columns.user, columns.item))
     require(rows.schema, {columns.timestamp: "time"}, source)
     frame = pl.DataFrame({
-        USER: pl.Series(values=rows[columns.user].cast(user_type)),
-        ITEM: pl.Series(values=rows[columns.item].cast(item_type)),
+        USER: pl.Series(values=users),
+        ITEM: pl.Series(values=items),
         TIMESTAMP: pl.Series(values=unix_seconds(rows[columns.timestamp])),
         POSITION: _whole(rows, settings.position, source),
         TAKEN: _outcome(rows, settings.outcome, source),

@@ -236,7 +236,7 @@ def _missing(asked: Asked, known: Generated) -> pa.Table:
 
 
 def _check_length(prompts: Sequence[str], prompter: Prompter, settings: config.Augment, positions: int | None) -> None:
-    longest = sorted(prompts, key=len)[-8:]  # by characters, nearly as good as by tokens
+    longest = sorted(prompts, key=lambda text: len(text.encode()))[-8:]  # by bytes, nearly as good as by tokens
     own = max(map(len, prompter.tokens(longest)), default=0)
     generator.check_length(len(prompter.prefix) + own, settings, positions)
 

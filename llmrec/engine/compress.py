@@ -147,7 +147,7 @@ def _student(settings: config.Config, whole: str, depth: int, teacher: str) -> c
 
 def _scoring(settings: config.Config, **changed: Any) -> config.Config:
     """The score stage by the ranker alone."""
-    of = {"keep_parts": False, "reuse": ""} | changed
+    of = {"keep_parts": False, "reuse": "", "ensemble": ()} | changed
     return settings.model_copy(update={
         "score": settings.score.model_copy(update=of), "fusion": config.Fusion(), "rerank": config.Rerank(),
     })  # fmt: skip

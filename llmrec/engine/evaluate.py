@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmrec import config, storage
-from llmrec.engine import evaluate_items, labelled_pairs
+from llmrec.engine import evaluate_items, labelled_pairs, rerank
 from llmrec.engine.evaluate_bucket import measure_bucket
 from llmrec.engine.evaluate_items import HISTORY, Catalogue
 from llmrec.engine.measured import Measured, from_bytes, together
@@ -90,10 +90,17 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
 
     wanted = settings.evaluate
     tables = {OURS: settings.score.output or layout.rankings, **wanted.rankings}
+    tables = {name: storage.absolute(uri) for name, uri in tables.items()}
     opened = {name: rankings.published(uri) for name, uri in tables.items()}
     if max(wanted.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
     units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
+    prepared = len(buckets.bucket_files(layout.histories))
+    for name, table in opened.items():
+        if (there := int(rankings.shown(table)["buckets"])) != prepared:
+            raise UserError(
+                f"{tables[name]}: has {there} buckets, {layout.histories} has {prepared}; score and publish it again"
+            )
     run_id = rankings.shown(opened[OURS])["run_id"]
     attributes = evaluate_items.attributes(wanted, layout)
     known = evaluate_items.catalogue(wanted, settings.items.separator, layout)
@@ -102,6 +109,8 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
         pairs = labelled_pairs.by_bucket(wanted.labelled, settings.privacy, layout, run_id)
     kept = layout.score_parts(run_id) if storage.exists(layout.score_parts(run_id)) else ""
     fused = _fitted(settings.fusion, layout) if kept else None
+    if fused is not None:
+        known = replace(known, rerank=rerank.of_items(settings.rerank, layout, known.ids).rerank)
     arguments = {
         "asked": Asked(settings, layout, tables, fused, run_id, kept, attributes),
         "catalogue": ray.put(known),

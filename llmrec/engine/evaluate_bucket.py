@@ -54,7 +54,7 @@ def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.
         for name in asked.settings.recall.merge
     }
     candidates = lists_of(buckets.read_parquet(buckets.bucket_file(layout.candidates(), bucket)))
-    found = of_bucket(bucket, asked, ours, recalled, candidates, max(settings.cutoffs))
+    found = of_bucket(bucket, asked, known, ours, recalled, candidates, max(settings.cutoffs))
     values = np.stack([
         np.stack(list(metrics.per_user(truth, lists, settings.cutoffs, settings.metrics).values()))
         for lists in found.values()

@@ -15,6 +15,7 @@ from llmrec.engine.counts import training_events
 from llmrec.errors import UserError
 from llmrec.evaluation import beyond, segments
 from llmrec.evaluation.segments import Grouping
+from llmrec.fusion.rerank import Rerank
 from llmrec.layout import Layout
 from llmrec.ranker.item_features import read_features
 from llmrec.schema import ITEM
@@ -31,7 +32,8 @@ class Catalogue:
 
     ids: arrow[n], ascending; texts: string[n], the same as text; facts: float64[n, 3] of `beyond.item_facts`; true:
     what true items are grouped by; shown: groups whose share of what is shown is measured; categories: float32[n,
-    values] of `beyond.unit_categories`, None where diversity goes by the items' text vectors.
+    values] of `beyond.unit_categories`, None where diversity goes by the items' text vectors; rerank: how the run's
+    lists were chosen, without the texts' vectors, None where they are the best candidates.
     """
 
     ids: pa.Array
@@ -40,6 +42,7 @@ class Catalogue:
     true: tuple[Grouping, ...]
     shown: tuple[Grouping, ...]
     categories: sparse.csr_matrix | None
+    rerank: Rerank | None = None
 
 
 def catalogue(settings: config.Evaluate, separator: str, layout: Layout) -> Catalogue:

@@ -27,7 +27,8 @@ from llmrec.errors import UserError
 from llmrec.evaluation import position_bias
 from llmrec.layout import Layout
 from llmrec.schema import ITEM, REASON, RUN_ID, TIMESTAMP, USER, WEIGHT
-from llmrec.tables import buckets, pseudonyms
+from llmrec.tables import buckets, forgotten, pseudonyms
+from llmrec.tables.forgotten import Forgotten
 from llmrec.tables.pseudonyms import Pseudonyms
 
 FILE, NUMBER = "file", "number"
@@ -92,18 +93,19 @@ def feedback(settings: Feedback, data: Data, privacy: Privacy, layout: Layout, s
     if privacy.pseudonyms and privacy.brought != "pseudonyms":
         kind = schema.id_type(buckets.schema_of(files[0][0]), data.columns.user, files[0][0])
         names = pseudonyms.begun(privacy, layout, kind)
-    given: dict[str, Any] = {"data": data, "settings": settings, "names": names}
+    given: dict[str, Any] = {"data": data, "settings": settings, "names": names, "gone": forgotten.read(layout)}
     say(f"counting the impressions of {len(units)} files")
     rows = reporting(each(units, _count, given), len(units), say, "feedback", "files")
     reasons: Counter[str] = Counter()
     for row in rows:
         reasons.update(dict(zip(row["reasons"], row["counts"], strict=True)))
     total = sum(reasons.values())
-    good = reasons.pop("good", 0)
-    if total - good > data.max_bad_share * total or not good:
+    good, left_out = reasons.pop("good", 0), reasons[forgotten.REASON]
+    bad = total - good - left_out
+    if bad > data.max_bad_share * total or not good:
         told = ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items())) or "it is empty"
         raise UserError(
-            f"{settings.impressions}: of {total:,} impressions {total - good:,} are bad ({told}), more than "
+            f"{settings.impressions}: of {total:,} impressions {bad:,} are bad ({told}), more than "
             f"data.max_bad_share = {data.max_bad_share} allows; nothing was written"
         )
     counts = added([_frame(row) for row in rows])
@@ -156,8 +158,10 @@ def _of_place(examined: np.ndarray, position: int, settings: Feedback) -> tuple[
     )
 
 
-def _read(uri: str, data: Data, settings: Feedback, names: Pseudonyms | None) -> pl.DataFrame:
-    """The judged impressions of a file."""
+def _read(
+    uri: str, data: Data, settings: Feedback, names: Pseudonyms | None, gone: Forgotten | None
+) -> tuple[pl.DataFrame, int]:
+    """The judged impressions of a file, and how many others are of users who were forgotten."""
     fs, path = storage.filesystem(uri)
     try:
         there = pq.read_schema(path, filesystem=fs).names
@@ -168,17 +172,24 @@ def _read(uri: str, data: Data, settings: Feedback, names: Pseudonyms | None) ->
     wanted = (columns.user, columns.item, columns.timestamp, settings.position, settings.outcome, RUN_ID, *context)
     rows = buckets.read_parquet(uri, [name for name in dict.fromkeys(wanted) if name in there])
     rows = pseudonyms.replaced(rows, columns.user, names, uri)
-    return judge_impressions(rows, columns, settings, data.min_timestamp, data.max_timestamp, uri, context)
+    kept = rows if gone is None else gone.without(rows, columns.user)
+    judged = judge_impressions(kept, columns, settings, data.min_timestamp, data.max_timestamp, uri, context)
+    return judged, rows.num_rows - kept.num_rows
 
 
-def _count(batch: pa.Table, data: Data, settings: Feedback, names: Pseudonyms | None) -> pa.Table:
+def _count(
+    batch: pa.Table, data: Data, settings: Feedback, names: Pseudonyms | None, gone: Forgotten | None
+) -> pa.Table:
     """Rows per reason of one file, and `impressions.counted` of the others."""
     (unit,) = batch.to_pylist()
-    judged = _read(unit[FILE], data, settings, names)
+    judged, left_out = _read(unit[FILE], data, settings, names, gone)
     tally = judged.group_by(pl.col(REASON).fill_null("good")).len().sort(REASON)
     found = counted(judged.filter(pl.col(REASON).is_null()), settings.positions)
     return pa.table(
-        {"reasons": [tally[REASON].to_list()], "counts": [tally["len"].to_list()]}
+        {
+            "reasons": [[*tally[REASON].to_list(), *[forgotten.REASON] * bool(left_out)]],
+            "counts": [[*tally["len"].to_list(), *[left_out] * bool(left_out)]],
+        }
         | {name: [found[name].to_list()] for name in (ITEM, POSITION, "shown", "taken")}
     )
 
@@ -189,11 +200,12 @@ def _frame(row: dict[str, Any]) -> pl.DataFrame:
 
 
 def _write(
-    batch: pa.Table, data: Data, settings: Feedback, names: Pseudonyms | None, layout: Layout, examined: np.ndarray
-) -> pa.Table:
+    batch: pa.Table, data: Data, settings: Feedback, names: Pseudonyms | None, gone: Forgotten | None, layout: Layout,
+    examined: np.ndarray,
+) -> pa.Table:  # fmt: skip
     """Write what was taken of one file; its sums and what came of each run."""
     (unit,) = batch.to_pylist()
-    judged = _read(unit[FILE], data, settings, names)
+    judged, _ = _read(unit[FILE], data, settings, names, gone)
     bad, good = judged.filter(pl.col(REASON).is_not_null()), judged.filter(pl.col(REASON).is_null()).drop(REASON)
     name = f"part-{unit[NUMBER]:05}.parquet"
     if len(bad):

@@ -18,11 +18,11 @@ from llmrec.tables import embeddings
 VECTORS, BIAS = "vectors.npy", "bias.npy"
 
 
-def freeze(ranker: Ranker, model_version: str, layout: Layout) -> str:
+def freeze(ranker: Ranker, place: str, model_version: str, layout: Layout) -> str:
     """Let a bound ranker read its items' vectors from a file of this machine, made by whoever comes first.
 
-    model_version: of the files that the ranker was loaded from. Returns the vectors' version; does nothing for items as
-    text, which have none.
+    place: where the ranker lies; of each place one version is kept. model_version: of its files. Returns the vectors'
+    version; does nothing for items as text, which have none.
 
     Raises:
         UserError: the cache cannot be written.
@@ -32,7 +32,7 @@ def freeze(ranker: Ranker, model_version: str, layout: Layout) -> str:
     read = [layout.items, storage.join(layout.embeddings, embeddings.DESCRIPTION)]
     what = [model_version, [storage.manifest(uri) for uri in read if storage.exists(uri)]]
     version = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-    mine = hashlib.sha256(layout.root.encode()).hexdigest()[:16]
+    mine = hashlib.sha256(json.dumps([layout.root, place]).encode()).hexdigest()[:16]
 
     def make(folder: Path) -> None:
         assert ranker.items is not None

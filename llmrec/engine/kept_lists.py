@@ -30,11 +30,15 @@ def kept_run(settings: config.Config, layout: Layout) -> tuple[str, list[dict[st
     k, window = settings.score.top_k, settings.rerank.window
     if window < k:
         raise UserError(f"rerank.window = {window} is less than score.top_k = {k}: lists are chosen out of the window")
-    run_id = rankings.shown(rankings.published(settings.score.output or layout.rankings))["run_id"]
+    shown = rankings.shown(rankings.published(storage.absolute(settings.score.output or layout.rankings)))
+    run_id, prepared = shown["run_id"], len(buckets.bucket_files(layout.histories))
+    if int(shown["buckets"]) != prepared:
+        raise UserError(
+            f"run {run_id} has {shown['buckets']} buckets, {layout.histories} has {prepared}; score and publish again"
+        )
     if not storage.exists(layout.score_parts(run_id)):
         raise UserError(f"run {run_id} kept no score parts to choose from; score with score.keep_parts = true")
-    truth = buckets.bucket_files(layout.targets)
-    files = buckets.bucket_files(layout.score_parts(run_id))
+    truth, files = buckets.bucket_files(layout.targets), buckets.bucket_files(layout.score_parts(run_id))
     return run_id, [{BUCKET: bucket, PARTS: uri, TRUTH: truth.get(bucket, "")} for bucket, uri in files.items()]
 
 

@@ -237,8 +237,10 @@ def _read_users(data: Data, user_type: pa.DataType, names: Pseudonyms | None, ne
             f"{data.users}: column '{data.columns.user}' holds {kind} ids, but the log holds {user_type}; give both "
             "the same type"
         )
+    if data.columns.user != USER and USER in users.column_names:
+        raise UserError(f"{data.users}: column '{USER}' is there beside the one mapped to it; drop or rename one")
     users = users.rename_columns({data.columns.user: USER})
-    users = users.set_column(users.column_names.index(USER), USER, users[USER].cast(kind))
+    users = users.set_column(users.column_names.index(USER), USER, schema.as_ids(users, USER, data.users))
     users = pseudonyms.replaced(users, USER, names, data.users)
     return users.filter(pa.compute.is_valid(users[USER]))
 
@@ -369,11 +371,9 @@ def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
     """One unit's rows, good and bad, with their bucket; those that are left out on purpose end here."""
     (unit,) = batch.to_pylist()
     judged = _judged(unit, job.data, _fetched(known), job.weighted, job.names, job.gone, job.data.context)
-    rows = (
-        judged.with_row_index(ROW, offset=unit[FIRST_ROW])
-        .with_columns(pl.col(ROW).cast(pl.Int64), pl.lit(unit[FILE]).alias(FILE))
-        .filter(pl.col(REASON).ne_missing(DROPPED) & pl.col(REASON).ne_missing(forgotten.REASON))
-    )
+    rows = judged.with_columns(
+        (pl.int_range(pl.len(), dtype=pl.Int64) + unit[FIRST_ROW]).alias(ROW), pl.lit(unit[FILE]).alias(FILE)
+    ).filter(pl.col(REASON).ne_missing(DROPPED) & pl.col(REASON).ne_missing(forgotten.REASON))
     wanted = _no_events(job).schema.remove(0)
     table = rows.select(wanted.names).to_arrow().cast(wanted)
     bucket = buckets.bucket_of(table[USER], job.data.buckets)

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from llmrec import config, schema
-from llmrec.engine import score_parts
+from llmrec.engine import rerank, score_parts
+from llmrec.engine.evaluate_items import Catalogue
+from llmrec.engine.tasks import HISTORIES
 from llmrec.fusion import ablations
 from llmrec.fusion.parts import first_of
 from llmrec.layout import Layout
-from llmrec.ranker.ragged import offsets_of
-from llmrec.schema import ITEM, ITEMS, SCORES, USER
-from llmrec.tables import buckets, rankings
-from llmrec.tables.histories import as_lists, flatten
+from llmrec.ranker.ragged import offsets_of, within
+from llmrec.schema import ITEM, ITEMS, SCORES, TRAIN_LENGTH, USER
+from llmrec.tables import buckets, rankings, requests
+from llmrec.tables.histories import as_lists, flatten, item_rows
 
 OURS = "llm ranking"
 RANKER_ALONE = "the ranker alone"
@@ -39,8 +42,9 @@ class Asked:
 
 
 def of_bucket(
-    bucket: int, asked: Asked, ours: pa.Table, recalled: dict[str, Lists], candidates: Lists, depth: int
-) -> dict[str, Lists]:
+    bucket: int, asked: Asked, known: Catalogue, ours: pa.Table, recalled: dict[str, Lists], candidates: Lists,
+    depth: int,
+) -> dict[str, Lists]:  # fmt: skip
     """Every ranking's first items of each of its users."""
     layout = asked.layout
     found = {OURS: lists_of_rows(ours, depth)}
@@ -49,28 +53,51 @@ def of_bucket(
             found[name] = lists_of_rows(rankings.read_bucket(uri, bucket), depth)
     reranked = asked.settings.rerank.chooses or bool(asked.settings.rerank.reserve)
     if asked.kept and (asked.fused is not None or reranked):
-        found |= _with_less(asked.fused, reranked, buckets.bucket_file(asked.kept, bucket), depth)
+        found |= _with_less(bucket, asked, known, reranked, depth)
     for name, lists in recalled.items():
         found[name] = {user: items[:depth] for user, items in lists.items()}
     found[BY_POPULARITY] = _by_popularity(candidates, layout, asked.settings.score.max_candidates, depth)
     return found
 
 
-def _with_less(fused: ablations.Fitted | None, reranked: bool, uri: str, depth: int) -> dict[str, Lists]:
-    """The lists that the ranker alone, the fusions without something, and the scores without rerank make of a run's
-    candidates."""
-    table, parts = score_parts.read(uri)
+def _with_less(bucket: int, asked: Asked, known: Catalogue, reranked: bool, depth: int) -> dict[str, Lists]:
+    """The lists that the ranker alone, the scores without rerank, and the fusions without something make of a run's
+    candidates. From the run's own lists the last differ in nothing else: what items weigh is added, users whom the
+    weights of new users rank are left to these, and lists are chosen likewise (but for rerank.reserve)."""
+    table, parts = score_parts.read(buckets.bucket_file(asked.kept, bucket))
     users, items = table[USER].to_pylist(), flatten(table[ITEMS])[0].cast(pa.string())
-    scores = {BEFORE_RERANK: flatten(table[SCORES])[0].to_numpy(zero_copy_only=False)} if reranked else {}
-    if fused is not None:
-        scores[RANKER_ALONE] = parts.only([score_parts.RANKER]).values[:, 0]
-        scores |= {f"fused without {name}": of.score(parts) for name, of in fused.without.items()}
-    made = {}
-    for name, values in scores.items():
-        best, lengths = first_of(values.astype(np.float32), parts.offsets, depth)
+    ranked = flatten(table[SCORES])[0].to_numpy(zero_copy_only=False)
+
+    def named(best: np.ndarray, lengths: np.ndarray) -> Lists:
         lists = as_lists(items.take(pa.array(best)), offsets_of(lengths)).to_pylist()
-        made[name] = {str(user): found for user, found in zip(users, lists, strict=True)}
+        return {str(user): found for user, found in zip(users, lists, strict=True)}
+
+    made = {BEFORE_RERANK: named(*first_of(ranked, parts.offsets, depth))} if reranked else {}
+    if asked.fused is None:
+        return made
+    alone = parts.only([score_parts.RANKER]).values[:, 0].astype(np.float32)
+    made[RANKER_ALONE] = named(*first_of(alone, parts.offsets, depth))
+    rows = item_rows(table[ITEMS], known.ids)
+    how = rerank.ready(known.rerank, asked.settings.rerank, asked.layout, known.ids)
+    weighed = bool(asked.settings.fusion.item_weights or asked.settings.rerank.freshness.column)
+    more = ranked - asked.fused.full.score(parts) if weighed else 0.0
+    as_new = np.zeros(len(users), bool) if asked.fused.new_users is None else _without_history(bucket, asked, table)
+    theirs = np.repeat(as_new, parts.lengths)
+    for name, of in asked.fused.without.items():
+        scores = np.where(theirs, ranked, of.score(parts) + more).astype(np.float32)
+        best, lengths = requests.listed(scores, rows, max(depth, asked.settings.score.top_k), how)
+        first = within(lengths) < depth
+        made[f"fused without {name}"] = named(best[first], np.minimum(lengths, depth))
     return made
+
+
+def _without_history(bucket: int, asked: Asked, users: pa.Table) -> np.ndarray:
+    """bool[n]: who of these users was ranked without one."""
+    past = buckets.read_parquet(buckets.bucket_file(asked.layout.histories, bucket), [USER, ITEMS, TRAIN_LENGTH])
+    past = HISTORIES[asked.settings.score.history](past)
+    lengths = pa.compute.list_value_length(past[ITEMS]).combine_chunks()
+    place = pa.compute.index_in(users[USER].combine_chunks(), past[USER].combine_chunks())
+    return np.asarray(lengths.take(place).fill_null(0).to_numpy(zero_copy_only=False) == 0)
 
 
 def lists_of(table: pa.Table) -> Lists:

@@ -128,7 +128,9 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
         recalled.read(buckets.bucket_file(layout.candidates(RETRIEVE), unit[BUCKET]), known.ids)
         if RETRIEVE in names else None,
         _introduced(histories, unit, known, vectors, settings.new) if vectors is not None and NEW in names else None,
-        context.rows_of(contexts.now(table, list(known.contexts), settings.training_only), known.contexts),
+        context.rows_of(
+            contexts.now(table, list(known.contexts), settings.training_only), known.contexts, table.num_rows
+        ),
         _clusters(checked, known, vectors, settings, layout),
     )  # fmt: skip
     for users in _blocks(histories, known, settings):
@@ -137,7 +139,7 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
         seen = part if settings.exclude_seen else None
         scores = {name: here.scores(name, users, part, settings, counted) for name in parts if name != CLOSENESS}
         for name in checked:
-            if users[0] == 0:  # the bucket's first ones stand for it
+            if len(users) and users[0] == 0:  # the bucket's first ones stand for it
                 source = scores[name]
                 assert isinstance(source, Vectors)
                 checked[name] = source.checked(seen, getattr(settings, name).top, settings.search.checked)

@@ -79,7 +79,7 @@ class _Retriever:
         self.ranker.attend_by(attention.choose(attend, device))
         prompt = self.ranker.card.prompt
         self.prompts = bind(tokenise_items(self.ranker.tokenizer, prompt, layout), self.ranker, layout)
-        made = freeze(self.ranker, model_version(directory), layout)
+        made = freeze(self.ranker, model, model_version(directory), layout)
         assert retrieve_head(self.ranker) is not None
         self.ranker.only_score(precision.choose(wanted.precision, device))
         self.clusters: Clusters | None = None

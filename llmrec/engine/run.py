@@ -90,7 +90,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     Raises:
         UserError: an input is missing, or the tables do not go together.
     """
-    wanted = settings.score
+    wanted = _placed(settings.score)
     candidates = candidates_table(wanted, layout)
     output = storage.absolute(wanted.output) if wanted.output else layout.rankings
     histories = buckets.bucket_files(layout.histories)
@@ -106,9 +106,11 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     of_text += [layout.item_augmentations] * (not with_vectors and item_texts_read(prompt.item))
     of_text += [layout.user_augmentations] * interests_read(prompt.user)
     of_vectors = [layout.embeddings] * (with_vectors or settings.rerank.by_text)
+    of_rules = [wanted.blocked_items] * bool(wanted.blocked_items)
+    of_rules += [layout.edges] * (bool(wanted.requires) and layout.edges not in of_text)
     inputs = [
         storage.manifest(uri)
-        for uri in (candidates, layout.histories, layout.items, layout.users, *of_vectors, *of_text)
+        for uri in (candidates, layout.histories, layout.items, layout.users, *of_vectors, *of_text, *of_rules)
         if storage.exists(uri)
     ]
     untrained = [settings.model.model_dump(), settings.prompt.model_dump()] if wanted.model == "base" else None
@@ -134,6 +136,13 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         for b, uri in sorted(listed.items())
     ]  # fmt: skip
     return job, units
+
+
+def _placed(wanted: config.Score) -> config.Score:
+    """Such that workers, which may be elsewhere, find what it names."""
+    if not wanted.blocked_items:
+        return wanted
+    return wanted.model_copy(update={"blocked_items": storage.absolute(wanted.blocked_items)})
 
 
 def candidates_table(wanted: config.Score, layout: Layout) -> str:
@@ -168,7 +177,7 @@ def to_serve(settings: config.Config, layout: Layout) -> Job:
     serve, histories = settings.serve, buckets.bucket_files(layout.histories)
     model_uri, version, prompt, _ = _model(settings, layout)
     contexts.check(buckets.schema_of(next(iter(histories.values()))), placeholders(prompt.context), layout.histories)
-    score = settings.score.model_copy(update={
+    score = _placed(settings.score).model_copy(update={
         "max_candidates": serve.max_candidates, "cpus_per_actor": serve.cpus_per_replica,
         "gpus_per_actor": serve.gpus_per_replica, "tensor_parallel": 1,
     })  # fmt: skip

@@ -50,7 +50,7 @@ class Replica:
         self.ranker.to(device)
         self.ranker.attend_by(attention.choose(job.model.attention, device))
         self.prompts = bind(texts, self.ranker, job.layout)
-        freeze(self.ranker, job.model_version, job.layout)
+        freeze(self.ranker, job.model_uri, job.model_version, job.layout)
         self.precision = precision.choose(job.score.precision, device)
         self.cost = ModelCost.of(layers_of(self.ranker.backbone), self.ranker.backbone.config)
         self.peak = 0.0

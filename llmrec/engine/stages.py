@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from llmrec import storage
@@ -36,6 +37,7 @@ from llmrec.fusion import trees
 from llmrec.generation import instructions
 from llmrec.layout import Layout
 from llmrec.ranker import edge_texts
+from llmrec.reasons import templates
 from llmrec.tables import embeddings, pseudonyms, rankings
 from llmrec.tables.augmentations import interests_read, item_texts_read
 
@@ -230,7 +232,8 @@ def _needs(name: str, config: Config) -> tuple[str, ...]:
         return (*_NEEDS[name], *augmented, *embedded)
     if name == "score":
         fitted = ("fuse",) if config.fusion.method != "none" and not config.fusion.model else ()
-        return (*_NEEDS[name], *fitted, *(("embed",) if config.rerank.by_text else ()))
+        recalled = () if config.score.candidates else ("recall",)
+        return (*_NEEDS[name], *recalled, *fitted, *(("embed",) if config.rerank.by_text else ()))
     if name in ("recall", "fuse"):
         embedded = ("embed",) if config.recall.by_text else ()
         trained = ("train",) if config.recall.retrieve.top and not config.recall.retrieve.model else ()
@@ -247,7 +250,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     read_of_users = (layout.user_augmentations,) if interests_read(config.prompt.user) else ()
     inputs: tuple[str, ...]
     if name == "feedback":
-        sections, inputs = ["feedback", "data"], (config.feedback.impressions,)
+        sections, inputs = ["feedback", "data"], (config.feedback.impressions, layout.forgotten)
     elif name == "prepare":
         data = config.data
         sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges, data.requests)
@@ -260,14 +263,17 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
                 dump["augment"][kind]["instructions"] = instructions.read(dump["augment"][kind]["template"]).digest
         if config.augment.users.history:
             inputs = (*inputs, layout.histories)
+        inputs = (*inputs, *_files_of(config.augment.model))
     elif name == "embed":
         sections, inputs = ["model", "prompt", "items"], (layout.items, layout.edges, *written)
+        inputs = (*inputs, *_files_of(config.items.encoder, config.items.image_encoder))
         dump["items"]["wanted"] = embed.wanted(config)
     elif name == "train":
         edges = (layout.edges,) if config.model.items == "text" and edge_texts.wanted(config.prompt.item) else ()
         # Not the previous ranker, which is what the stage leaves: with the same events there is nothing to go on with.
         start = () if config.train.start in ("", PREVIOUS) else (config.train.start,)
-        inputs = (*prepared, layout.users, embedded, *edges, *written, *start)
+        inputs = (*prepared, layout.users, embedded, *edges, *written, *start, *_files_of(config.model.base))
+        dump["train"]["taught_by"] = _shown(config.train.teacher) if config.train.teacher else None
         sections = ["model", "prompt", "items", "train"]
         dump["train"]["negatives_from"] = dump["recall"]["item_item"]
     elif name == "recall":
@@ -277,15 +283,20 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         for key in fuse.OF_ITS_OWN:
             dump["score"].pop(key, None)
         inputs = (*prepared, layout.users, embedded, config.score.model or layout.ranker, *written, *read_of_users)
+        inputs = (*inputs, *config.score.ensemble, config.score.blocked_items)
+        if config.score.model == "base":
+            sections, inputs = [*sections, "model", "prompt"], (*inputs, *_files_of(config.model.base))
         inputs = (*inputs, *(uri for uri in (*_read_by_recall(config, layout), layout.edges) if uri not in inputs))
     elif name == "explain":
         sections, inputs = ["explain", "score", "prompt", "model"], (layout.items, layout.edges, layout.users)
-        dump["explain"]["of"] = _shown(config, layout)
+        inputs = (*inputs, *_files_of(config.explain.model))
+        dump["explain"]["of"] = _shown(config.score.output or layout.rankings)
+        dump["explain"]["words"] = templates.load(config.explain.template).model_dump(mode="json")
     elif name == "evaluate" and not config.evaluate.labelled:
         sections, inputs = ["evaluate", "recall", "fusion", "score"], (*prepared, layout.targets, layout.users)
         inputs = (*inputs, config.fusion.model or layout.fusion, config.score.candidates or layout.candidates())
-        inputs = (*inputs, *config.evaluate.rankings.values())
-        dump["evaluate"]["of"] = _shown(config, layout)
+        inputs = (*inputs, *config.evaluate.rankings.values(), embedded)
+        dump["evaluate"]["of"] = _shown(config.score.output or layout.rankings)
     else:
         return None
     if name in ("feedback", "prepare"):
@@ -297,10 +308,15 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     return hashlib.sha256(json.dumps([[dump[s] for s in sections], content]).encode()).hexdigest()[:16]
 
 
-def _shown(config: Config, layout: Layout) -> str | None:
-    """The run that the rankings table shows; None if there is none."""
-    table = storage.absolute(config.score.output or layout.rankings)
+def _shown(table: str) -> str | None:
+    """The run that a rankings table shows; None if there is none."""
+    table = storage.absolute(table)
     return rankings.snapshot(table).run_id if rankings.opened(table) is not None else None
+
+
+def _files_of(*models: str) -> tuple[str, ...]:
+    """Where models lie that are no assets, whose names say which version they are, and on no hub."""
+    return tuple(name for name in models if name and (storage.is_s3(name) or Path(name).is_dir()))
 
 
 def _read_by_recall(config: Config, layout: Layout) -> tuple[str, ...]:

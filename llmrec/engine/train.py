@@ -26,18 +26,28 @@ from llmrec.engine import counts, training_histories
 from llmrec.engine.counts import in_context
 from llmrec.engine.prompts import check_trainable
 from llmrec.engine.training_histories import Counted
-from llmrec.engine.training_worker import AVERAGE, METRIC, MODEL, STATE_FILE, STEPS, Task, begin, run_worker
-from llmrec.engine.warm_start import copy_of_previous, starting_ranker
+from llmrec.engine.training_worker import (
+    AVERAGE,
+    METRIC,
+    MODEL,
+    STATE_FILE,
+    STEPS,
+    VALIDATIONS,
+    Task,
+    begin,
+    run_worker,
+)
+from llmrec.engine.warm_start import copies_of_previous, starting_ranker
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.card import RankerCard, model_version
+from llmrec.ranker.card import RANKER_FILE, RankerCard, model_version
 from llmrec.ranker.contexts import COMMON
 from llmrec.ranker.model import Ranker
 from llmrec.ranker.private import Mechanism, mechanism
 from llmrec.ranker.templates import placeholders
 from llmrec.ranker.tuning import merge_adapters, prepare_tuning, trainable
 from llmrec.recall import context, item_item
-from llmrec.tables import buckets, contexts, rankings
+from llmrec.tables import buckets, contexts, embeddings, rankings
 from llmrec.tables.augmentations import item_texts_read
 
 POLL_SECONDS = 1.0
@@ -111,7 +121,7 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
         tokens=metrics["tokens"],
         decisions=metrics["decisions"],
         metric=METRIC,
-        best=None if plan.there.held_out == 0 else metrics[METRIC],
+        best=metrics[METRIC] if metrics[VALIDATIONS] else None,
         trainable_parameters=parameters,
         seconds=time.monotonic() - started,
         private=plan.task.private,
@@ -318,26 +328,30 @@ def _check_teacher(teacher: str, layout: Layout) -> None:
 
 
 def _run_name(config: Config, layout: Layout) -> str:
-    """The same for the same settings, histories and augmentations, so that Ray Train finds what a run cut off left."""
-    files: list[tuple[str, int | str]] = list(storage.list_files(layout.histories))
-    if item_texts_read(config.prompt.item) and storage.exists(layout.item_augmentations):
-        files += [(uri, tag) for uri, _, tag in storage.manifest(layout.item_augmentations)]
+    """The same for the same settings and inputs, so that Ray Train finds what a run cut off left, and nothing else."""
+    read = [layout.histories, layout.items, layout.users, layout.edges]
+    read += [storage.join(layout.embeddings, embeddings.DESCRIPTION)] * (config.model.items == "token")
+    read += [layout.item_augmentations] * item_texts_read(config.prompt.item)
+    content = [storage.manifest(uri) for uri in read if storage.exists(uri)]
+    taught = rankings.snapshot(config.train.teacher) if config.train.teacher else None
     what = [getattr(config, part).model_dump() for part in ("model", "items", "prompt", "train")]
-    return "run-" + hashlib.sha256(json.dumps([what, files], sort_keys=True).encode()).hexdigest()[:12]
+    named = [what, content, None if taught is None else [taught.run_id, taught.version]]
+    return "run-" + hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _save(ranker: Ranker, layout: Layout, card: str) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         ranker.save_pretrained(temporary, card)
         version = model_version(temporary)
+        storage.delete(storage.join(layout.ranker, RANKER_FILE))  # without it there is no ranker
         storage.delete(layout.ranker)
-        storage.upload_directory(Path(temporary), layout.ranker)
+        storage.upload_directory(Path(temporary), layout.ranker, last=RANKER_FILE)
     return version
 
 
 def _forget_run(layout: Layout, name: str) -> None:
     """The ranker is saved: drop the checkpoints and what training began with, keep the curves."""
-    for gone in (storage.join(layout.training, name), copy_of_previous(layout, name)):
+    for gone in (storage.join(layout.training, name), copies_of_previous(layout)):
         storage.delete(gone)
 
 
@@ -348,7 +362,7 @@ def _model_card(config: Config, there: Counted, metrics: dict[str, Any], private
         if model.head in ("linear", "yes_no")
         else "among the whole catalogue"
     )
-    metric = f"{metrics[METRIC]:.4f}" if there.held_out else "none"
+    metric = f"{metrics[METRIC]:.4f}" if metrics[VALIDATIONS] else "none"
     decisions = f"{metrics['decisions']:,}" if private is None else "not told"
     privacy = "" if private is None else (
         f"\n| differential privacy of a user | epsilon {private.epsilon:g}, delta {private.delta:.2g} |"

@@ -212,7 +212,8 @@ def run_worker(settings: dict[str, Any]) -> None:
             if metric is not None:
                 progress.validations.append((progress.step, metric))
             if curves is not None:
-                curves.add_scalar(f"validation/{METRIC}", metric or 0.0, progress.step)
+                if metric is not None:
+                    curves.add_scalar(f"validation/{METRIC}", metric, progress.step)
                 curves.flush()
                 storage.upload_directory(Path(curves_directory.name), storage.join(task.layout.training, "tensorboard"))
                 storage.write_json(
@@ -232,16 +233,19 @@ def run_worker(settings: dict[str, Any]) -> None:
 
 def begin(task: Task, trained: np.ndarray) -> tuple[Ranker, Prompts]:
     """The ranker as training finds it, bound to the catalogue: the untouched base, or an earlier one, which knows of
-    new items what their other parts foretell. trained: bool[n_items]."""
-    if task.ranker:
-        earlier = storage.local_directory(task.ranker, assets.cache_directory() / "models")
-        ranker = Ranker.from_pretrained(earlier, layers=task.model.layers)
-    else:
-        ranker = Ranker.from_base(task.model, task.prompt, assets.resolve_model(task.model.base), items=task.items)
-    prompts = load_prompts(ranker, task.layout, trained)
-    if task.contexts is not None:
-        fresh = ContextEncoder(task.contexts, ranker.backbone.config.hidden_size)
-        ranker.contexts = fresh if ranker.contexts is None else ranker.contexts.extended(task.contexts)
+    new items what their other parts foretell. The same in every process: checkpoints hold what learns, and what does
+    not has to be had again beside it. trained: bool[n_items]."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.train.seed)
+        if task.ranker:
+            earlier = storage.local_directory(task.ranker, assets.cache_directory() / "models")
+            ranker = Ranker.from_pretrained(earlier, layers=task.model.layers)
+        else:
+            ranker = Ranker.from_base(task.model, task.prompt, assets.resolve_model(task.model.base), items=task.items)
+        prompts = load_prompts(ranker, task.layout, trained)
+        if task.contexts is not None:
+            fresh = ContextEncoder(task.contexts, ranker.backbone.config.hidden_size)
+            ranker.contexts = fresh if ranker.contexts is None else ranker.contexts.extended(task.contexts)
     return ranker, prompts
 
 
@@ -348,7 +352,8 @@ def _users(batch: pa.Table, task: Task, prompts: Prompts, ranker: Ranker) -> lis
     rows, told = known_histories(batch, ids, training_only), None
     if names := placeholders(task.prompt.context):
         events, nothing = known_contexts(batch, ids, training_only), pa.nulls(1, pa.string())
-        told = ranker.read_contexts(pa.table({name: pa.concat_arrays([events[name], nothing]) for name in names}))
+        texts = {name: events[name].cast(pa.string()) for name in names}  # a teacher's lists come with large ones
+        told = ranker.read_contexts(pa.table({name: pa.concat_arrays([texts[name], nothing]) for name in names}))
     weights = known_weights(batch, ids, training_only)
     old = None if task.since is None else known_events(batch, ids, training_only)[1] <= task.since
     taught = scores = None

@@ -27,11 +27,12 @@ def starting_ranker(config: Config, layout: Layout, run: str) -> tuple[str, Rank
     if start == PREVIOUS:
         start = copy_of_previous(layout, run)
         if not storage.exists(storage.join(start, COMPLETE)):
-            if not storage.exists(storage.join(layout.ranker, RANKER_FILE)):
+            found = _previous(layout)
+            if not found:
                 return "", None
-            _check_same(read_card(_local(layout.ranker)), config)
+            _check_same(read_card(_local(found)), config)
             storage.delete(start)
-            storage.upload_directory(_local(layout.ranker), start)
+            storage.upload_directory(_local(found), start)
             storage.write_bytes(storage.join(start, COMPLETE), b"")
     if not start:
         return "", None
@@ -41,9 +42,22 @@ def starting_ranker(config: Config, layout: Layout, run: str) -> tuple[str, Rank
     return start, card
 
 
+def copies_of_previous(layout: Layout) -> str:
+    """Where previous rankers lie while training runs go on from them."""
+    return storage.join(layout.training, "start")
+
+
 def copy_of_previous(layout: Layout, run: str) -> str:
-    """Where the previous ranker lies while a training run goes on from it."""
-    return storage.join(layout.training, "start", run)
+    return storage.join(copies_of_previous(layout), run)
+
+
+def _previous(layout: Layout) -> str:
+    """Where the previous ranker lies; if a run was cut off while it wrote its own in its place, the one that this run
+    went on from. Empty if there is none."""
+    if storage.exists(storage.join(layout.ranker, RANKER_FILE)):
+        return layout.ranker
+    left = [uri for uri, _ in storage.list_files(copies_of_previous(layout), f"/{COMPLETE}")]
+    return left[-1].removesuffix(f"/{COMPLETE}") if left else ""
 
 
 def _local(uri: str) -> Path:

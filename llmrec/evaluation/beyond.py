@@ -54,16 +54,17 @@ def first(lists: Ragged, count: int) -> Ragged:
 def unit_categories(columns: Sequence[pa.Array]) -> sparse.csr_matrix:
     """float32[n_items, values]: a vector of length 1 an item, the same in each value that it has in any column.
 
-    columns: list<string>[n_items] each. The cosine of two items is then how many values they share over the geometric
-    mean of how many they have; an item without values has 0.
+    columns: list<string>[n_items] each; null values and empty texts count as none. The cosine of two items is then how
+    many values they share over the geometric mean of how many they have; an item without values has 0.
     """
     rows, codes, width = [], [], 0
     for lists in columns:
         values = lists.flatten().dictionary_encode()
         lengths = np.diff(lists.offsets.to_numpy())
-        known = values.is_valid().to_numpy(zero_copy_only=False)
+        code = values.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        known = (code >= 0) & (code != pa.compute.index(values.dictionary, "").as_py())  # -1 if there is no such text
         rows.append(np.repeat(np.arange(len(lists)), lengths)[known])
-        codes.append(values.indices.drop_null().to_numpy() + width)
+        codes.append(code[known] + width)
         width += len(values.dictionary)
     at = np.concatenate(rows), np.concatenate(codes)
     found = sparse.csr_matrix((np.ones(len(at[0]), np.float32), at), shape=(len(columns[0]), width))

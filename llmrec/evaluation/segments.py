@@ -106,11 +106,13 @@ def by_numbers(by: str, values: np.ndarray, bins: int, edges: Sequence[float] = 
 def by_texts(by: str, values: pa.Array, largest: int, lengths: np.ndarray | None = None) -> Grouping:
     """Texts, the `largest` commonest as groups of their own, ties by name, and all rarer ones as one.
 
-    values: string[n], or without gaps those of n lists, whose lengths are int[n]; null, or an empty list, is missing.
+    values: string[n], or without gaps those of n lists, whose lengths are int[n]; null, an empty text, or an empty
+    list, is missing.
     """
     n = len(values) if lengths is None else len(lengths)
     owner = np.arange(n) if lengths is None else np.repeat(np.arange(n), lengths)
-    encoded = values.cast(pa.string()).dictionary_encode()
+    values = values.cast(pa.string())
+    encoded = pa.compute.if_else(pa.compute.equal(values, ""), pa.scalar(None, pa.string()), values).dictionary_encode()
     known = encoded.is_valid().to_numpy(zero_copy_only=False)
     owner, codes = owner[known], encoded.indices.drop_null().to_numpy()
     texts = np.asarray(encoded.dictionary.to_pylist(), object)

@@ -54,7 +54,7 @@ class Prompter:
 
     def _values(self, values: Iterable[Any]) -> list[str]:
         texts = [self.clean(as_text(value)) for value in values]
-        long = [i for i, text in enumerate(texts) if len(text) > self.limit]  # no token is less than a character
+        long = [i for i, text in enumerate(texts) if len(text.encode()) > self.limit]  # no token is less than a byte
         if long:
             said = self.tokenizer(
                 [texts[i] for i in long], add_special_tokens=False, return_offsets_mapping=True

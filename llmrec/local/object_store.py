@@ -110,12 +110,12 @@ def stop(pid: int) -> None:
 
 
 def gone(pid: int) -> bool:
-    """Whether no such process runs, reaping it if it is our child."""
+    """Whether no such process of ours runs, reaping it if it is our child."""
     with contextlib.suppress(ChildProcessError):
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # the id has come to somebody else's
         return True
     return False
 

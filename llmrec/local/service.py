@@ -5,6 +5,8 @@ The service is one process that holds both; its state file says how to reach the
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
@@ -41,10 +43,24 @@ def state() -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(state_file().read_text())
     except FileNotFoundError:
         return None
-    if gone(found["pid"]):
+    if not _runs():
         state_file().unlink(missing_ok=True)
         return None
     return found
+
+
+def _runs() -> bool:
+    """Whether a service does: it holds a lock as long as it lives, where the id of a process comes to another's."""
+    with contextlib.suppress(FileNotFoundError), _lock_file().open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _lock_file() -> Path:
+    return cache_directory() / "service.lock"
 
 
 def up(cluster: Cluster, say: Callable[[str], None]) -> dict[str, Any]:
@@ -105,6 +121,11 @@ def serve(cluster: Cluster) -> None:
     """Hold the cluster and the store until a signal ends this process."""
     from llmrec.local.object_store import object_store
 
+    lock = _lock_file().open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit("another service runs, or is starting")
     token = cache_directory() / "ray-token"
     if not token.exists():
         token.touch(mode=0o600)
@@ -135,6 +156,7 @@ def serve(cluster: Cluster) -> None:
             temporary.replace(file)
             ending.wait()
             file.unlink(missing_ok=True)
+    lock.close()
 
 
 def _wait_for_jobs(dashboard: str) -> None:

@@ -83,8 +83,8 @@ def learn(counts: pl.DataFrame, n_items: int, prior: float) -> dict[str, Associa
     return found
 
 
-def rows_of(asked: pa.Table, associations: Mapping[str, Association]) -> np.ndarray:
-    """int64[n, c]: which value of each association users are asked about in, -1 where that is not known.
+def rows_of(asked: pa.Table, associations: Mapping[str, Association], users: int) -> np.ndarray:
+    """int64[n, c]: which value of each association n users are asked about in, -1 where that is not known.
 
     asked: a column string[n] of each.
     """
@@ -92,7 +92,7 @@ def rows_of(asked: pa.Table, associations: Mapping[str, Association]) -> np.ndar
         pa.compute.index_in(asked[name].combine_chunks(), of.values).fill_null(-1).to_numpy(zero_copy_only=False)
         for name, of in associations.items()
     ]
-    return np.stack(found, axis=1).astype(np.int64) if found else np.empty((asked.num_rows, 0), np.int64)
+    return np.stack(found, axis=1).astype(np.int64) if found else np.empty((users, 0), np.int64)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,21 @@ def test_mapped_columns_get_our_names_and_ids_our_types() -> None:
     assert good.schema.field("item_id").type == pa.int64()
 
 
+def test_the_first_usable_row_of_an_item_stays() -> None:
+    items = pa.table({"item_id": [1, 1, 1, 2], "title": [None, "A", None, "B"]})
+    good, bad = clean_items(items, Columns(), "i")
+    assert good.to_pydict() == {"item_id": [1, 2], "title": ["A", "B"]}
+    assert bad["reason_code"].to_pylist() == ["no_title", "duplicate_item"]
+
+
+def test_ids_beyond_int64_are_one_line() -> None:
+    items = pa.table({"item_id": pa.array([1, 2**63 + 5], pa.uint64()), "title": ["A", "B"]})
+    with pytest.raises(UserError, match="i: column 'item_id' holds ids beyond int64; give them as texts"):
+        clean_items(items, Columns(), "i")
+    small = pa.table({"item_id": pa.array([1, 2], pa.uint64()), "title": ["A", "B"]})
+    assert clean_items(small, Columns(), "i")[0].schema.field("item_id").type == pa.int64()
+
+
 @pytest.mark.parametrize(
     ("items", "complaint"),
     [

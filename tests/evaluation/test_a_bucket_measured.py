@@ -18,11 +18,17 @@ from llmrec.engine import evaluate_items, labelled_pairs, measured, score_parts
 from llmrec.engine.evaluate_bucket import measured as measured_bucket
 from llmrec.engine.evaluate_items import Catalogue
 from llmrec.engine.measured import from_bytes, to_bytes, together
-from llmrec.engine.ranking_lists import OURS, Asked
+from llmrec.engine.ranking_lists import OURS, Asked, _with_less
 from llmrec.errors import UserError
 from llmrec.evaluation import beyond, segments
+from llmrec.fusion import ablations
+from llmrec.fusion.model import Fusion
+from llmrec.fusion.parts import Parts
+from llmrec.fusion.rerank import Quota, Rerank
+from llmrec.fusion.rules import coded
 from llmrec.layout import Layout
-from llmrec.tables import buckets, rankings
+from llmrec.tables import buckets, rankings, requests
+from llmrec.tables.histories import as_lists, item_rows
 
 ITEMS, USERS, RUN = 20, 30, "run"
 GENRES = [["a"], ["a", "b"], ["b"], ["c"]]
@@ -175,6 +181,41 @@ def test_histories_and_attributes_are_those_of_the_users(layout: Layout, parts: 
     assert found.history.tolist() == [lengths[u] for u in users]
     grouping = evaluate_items.of_attribute("age", found.attributes["age"], settings(segments=["users.age"]).evaluate)
     assert sum(len(rows) for rows in segments.inside(grouping)) == USERS and grouping.names[-1] == segments.MISSING
+
+
+@pytest.mark.parametrize("rules", [{}, {"item_weights": {"price": 1.0}}, {"rerank": True}, {"new_users": True}])
+def test_a_fusion_without_what_weighs_nothing_ranks_as_the_run(layout: Layout, rules: dict[str, Any]) -> None:
+    """Whatever else ranked: what items weigh, how lists are chosen, other weights for users without a history."""
+    whole = Fusion(("ranker", "nothing"), ("min_max",), (1.0, 0.0), "", 1.0, 1.0, 9)
+    new = Fusion(("ranker", "nothing"), ("min_max",), (-1.0, 0.0), "", 1.0, 1.0, 9) if rules.get("new_users") else None
+    fitted = ablations.Fitted(whole, {"nothing": whole}, new)
+    ids, rng = known(layout).ids, np.random.default_rng(0)
+    made = replace(layout, root=f"{layout.root}/{'-'.join(rules)}")
+    how = Rerank(12, None, 0.0, None, (Quota(coded([pa.array([GENRES[i % 4] for i in range(ITEMS)])]), 2),))
+    how = how if rules.get("rerank") else None
+    values = {"fusion": {"method": "linear"}, "score": {"top_k": 5}, "evaluate": {"cutoffs": [5]}}
+    values["fusion"] |= {"item_weights": rules["item_weights"]} if "item_weights" in rules else {}
+    if how:
+        values["rerank"] = {"quotas": {"genres": 2}, "window": 12}
+    bonus, ours = rng.normal(size=ITEMS) * bool(rules.get("item_weights")), {}
+    table = buckets.read_parquet(buckets.bucket_file(layout.candidates(), 0))
+    past = [[] if u % 2 else [1] for u in range(table.num_rows)]
+    columns = {"item_ids": pa.array(past, pa.list_(pa.int64())), "train_length": [len(p) for p in past]}
+    buckets.write_parquet(pa.table({"user_id": table["user_id"]} | columns), buckets.bucket_file(made.histories, 0))
+    lists = item_rows(table["item_ids"], ids)
+    ranker = rng.random(len(lists.values)).astype(np.float32)
+    parts = Parts(("ranker", "nothing"), np.stack([ranker, rng.random(len(ranker))], axis=1), lists.offsets)
+    fresh = np.repeat([not p for p in past], lists.lengths) if new else np.zeros(len(ranker), bool)
+    scores = whole.score(parts) * np.where(fresh, -1, 1) + bonus[lists.values]
+    best, lengths = requests.listed(scores.astype(np.float32), lists, 5, how)
+    for row, items in enumerate(np.split(ids.take(pa.array(lists.values[best])).to_pylist(), np.cumsum(lengths)[:-1])):
+        ours[str(table["user_id"][row].as_py())] = [str(i) for i in items]
+    kept = {"item_ids": table["item_ids"], "scores": as_lists(pa.array(scores.astype(np.float32)), lists.offsets)}
+    kept |= {f"score_{n}": as_lists(pa.array(parts.values[:, i]), lists.offsets) for i, n in enumerate(parts.names)}
+    buckets.write_parquet(pa.table({"user_id": table["user_id"]} | kept), buckets.bucket_file(made.score_parts(RUN), 0))
+    asked = Asked(config.build(values), made, {OURS: ""}, fitted, RUN, made.score_parts(RUN), ())
+    found = _with_less(0, asked, replace(known(layout), rerank=how), bool(how), 5)
+    assert found["fused without nothing"] == ours and len({tuple(of) for of in ours.values()}) > 5
 
 
 def write(table: dict[str, Any]) -> Callable[[Path], str]:

@@ -108,3 +108,8 @@ def test_a_ranking_of_nobody_says_nothing() -> None:
     summed = beyond.sums(nobody, (2,), beyond.item_facts(had(), 9), missing[0], missing, subsets)
     found = beyond.figures(exposed, summed[0], (2,))
     assert found.pop("coverage@2") == 0 and set(found.values()) == {None}
+
+
+def test_an_empty_text_is_no_value() -> None:
+    found = beyond.unit_categories([pa.array([[""], [""], ["a", "", "b"], None])])
+    assert np.diff(found.indptr).tolist() == [0, 0, 2, 0]

@@ -78,3 +78,8 @@ def test_users_as_often_as_their_true_items_are_in_groups() -> None:
     pairs = items.of_pairs(np.asarray([1, 0, 1]))
     found = segments.measure(pairs, "item", ["ours"], ["x"], np.asarray([[[1.0, 0.0, 3.0]]]), 10, 0)
     assert [(g.name, g.users, g.rows[0].values["x"]) for g in found.groups] == [("b", 1, 0.0), ("a", 2, 2.0)]
+
+
+def test_an_empty_text_is_missing() -> None:
+    grouping = segments.by_texts("by", pa.array(["x", "", None, "x"]), 5)
+    assert grouping.names == ["x", "(missing)"] or grouping.names == ("x", "(missing)")

@@ -62,6 +62,14 @@ def test_a_value_is_cut_at_its_tokens(tokenizer: PreTrainedTokenizerBase) -> Non
     assert kept.startswith(tokenizer.decode(tokens[:6]).rstrip("\ufffd").rstrip())
 
 
+def test_a_value_of_few_characters_and_many_tokens_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompter = Prompter(tokenizer, ITEM, 40)
+    thai = "ประเทศไทยรวมเลือดเนื้อชาติเชื้อไทย"
+    assert len(thai) < 40 < len(tokenizer(thai, add_special_tokens=False)["input_ids"])
+    (prompt,) = written(prompter, thai)
+    assert prompter.cut == 1 and thai not in prompt
+
+
 def test_a_model_without_a_chat_form_gets_plain_text(tiny_model: Path) -> None:
     prompter = Prompter(AutoTokenizer.from_pretrained(tiny_model), ITEM, 50)
     (prompt,) = written(prompter, "w1 w2")

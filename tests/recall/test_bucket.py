@@ -219,3 +219,21 @@ def test_events_in_shared_memory_are_not_sorted_there() -> None:
 def test_vectors_come_back_of_length_one_or_null() -> None:
     """What embed writes is what text recall takes as it is."""
     assert as_column(VECTORS).is_null().to_pylist() == [i == 5 for i in range(N)]
+
+
+def test_a_bucket_without_users_is_written_by_clusters_too(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall_bucket, "text_vectors", lambda layout, ids, setting: VECTORS)
+    monkeypatch.setattr(recall_bucket, "_clusters", lambda *asked: {})
+    empty = buckets.read_parquet(unit(layout)["uri"]).slice(0, 0)
+    buckets.write_parquet(empty, unit(layout)["uri"])
+    asked = settings(("text", "als"), search={"method": "clusters"}, closeness={})
+    told = recall_unit(unit(layout), models(layout), asked, layout).to_pylist()[0]
+    assert (told["users"], told["none"], told["best_text"], told["hit_text"]) == (0, 0, 0, 0)
+
+
+def test_where_no_context_is_known_popularity_is_recalled(layout: Layout) -> None:
+    told = recall_unit(unit(layout), models(layout), settings(("context",), context={"top": TOP}, closeness={}), layout)
+    assert told.to_pylist()[0]["none"] == 0
+    first = buckets.read_parquet(buckets.bucket_file(layout.candidates(), 0)).to_pylist()[-1]  # without a history
+    had = models(layout).popularity
+    assert {had[int(item[1:])] for item in first["item_ids"]} == set(np.sort(had)[-TOP:].tolist())

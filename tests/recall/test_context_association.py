@@ -49,7 +49,9 @@ def test_scores_are_those_of_loops_over_users(users: Users, asked: Users, prior:
     table = pa.table({name: pa.array([t[i] for t in told], pa.string()) for i, name in enumerate(NAMES)})
     items = Ragged.of([[event[0] for event in user] for user in asked])
     popularity = np.asarray([len({u for u, user in enumerate(users) for e in user if e[0] == i}) for i in range(N)])
-    source = InContext(list(learned.values()), context.rows_of(table, learned), popularity.astype(np.float32))
+    source = InContext(
+        list(learned.values()), context.rows_of(table, learned, table.num_rows), popularity.astype(np.float32)
+    )
     at, best = source.at(items), source.top(items, 3)
     for u, user in enumerate(asked):
         known = [(of, told[u][i]) for i, of in enumerate(wanted) if (told[u][i], 0) in of]
@@ -83,7 +85,7 @@ def test_an_item_of_few_users_gets_little() -> None:
     users: Users = [[(0, "bar", None)]] + [[(1, "bar", None)]] * 100 + [[(2, "home", None)]] * 100
     learned = context.learn(counted(users), N, 10.0)
     table = pa.table({"place": ["bar", "home", "sea", None]})
-    source = InContext(list(learned.values()), context.rows_of(table, learned), np.ones(N, np.float32))
+    source = InContext(list(learned.values()), context.rows_of(table, learned, table.num_rows), np.ones(N, np.float32))
     at = source.at(Ragged.of([[0, 1, 2, 3]] * 4)).reshape(4, 4)
     assert 0 < at[0, 0] < 0.1 < at[0, 1] and at[0, 2] < -1
     assert at[0, 1] == pytest.approx(math.log((100 + 10 * 101 / 201) / 110 / (101 / 201)), abs=1e-5)
