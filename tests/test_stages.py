@@ -8,11 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import staging
+import yaml
 
 from llmrec import config, storage
+from llmrec.engine.compress import _scoring
 from llmrec.engine.drift import reference
+from llmrec.engine.evaluate import evaluate
 from llmrec.engine.fuse import fuse
-from llmrec.engine.stages import _fingerprint, check, order
+from llmrec.engine.kept_lists import kept_run
+from llmrec.engine.stages import _fingerprint, _needs, check, order
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.tables import buckets
@@ -28,6 +33,8 @@ from llmrec.tables import buckets
         ("fuse", {"evaluate": {"seed": 5}}, False),
         ("train", {"score": {"max_candidates": 50}}, False),
         ("train", {"train": {"epochs": 7}}, True),
+        ("fuse", {"model": {"layers": 2}}, False),
+        ("explain", {"explain": {"template": "zh"}}, True),
     ],
 )
 def test_a_stage_runs_anew_for_what_its_output_depends_on(
@@ -39,6 +46,66 @@ def test_a_stage_runs_anew_for_what_its_output_depends_on(
 
     assert mark({}) == mark({})
     assert (mark(changed) != mark({})) is again
+
+
+@pytest.mark.parametrize(
+    ("name", "sections"),
+    [
+        ("train", {"model": {"base": "DIR"}}),
+        ("embed", {"items": {"encoder": "DIR"}}),
+        ("fuse", {"score": {"ensemble": ["DIR"]}}),
+        ("fuse", {"score": {"blocked_items": "DIR"}}),
+        ("fuse", {"score": {"model": "base"}, "model": {"base": "DIR", "items": "text", "head": "linear"}}),
+        ("augment", {"augment": {"model": "DIR", "items": {"min_characters": 9}}}),
+        ("explain", {"explain": {"model": "DIR"}}),
+    ],
+)
+def test_a_stage_runs_anew_when_a_model_or_a_file_that_it_reads_changes(
+    name: str, sections: dict[str, Any], tmp_path: Path
+) -> None:
+    place = tmp_path / "there"
+    place.mkdir()
+    (place / "config.json").write_text("1")
+    named = yaml.safe_load(yaml.safe_dump(sections).replace("DIR", str(place)))
+    settings = config.build({"root": f"{tmp_path}/root", "fusion": {"method": "linear"}, **named})
+    before = _fingerprint(name, settings, Layout.of(settings))
+    assert before == _fingerprint(name, settings, Layout.of(settings))
+    (place / "config.json").write_text("2")
+    assert _fingerprint(name, settings, Layout.of(settings)) != before
+
+
+def test_a_teachers_new_run_is_learned_from(tmp_path: Path) -> None:
+    teacher = f"{tmp_path}/teacher"
+    settings = config.build({"root": f"{tmp_path}/root", "train": {"teacher": teacher}})
+    marks = [_fingerprint("train", settings, Layout.of(settings))]
+    for run_id in ("a", "b"):
+        staging.publish(teacher, run_id, range(5))
+        marks.append(_fingerprint("train", settings, Layout.of(settings)))
+    assert len(set(marks)) == 3
+
+
+def test_a_recall_that_was_cut_off_is_not_scored() -> None:
+    assert "recall" in _needs("score", config.build({}))
+    assert "recall" not in _needs("score", config.build({"score": {"candidates": "s3://bucket/candidates"}}))
+
+
+def test_a_run_of_another_number_of_buckets_is_not_measured(tmp_path: Path) -> None:
+    """Its users would be looked for where they are not."""
+    settings = config.build({"root": str(tmp_path)})
+    layout = Layout.of(settings)
+    rows = pa.table({"user_id": range(40), "item_ids": [[1]] * 40})
+    for b in range(2 * staging.BUCKETS):
+        for table in (layout.histories, layout.targets):
+            buckets.write_parquet(rows, buckets.bucket_file(table, b))
+    staging.publish(layout.rankings, "run", range(40))
+    for measure in (lambda: evaluate(settings, layout, lambda message: None), lambda: kept_run(settings, layout)):
+        with pytest.raises(UserError, match=r"has 4 buckets, .*histories has 8; score and publish"):
+            measure()
+
+
+def test_a_smaller_ranker_is_measured_by_itself() -> None:
+    settings = config.build({"score": {"ensemble": ["/models/other"]}})
+    assert _scoring(settings, model="/models/small").score.ensemble == ()
 
 
 def test_a_fusion_that_is_given_is_not_fitted() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import http.server
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -177,3 +179,31 @@ def test_tables_lie_under_an_absolute_root(tmp_path: Path, monkeypatch: pytest.M
     assert layout.items == str(tmp_path.resolve() / "out/tables/items/items.parquet")
     with pytest.raises(UserError, match="root is not set"):
         Layout.of(config.Config())
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    def _refuse(self) -> None:
+        self.send_response(403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_DELETE = do_POST = _refuse  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_bucket_that_may_not_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE",
+            "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1", "NO_PROXY": "127.0.0.1",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        for ask in (storage.exists, storage.list_files, storage.manifest, storage.delete):
+            with pytest.raises(UserError) as caught:
+                ask("s3://theirs/items")
+            assert str(caught.value).startswith("s3://theirs/items: ") and "\n" not in str(caught.value)
+            assert SECRET not in str(caught.value)
+        server.shutdown()

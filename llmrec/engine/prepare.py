@@ -371,13 +371,17 @@ def _read_unit(batch: pa.Table, job: _Job, known: Any) -> pa.Table:
     """One unit's rows, good and bad, with their bucket; those that are left out on purpose end here."""
     (unit,) = batch.to_pylist()
     judged = _judged(unit, job.data, _fetched(known), job.weighted, job.names, job.gone, job.data.context)
-    rows = judged.with_columns(
-        (pl.int_range(pl.len(), dtype=pl.Int64) + unit[FIRST_ROW]).alias(ROW), pl.lit(unit[FILE]).alias(FILE)
-    ).filter(pl.col(REASON).ne_missing(DROPPED) & pl.col(REASON).ne_missing(forgotten.REASON))
+    on_purpose = pl.col(REASON).eq_missing(DROPPED) | pl.col(REASON).eq_missing(forgotten.REASON)
+    rows = _numbered(judged, unit[FIRST_ROW], unit[FILE]).filter(~on_purpose)
     wanted = _no_events(job).schema.remove(0)
     table = rows.select(wanted.names).to_arrow().cast(wanted)
     bucket = buckets.bucket_of(table[USER], job.data.buckets)
     return table.add_column(0, BUCKET, pa.array(bucket))
+
+
+def _numbered(judged: pl.DataFrame, first: int, file: str) -> pl.DataFrame:
+    """With each row's place in the whole log, int64, and its file."""
+    return judged.with_columns((pl.int_range(pl.len(), dtype=pl.Int64) + first).alias(ROW), pl.lit(file).alias(FILE))
 
 
 def _write_buckets(batch: pa.Table, job: _Job) -> pa.Table:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from llmrec import assets
+from llmrec.local import service
 
 HERE = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -132,3 +133,17 @@ def test_show_says_when_nothing_is_published(with_cluster: dict[str, str]) -> No
 def test_status_without_a_cluster_exits_with_one(environment: dict[str, str], tmp_path: Path) -> None:
     ended = run("llmrec", "cluster", "status", environment={**environment, "LLMREC_CACHE": str(tmp_path)}, check=False)
     assert ended.returncode == 1 and "not running" in ended.stdout
+
+
+def test_a_process_that_has_come_to_the_services_id_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a reboot or a kill leaves behind says nothing of who has that id now."""
+    monkeypatch.setenv("LLMREC_CACHE", str(tmp_path))
+    with subprocess.Popen(["sleep", "60"]) as other:
+        service.state_file().write_text(json.dumps({"pid": other.pid, "environment": {"AWS_ENDPOINT_URL": "gone"}}))
+        (tmp_path / "service.lock").touch()
+        assert service.state() is None and not service.state_file().exists()
+        service.state_file().write_text(json.dumps({"pid": other.pid, "environment": {}}))
+        assert not service.down() and other.poll() is None
+        other.kill()

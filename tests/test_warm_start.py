@@ -1,0 +1,55 @@
+"""Which ranker training goes on from, whatever was cut off before. No cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from served import settings_of
+
+from llmrec import config, storage
+from llmrec.engine.train import _run_name
+from llmrec.engine.warm_start import COMPLETE, starting_ranker
+from llmrec.layout import Layout
+from llmrec.ranker.card import RANKER_FILE
+from llmrec.ranker.model import Ranker
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_model: Path) -> config.Config:
+    found = settings_of(str(tmp_path), tmp_path, tiny_model, "text", {"train": {"start": "previous"}})
+    storage.upload_directory(Path(found.score.model), Layout.of(found).ranker)
+    return found
+
+
+def test_a_run_that_was_killed_while_it_saved_leaves_the_ranker_before(settings: config.Config) -> None:
+    """The next day has other events, so that its run has another name."""
+    layout = Layout.of(settings)
+    first, card = starting_ranker(settings, layout, "run-old")
+    assert card is not None and storage.exists(f"{first}/{COMPLETE}")
+    storage.delete(f"{layout.ranker}/{RANKER_FILE}")  # as it is while another is written
+    start, found = starting_ranker(settings, layout, "run-new")
+    assert start.endswith("start/run-new") and found == card
+    assert Ranker.from_pretrained(start).card == card
+
+
+def test_nothing_to_go_on_from(settings: config.Config) -> None:
+    storage.delete(Layout.of(settings).ranker)
+    assert starting_ranker(settings, Layout.of(settings), "run") == ("", None)
+
+
+def test_the_card_is_there_when_all_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (RANKER_FILE, "config.json", "z.bin"):
+        (tmp_path / name).write_text(name)
+    written: list[str] = []
+    monkeypatch.setattr(storage, "write_bytes", lambda uri, data: written.append(uri.rsplit("/", 1)[1]))
+    storage.upload_directory(tmp_path, "s3://bucket/ranker", last=RANKER_FILE)
+    assert written == ["config.json", "z.bin", RANKER_FILE]
+
+
+def test_checkpoints_are_of_the_same_inputs(settings: config.Config) -> None:
+    layout = Layout.of(settings)
+    before = _run_name(settings, layout)
+    assert before == _run_name(settings, layout)
+    storage.write_bytes(layout.items, storage.read_bytes(layout.items) + b" ")
+    assert _run_name(settings, layout) != before
