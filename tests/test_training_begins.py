@@ -92,7 +92,7 @@ def test_users_may_have_one_column_of_that_name(tmp_path: Path) -> None:
         prepare._read_users(data, pa.int64(), None, ())
 
 
-def test_rows_of_a_long_log_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_a_long_log_are_numbered() -> None:
     many = 5_000_000_000
     judged = pl.DataFrame({"user_id": [1, 2], "reason_code": pl.Series([None, None], dtype=pl.String)})
     numbered = prepare._numbered(judged, many, "log.parquet")

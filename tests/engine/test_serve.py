@@ -63,7 +63,8 @@ def ended(cluster: Any) -> Iterator[None]:
 def running(ended: None, tmp_path: Path, tiny_model: Path, request: Any) -> Iterator[config.Config]:
     root = f"s3://llmrec-test/serve-{request.param}"
     wanted = settings_of(root, tmp_path, tiny_model, request.param, {"serve": LIMITS})
-    storage.write_json(Layout(root).summary("prepare"), {})
+    for stage in ("prepare", "recall"):
+        storage.write_json(Layout(root).summary(stage), {})
     app.start(wanted, Layout(root))
     yield wanted
     app.stop()
