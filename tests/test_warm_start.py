@@ -8,7 +8,9 @@ import pytest
 from served import settings_of
 
 from llmrec import config, storage
-from llmrec.engine.train import _run_name
+from llmrec.engine.train import _model_card, _run_name
+from llmrec.engine.training_histories import Counted
+from llmrec.engine.training_worker import METRIC, STEPS, VALIDATIONS
 from llmrec.engine.warm_start import COMPLETE, starting_ranker
 from llmrec.layout import Layout
 from llmrec.ranker.card import RANKER_FILE
@@ -53,3 +55,13 @@ def test_checkpoints_are_of_the_same_inputs(settings: config.Config) -> None:
     assert before == _run_name(settings, layout)
     storage.write_bytes(layout.items, storage.read_bytes(layout.items) + b" ")
     assert _run_name(settings, layout) != before
+
+
+def test_a_model_card_tells_no_metric_where_nothing_validated(settings: config.Config) -> None:
+    """Without it a checkpoint is chosen by its step, which is no NDCG."""
+    seen = {STEPS: 60, "decisions": 5, METRIC: 60.0}
+    there = Counted(users=9, held_out=3, newest=None)
+    assert f"| {METRIC} | none |" in _model_card(settings, there, seen | {VALIDATIONS: []}, None)
+    assert f"| {METRIC} | 0.2500 |" in _model_card(
+        settings, there, seen | {METRIC: 0.25, VALIDATIONS: [(60, 0.25)]}, None
+    )
