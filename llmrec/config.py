@@ -12,12 +12,11 @@ import os
 import re
 import string
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -38,13 +37,7 @@ def _none(value: Any) -> bool:
     return not value
 
 
-def _placed(name: str) -> str:
-    """A directory's name as processes that work elsewhere understand it."""
-    return str(Path(name).absolute()) if name and Path(name).is_dir() else name
-
-
 Share = Annotated[float, Field(ge=0, le=1)]
-ModelName = Annotated[str, AfterValidator(_placed)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -194,7 +187,7 @@ class Prompt(Section):
 class Model(Section):
     """The backbone and its head."""
 
-    base: ModelName = Field(
+    base: str = Field(
         "smollm2-135m-instruct",
         description="decoder or encoder: an asset's name, a directory, an s3:// prefix or a hub id",
     )
@@ -241,7 +234,7 @@ class Augment(Section):
 
     items: AugmentItems = AugmentItems()
     users: AugmentUsers = AugmentUsers()
-    model: ModelName = Field(
+    model: str = Field(
         "smollm2-135m-instruct",
         description="a causal language model: an asset's name, a directory, an s3:// prefix or a hub id",
     )
@@ -273,7 +266,7 @@ class Augment(Section):
 class Items(Section):
     """What the vector of an item is made of (model.items=token), and how embed computes its frozen parts."""
 
-    encoder: ModelName = Field(
+    encoder: str = Field(
         "all-minilm-l6-v2",
         description="frozen encoder of prompt.item: an asset's name, a directory, an s3:// prefix or a hub id; empty "
         "for no text part",
@@ -291,7 +284,7 @@ class Items(Section):
     image_root: str = Field(
         "", exclude_if=_none, description="directory or s3:// prefix that the paths of images start from"
     )
-    image_encoder: ModelName = Field(
+    image_encoder: str = Field(
         "", exclude_if=_none, description="frozen vision encoder of images with its image processor: a directory, an "
         "s3:// prefix or a hub id"
     )  # fmt: skip
@@ -862,7 +855,7 @@ class Explain(Section):
         2, description="at most so many attributes, and so many edges, that an item shares with a cited one"
     )
     template: str = Field("en", description="en, zh, or the path of a template of your own")
-    model: ModelName = Field(
+    model: str = Field(
         "", description="generative model that rewords the template's sentences, as of model.base; empty: none does"
     )
     max_tokens: Count = Field(64, description="that it writes for a sentence")

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pafs
 import xxhash
 
-from llmrec.errors import UserError
+from llmrec.errors import StoreError, UserError
 
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 REDIS_PASSWORD = "LLMREC_REDIS_PASSWORD"
@@ -214,15 +214,20 @@ def exists(uri: str) -> bool:
 
 @contextlib.contextmanager
 def _answering(uri: str) -> Iterator[None]:
-    """Errors of a store, but that something is not there, as one line."""
+    """Errors of a store, but that something is not there, as one line: a StoreError."""
     try:
         yield
     except FileNotFoundError:
         raise
-    except OSError as error:
-        check(uri)  # says what is wrong with the store, if that is it
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("botocore."):
+            raise
+        try:
+            check(uri)  # says what is wrong with the store, if that is it
+        except UserError as told:
+            raise StoreError(str(told)) from None
         reason = " ".join(redact(str(error) or type(error).__name__).split())[:160]
-        raise UserError(f"{uri}: the store refuses it ({reason}); is this process allowed to?") from None
+        raise StoreError(f"{uri}: the store refuses it ({reason}); is this process allowed to?") from None
 
 
 def list_files(uri: str, suffix: str = "") -> list[tuple[str, int]]:

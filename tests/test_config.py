@@ -252,11 +252,3 @@ def test_a_configuration_is_frozen() -> None:
     for section, field in ((loaded, "root"), (loaded.score, "top_k"), (loaded.recall.item_item, "decay")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(section, field, 1)
-
-
-def test_a_models_directory_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers may be started in another place."""
-    (tmp_path / "models" / "base").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    found = config.build({"model": {"base": "models/base"}, "items": {"encoder": "org/name"}})
-    assert found.model.base == str(tmp_path / "models" / "base") and found.items.encoder == "org/name"

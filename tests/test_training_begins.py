@@ -84,6 +84,15 @@ def test_impressions_of_forgotten_users_do_not_come_back(tmp_path: Path) -> None
     assert not list((tmp_path / "root").rglob("quarantine/**/*.parquet"))
 
 
+def test_impressions_without_a_user_are_one_line_though_somebody_was_forgotten(tmp_path: Path) -> None:
+    uri, layout = f"{tmp_path}/impressions.parquet", Layout(f"{tmp_path}/root")
+    buckets.write_parquet(pa.table({"item_id": [1], "timestamp": [5]}), uri)
+    forgotten.add(layout, ["7"])
+    settings = config.build({"feedback": {"impressions": uri}})
+    with pytest.raises(UserError, match="impressions.parquet: column 'user_id' is missing"):
+        feedback._read(uri, settings.data, settings.feedback, None, forgotten.read(layout))
+
+
 def test_users_may_have_one_column_of_that_name(tmp_path: Path) -> None:
     uri = f"{tmp_path}/users.parquet"
     buckets.write_parquet(pa.table({"customer": [1], "user_id": [2]}), uri)

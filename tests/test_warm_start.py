@@ -54,7 +54,14 @@ def test_checkpoints_are_of_the_same_inputs(settings: config.Config) -> None:
     before = _run_name(settings, layout)
     assert before == _run_name(settings, layout)
     storage.write_bytes(layout.items, storage.read_bytes(layout.items) + b" ")
-    assert _run_name(settings, layout) != before
+    names = {before, _run_name(settings, layout)}
+    other = settings.model_copy(update={"recall": config.Recall(item_item={"decay": 0.5})})
+    names.add(_run_name(other, layout))
+    start = settings.model_copy(update={"train": settings.train.model_copy(update={"start": settings.score.model})})
+    names.add(_run_name(start, layout))
+    storage.write_bytes(f"{settings.score.model}/more", b"of it")
+    names.add(_run_name(start, layout))
+    assert len(names) == 5
 
 
 def test_a_model_card_tells_no_metric_where_nothing_validated(settings: config.Config) -> None:

@@ -67,7 +67,8 @@ def read(source: str) -> Dataset:
     name = Path(place).resolve().name + (f"-{core}core" if core else "")
     found, edges = of_tables(name, items, events, core, CONTEXTS.get(name, ())), Path(place) / EDGES_FILE
     if edges.is_file():
-        found = replace(found, edges=pq.read_table(edges, columns=[HEAD, RELATION, TAIL]))
+        table = pq.read_table(edges, columns=[HEAD, RELATION, TAIL])
+        found = replace(found, edges=table, digest=_digested(found.digest, json.dumps(table.to_pydict(), default=str)))
     return noisy(found, noise) if noise else found
 
 
@@ -84,7 +85,7 @@ def noisy(dataset: Dataset, percent: int) -> Dataset:
     changed = Ragged(values, histories.offsets)
     return replace(
         dataset, name=f"{dataset.name}{NOISY}{percent}", histories=changed,
-        digest=_digest(dataset.items, dataset.users, changed),
+        digest=_digested(dataset.digest, changed.values.tobytes().hex()),
     )  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def of_tables(
     seconds = pl.Series([None] * len(events), dtype=pl.Int64)
     told = pl.DataFrame(context.values(events.to_arrow(), seconds, contexts, name)).to_arrow()
     told = told.rename_columns(list(contexts)).cast(pa.schema([(column, pa.string()) for column in contexts]))
-    digest = str(xxhash.xxh3_128((digest + json.dumps(told.to_pylist())).encode()).hexdigest())
+    digest = _digested(digest, json.dumps(told.to_pylist()))
     return Dataset(name, catalogue, users, histories, digest, contexts=told)
 
 
@@ -148,6 +149,10 @@ def _parquet(file: Path) -> pl.DataFrame:
 def _ids(column: Any) -> pa.Array:
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.string())
+
+
+def _digested(digest: str, more: str) -> str:
+    return str(xxhash.xxh3_128((digest + more).encode()).hexdigest())
 
 
 def _digest(items: pa.Table, users: pa.Array, histories: Ragged) -> str:

@@ -92,9 +92,11 @@ class Fused:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return {"method": self.method, "version": VERSION, "each": EACH} | {
-            member.name: dict(member.settings) for member in self.members
-        }
+        defaults = config.Fusion()
+        return {
+            "method": self.method, "version": VERSION, "each": EACH, "silent": list(self.silent),
+            "normalise": list(defaults.normalise), "l2": defaults.l2,
+        } | {member.name: dict(member.settings) for member in self.members}  # fmt: skip
 
     @property
     def seeded(self) -> bool:

@@ -37,6 +37,7 @@ from llmrec.ranker.templates import placeholders
 from llmrec.schema import ITEM, TIMESTAMP, TITLE, USER
 from llmrec.tables import buckets
 
+VERSION = 2  # of what a training or a ranking gives for the same settings
 RERANKED = 100
 UNTITLED = "unknown"
 BATCH_TOKENS = 4096
@@ -44,21 +45,28 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A ranker of llmrec. settings: sections of a configuration, see llmrec.config; work: a directory for tables and
+    """A ranker of llmrec. sections: of a configuration, see llmrec.config; work: a directory for tables and
     checkpoints, where a training that was cut off goes on."""
 
     name: str
-    settings: Mapping[str, Any]
+    sections: Mapping[str, Any]
     work: Path
     threads: int
     say: Callable[[str], None]
     seeded: bool = True
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that the sections leave to defaults, too; and of the method by which a ranker of texts finds what it puts
+        in order."""
+        first = {} if self.sections["model"]["head"] == "retrieve" else {"first": settings.everywhere("item-item")}
+        return {"version": VERSION, **first, **config.build(dict(self.sections)).model_dump(mode="json")}
+
     def ranked(self, dataset: Dataset, split_name: str, seed: int) -> Ranked:
         """Fitted on all training events of the split for the settings' epochs; nothing is validated meanwhile. Its
         seconds are those of the train stage."""
         asked = split(dataset, split_name)
-        if self.settings["model"]["head"] == "retrieve":
+        if self.sections["model"]["head"] == "retrieve":
             vectors = self._vectors(dataset, split_name, seed)
             return Ranked(protocol.ranks_of_rows(_retrieved(vectors), asked), float(vectors["fitting"]))
         layout, fitting = self._trained(dataset, split_name, seed)
@@ -86,7 +94,7 @@ class LanguageModel:
 
     def _root(self, dataset: Dataset, split_name: str, seed: int) -> Path:
         fitted = fitted_as(split_name)
-        key = json.dumps([dataset.digest, self.settings, fitted, seed], sort_keys=True)
+        key = json.dumps([dataset.digest, dict(self.settings), fitted, seed], sort_keys=True)
         return self.work / dataset.name / f"{self.name}-{fitted}-{xxhash.xxh3_64_hexdigest(key.encode())}"
 
     def _trained(self, dataset: Dataset, split_name: str, seed: int) -> tuple[Layout, float]:
@@ -126,13 +134,13 @@ class LanguageModel:
             ITEM: dataset.items[ITEM].combine_chunks().take(pa.array(asked.training.values)),
             TIMESTAMP: pa.array(np.arange(len(asked.training.values)) + 1),
         })  # fmt: skip
-        if named := placeholders(self.settings["prompt"].get("context", "")):
+        if named := placeholders(self.sections["prompt"].get("context", "")):
             told = contextual.of_training(dataset, asked)
             for name in named:
                 log = log.append_column(name, told[name])
         for name, table in (("items", items), ("interactions", log)):
             buckets.write_parquet(table, str(raw / f"{name}.parquet"))
-        values = {name: dict(section) for name, section in self.settings.items()}
+        values = {name: dict(section) for name, section in self.sections.items()}
         values["data"] = values.get("data", {}) | {
             "items": str(raw / "items.parquet"), "interactions": str(raw / "interactions.parquet"), "split": "none",
             "min_user_events": 1, "buckets": 4, "context": named,

@@ -77,6 +77,11 @@ def of(dataset: str, method: str) -> Settings:
     return first | CHOSEN.get(dataset.partition(NOISY)[0], {}).get(method, {})
 
 
+def everywhere(method: str) -> dict[str, Settings]:
+    """A method's settings of every data set that has some of its own, and of the others."""
+    return {dataset: of(dataset, method) for dataset in (*CHOSEN, "")}
+
+
 def grid(method: str) -> list[Settings]:
     """Every combination.
 

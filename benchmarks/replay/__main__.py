@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+import xxhash
 from rich.console import Console
 
 from benchmarks.quality import rankers
@@ -35,6 +36,7 @@ from llmrec.tables import buckets
 
 K, RESAMPLES = 10, 2000
 METRIC = f"ndcg@{K}"
+VERSION = 1  # of what a training gives for the same settings
 FROZEN, UPDATED, ANEW = "frozen", "updated", "anew"
 POLICIES = (FROZEN, UPDATED, ANEW)
 DAILY = {"new_events": True, "epochs": 3, "learning_rate": 2.5e-4, "warmup_share": 0.05}
@@ -71,7 +73,8 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--known", type=float, default=0.5, help="share of the events that are known when the first period begins")
     add("--seed", type=int, default=0, help="of every training")
     add("--threads", type=int, default=2, help="of ranking")
-    add("--set", nargs="*", default=[], metavar="SETTING VALUE", help="of every training, as train.epochs 2")
+    add("--set", nargs="*", default=[], metavar="SETTING VALUE",
+        help="of every training, but for what --daily says of updates, as train.epochs 2")
     add("--daily", nargs="*", default=[], metavar="SETTING VALUE", help="of train of a period's update, as epochs 1")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "replay",
         help="where rankers are kept; what is there already is reused")
@@ -111,7 +114,9 @@ def measure(asked: argparse.Namespace, say: Say) -> dict[str, Any]:
                 values[policy].append(_measured(place, Layout.of(made), day, asked.threads))
                 say(f"period {day.number}: {policy} {METRIC} {values[policy][-1].mean():.4f}")
     return {
-        "setup": {"cpu": processor(), "threads": asked.threads, "seed": asked.seed, "daily": _daily(asked)},
+        "setup": {
+            "cpu": processor(), "threads": asked.threads, "seed": asked.seed, "set": asked.set, "daily": _daily(asked),
+        },
         "rankers": [_row(policy, values, list(trained[policy].values()), asked.seed) for policy in POLICIES],
         "periods": [
             {
@@ -125,7 +130,9 @@ def measure(asked: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 def _ranker(asked: argparse.Namespace, policy: str, number: int) -> tuple[Path, dict[str, Any]]:
     """Where the ranker of a policy lies that serves a period, and what its training has of its own."""
-    folder = asked.out / "rankers"
+    shared = rankers.sections("ml-100k", "lm")
+    what = [asked.periods, asked.known, asked.seed, asked.set, _daily(asked), shared, VERSION]
+    folder = asked.out / f"rankers-{xxhash.xxh3_64_hexdigest(json.dumps(what, sort_keys=True).encode())}"
     if policy == FROZEN or number == 1:
         return folder / "first", {}
     place = folder / f"{policy}-{number}"
@@ -149,9 +156,10 @@ def _settings(asked: argparse.Namespace, day: Period, items: pl.DataFrame, train
         "items": str(raw / "items.parquet"), "interactions": str(raw / "interactions.parquet"), "split": "none",
         "min_user_events": 1, "buckets": 4,
     }  # fmt: skip
-    values["train"] |= {"seed": asked.seed, "events": "all"} | train
+    values["train"] |= {"seed": asked.seed, "events": "all"}
     changed = [word if i % 2 else f"--{word}" for i, word in enumerate(asked.set)]
-    return config.build({"root": str(asked.out / "tables"), **values}, changed, "benchmarks.replay")
+    made = config.build({"root": str(asked.out / "tables"), **values}, changed, "benchmarks.replay")
+    return config.varied(made, {f"train.{name}": value for name, value in train.items()}, "benchmarks.replay: --daily")
 
 
 def _measured(place: Path, layout: Layout, day: Period, threads: int) -> np.ndarray:
@@ -196,7 +204,8 @@ def _row(
 
 def show(console: Console, report: dict[str, Any]) -> None:
     setup = report["setup"]
-    console.print(f"{setup['cpu']}, {setup['threads']} threads; an update: {setup['daily']}")
+    console.print(f"{setup['cpu']}, {setup['threads']} threads; set: {' '.join(setup['set']) or 'nothing'}")
+    console.print(f"an update: {setup['daily']}")
     console.print(table("periods", PERIODS, report["periods"]))
     console.print(table("all users of all periods", ROWS, report["rankers"]))
 

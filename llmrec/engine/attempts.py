@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from llmrec import storage
-from llmrec.errors import UserError
+from llmrec.errors import StoreError, UserError
 
 WINDOW = 256
 PARTS = 16
@@ -59,6 +59,8 @@ def score_all(users: int, score: Score, uri: str) -> tuple[list[np.ndarray | Non
     """
     try:
         return _score_all(users, score, uri)
+    except StoreError:
+        raise  # it says nothing of the users
     except UserError:
         storage.delete(uri)
         raise

@@ -133,7 +133,9 @@ def bucket(settings: config.Bucket, privacy: config.Privacy, layout: Layout, say
     try:
         set_aside, left_out, written = _shuffle(job, units, rows_in, source, say)
     finally:
-        with contextlib.suppress(OSError):  # tasks of a failed run may still write; the next run deletes that
+        with contextlib.suppress(
+            OSError, UserError
+        ):  # tasks of a failed run may still write; the next run deletes that
             storage.delete(scratch)
     return Bucketed(
         form=form,

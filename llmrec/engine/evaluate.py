@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llmrec import config, storage
-from llmrec.engine import evaluate_items, labelled_pairs, rerank
+from llmrec.engine import evaluate_items, labelled_pairs, rerank, tasks
 from llmrec.engine.evaluate_bucket import measure_bucket
 from llmrec.engine.evaluate_items import HISTORY, Catalogue
 from llmrec.engine.measured import Measured, from_bytes, together
@@ -110,7 +110,9 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     kept = layout.score_parts(run_id) if storage.exists(layout.score_parts(run_id)) else ""
     fused = _fitted(settings.fusion, layout) if kept else None
     if fused is not None:
-        known = replace(known, rerank=rerank.of_items(settings.rerank, layout, known.ids).rerank)
+        chosen = rerank.of_items(settings.rerank, layout, known.ids)
+        bonus = tasks.together([tasks.weights(settings.fusion.item_weights, layout, known.ids), chosen.bonus])
+        known = replace(known, rerank=chosen.rerank, bonus=bonus)
     arguments = {
         "asked": Asked(settings, layout, tables, fused, run_id, kept, attributes),
         "catalogue": ray.put(known),

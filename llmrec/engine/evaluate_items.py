@@ -12,7 +12,7 @@ from scipy import sparse
 
 from llmrec import config, schema
 from llmrec.engine.counts import training_events
-from llmrec.errors import UserError
+from llmrec.errors import StoreError, UserError
 from llmrec.evaluation import beyond, segments
 from llmrec.evaluation.segments import Grouping
 from llmrec.fusion.rerank import Rerank
@@ -33,7 +33,8 @@ class Catalogue:
     ids: arrow[n], ascending; texts: string[n], the same as text; facts: float64[n, 3] of `beyond.item_facts`; true:
     what true items are grouped by; shown: groups whose share of what is shown is measured; categories: float32[n,
     values] of `beyond.unit_categories`, None where diversity goes by the items' text vectors; rerank: how the run's
-    lists were chosen, without the texts' vectors, None where they are the best candidates.
+    lists were chosen, without the texts' vectors, None where they are the best candidates; bonus: float32[n], what was
+    added to scores, None for nothing.
     """
 
     ids: pa.Array
@@ -43,6 +44,7 @@ class Catalogue:
     shown: tuple[Grouping, ...]
     categories: sparse.csr_matrix | None
     rerank: Rerank | None = None
+    bonus: np.ndarray | None = None
 
 
 def catalogue(settings: config.Evaluate, separator: str, layout: Layout) -> Catalogue:
@@ -84,6 +86,8 @@ def attributes(settings: config.Evaluate, layout: Layout) -> tuple[str, ...]:
     if columns:
         try:
             uri = next(iter(buckets.bucket_files(layout.users).values()))
+        except StoreError:
+            raise
         except UserError:
             raise UserError(
                 f"evaluate.segments names '{OF_USERS}{columns[0]}', but there are no users' attributes in "

@@ -172,6 +172,7 @@ def _read(
     wanted = (columns.user, columns.item, columns.timestamp, settings.position, settings.outcome, RUN_ID, *context)
     rows = buckets.read_parquet(uri, [name for name in dict.fromkeys(wanted) if name in there])
     rows = pseudonyms.replaced(rows, columns.user, names, uri)
+    schema.id_type(rows.schema, columns.user, uri)
     kept = rows if gone is None else gone.without(rows, columns.user)
     judged = judge_impressions(kept, columns, settings, data.min_timestamp, data.max_timestamp, uri, context)
     return judged, rows.num_rows - kept.num_rows

@@ -17,7 +17,7 @@ import pyarrow.compute
 
 from llmrec import config, storage
 from llmrec.engine import recall, score, score_parts, training_histories
-from llmrec.errors import UserError
+from llmrec.errors import StoreError, UserError
 from llmrec.fusion import ablations, model
 from llmrec.fusion.model import Fusion
 from llmrec.fusion.parts import Parts
@@ -140,6 +140,8 @@ def fit_as_new(files: list[tuple[str, str]], layout: Layout, settings: config.Fu
     ever had is true. None if nothing tells candidates apart, or none of them is true."""
     try:
         return _fitting(settings)(*_read(files, layout, settings, as_new=True))
+    except StoreError:
+        raise
     except UserError:
         return None
 

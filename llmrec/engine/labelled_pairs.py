@@ -42,7 +42,7 @@ def by_bucket(uri: str, privacy: Privacy, layout: Layout, run_id: str) -> dict[i
             raise UserError(f"{uri}: column '{column}' holds {found} ids, the prepared tables hold {kind}")
         if pairs[column].null_count:
             raise UserError(f"{uri}: column '{column}' has {pairs[column].null_count:,} nulls; leave such rows out")
-        ids.append(pairs[column].cast(kind))
+        ids.append(schema.as_ids(pairs, column, uri))
     table = pa.table({USER: ids[0], ITEM: ids[1], LABEL: _labels(pairs, uri)})
     which = buckets.bucket_of(table[USER], len(histories))
     return {int(b): table.filter(pa.array(which == b)) for b in np.unique(which)}

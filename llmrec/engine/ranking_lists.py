@@ -79,8 +79,7 @@ def _with_less(bucket: int, asked: Asked, known: Catalogue, reranked: bool, dept
     made[RANKER_ALONE] = named(*first_of(alone, parts.offsets, depth))
     rows = item_rows(table[ITEMS], known.ids)
     how = rerank.ready(known.rerank, asked.settings.rerank, asked.layout, known.ids)
-    weighed = bool(asked.settings.fusion.item_weights or asked.settings.rerank.freshness.column)
-    more = ranked - asked.fused.full.score(parts) if weighed else 0.0
+    more = 0.0 if known.bonus is None else known.bonus[rows.values]
     as_new = np.zeros(len(users), bool) if asked.fused.new_users is None else _without_history(bucket, asked, table)
     theirs = np.repeat(as_new, parts.lengths)
     for name, of in asked.fused.without.items():

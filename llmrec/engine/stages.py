@@ -7,10 +7,9 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from llmrec import storage
+from llmrec import assets, storage
 from llmrec.config import Config
 from llmrec.engine import (
     augment,
@@ -263,16 +262,16 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
                 dump["augment"][kind]["instructions"] = instructions.read(dump["augment"][kind]["template"]).digest
         if config.augment.users.history:
             inputs = (*inputs, layout.histories)
-        inputs = (*inputs, *_files_of(config.augment.model))
+        inputs = (*inputs, *assets.files_of(config.augment.model))
     elif name == "embed":
         sections, inputs = ["model", "prompt", "items"], (layout.items, layout.edges, *written)
-        inputs = (*inputs, *_files_of(config.items.encoder, config.items.image_encoder))
+        inputs = (*inputs, *assets.files_of(config.items.encoder, config.items.image_encoder))
         dump["items"]["wanted"] = embed.wanted(config)
     elif name == "train":
         edges = (layout.edges,) if config.model.items == "text" and edge_texts.wanted(config.prompt.item) else ()
         # Not the previous ranker, which is what the stage leaves: with the same events there is nothing to go on with.
         start = () if config.train.start in ("", PREVIOUS) else (config.train.start,)
-        inputs = (*prepared, layout.users, embedded, *edges, *written, *start, *_files_of(config.model.base))
+        inputs = (*prepared, layout.users, embedded, *edges, *written, *start, *assets.files_of(config.model.base))
         dump["train"]["taught_by"] = _shown(config.train.teacher) if config.train.teacher else None
         sections = ["model", "prompt", "items", "train"]
         dump["train"]["negatives_from"] = dump["recall"]["item_item"]
@@ -285,11 +284,11 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         inputs = (*prepared, layout.users, embedded, config.score.model or layout.ranker, *written, *read_of_users)
         inputs = (*inputs, *config.score.ensemble, config.score.blocked_items)
         if config.score.model == "base":
-            sections, inputs = [*sections, "model", "prompt"], (*inputs, *_files_of(config.model.base))
+            sections, inputs = [*sections, "model", "prompt"], (*inputs, *assets.files_of(config.model.base))
         inputs = (*inputs, *(uri for uri in (*_read_by_recall(config, layout), layout.edges) if uri not in inputs))
     elif name == "explain":
         sections, inputs = ["explain", "score", "prompt", "model"], (layout.items, layout.edges, layout.users)
-        inputs = (*inputs, *_files_of(config.explain.model))
+        inputs = (*inputs, *assets.files_of(config.explain.model))
         dump["explain"]["of"] = _shown(config.score.output or layout.rankings)
         dump["explain"]["words"] = templates.load(config.explain.template).model_dump(mode="json")
     elif name == "evaluate" and not config.evaluate.labelled:
@@ -312,11 +311,6 @@ def _shown(table: str) -> str | None:
     """The run that a rankings table shows; None if there is none."""
     table = storage.absolute(table)
     return rankings.snapshot(table).run_id if rankings.opened(table) is not None else None
-
-
-def _files_of(*models: str) -> tuple[str, ...]:
-    """Where models lie that are no assets, whose names say which version they are, and on no hub."""
-    return tuple(name for name in models if name and (storage.is_s3(name) or Path(name).is_dir()))
 
 
 def _read_by_recall(config: Config, layout: Layout) -> tuple[str, ...]:

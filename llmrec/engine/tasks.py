@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from llmrec.engine.run import Job
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.fusion.listwise import log_softmax
+from llmrec.layout import Layout
 from llmrec.ranker.graph import required
 from llmrec.ranker.health import Probe
 from llmrec.ranker.ragged import Ragged
@@ -41,8 +42,7 @@ def rules(job: Job) -> requests.Rules:
     """
     ids = buckets.catalogue_ids(job.layout.items)
     chosen = rerank.of_items(job.rerank, job.layout, ids)
-    given = [of for of in (_bonus(job, ids), chosen.bonus) if of is not None]
-    bonus = sum(given[1:], given[0]) if given else None
+    bonus = together([weights(job.item_weights, job.layout, ids), chosen.bonus])
     marks = fingerprints.of_rules(len(ids), bonus, chosen.columns, chosen.vectors)
     return requests.Rules(
         ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates, bonus, chosen.rerank, marks,
@@ -183,19 +183,25 @@ def _keep_parts(job: Job, bucket: work_rows.Bucket, told: requests.Scores, ids: 
     buckets.write_parquet(table, job.parts_file(job.run_id, bucket.number))
 
 
-def _bonus(job: Job, ids: pa.Array) -> np.ndarray | None:
+def together(bonuses: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Their sum; None if there is none."""
+    given = [of for of in bonuses if of is not None]
+    return sum(given[1:], given[0]) if given else None
+
+
+def weights(item_weights: Mapping[str, float], layout: Layout, ids: pa.Array) -> np.ndarray | None:
     """float32[n_items]: the logarithm of what an item's probability is multiplied by; a missing number changes nothing.
 
     Raises:
         UserError: a column is missing, or a value is not above 0.
     """
-    if not job.item_weights:
+    if not item_weights:
         return None
-    uri, total = job.layout.items, np.zeros(len(ids), np.float32)
-    schema.require(buckets.schema_of(uri), dict.fromkeys(job.item_weights, "number"), uri)
-    items = buckets.read_parquet(uri, [ITEM, *job.item_weights])
+    uri, total = layout.items, np.zeros(len(ids), np.float32)
+    schema.require(buckets.schema_of(uri), dict.fromkeys(item_weights, "number"), uri)
+    items = buckets.read_parquet(uri, [ITEM, *item_weights])
     items = items.take(pa.compute.index_in(ids, items[ITEM].combine_chunks()))
-    for name, exponent in job.item_weights.items():
+    for name, exponent in item_weights.items():
         values = items[name].cast(pa.float64()).fill_null(1.0).to_numpy()
         bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
         if len(bad):

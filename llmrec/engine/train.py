@@ -178,6 +178,7 @@ def planned(config: Config, layout: Layout) -> Planned:
         ray.put(trained), None if earlier else _start(config, layout, had),
         ray.put(training_histories.validation(layout.histories, config.train.validation_users, held_out)),
         _context_values(config, layout, training_only), earlier, since, _mechanism(config, users, steps),
+        assets.placed(config.model.base),
     )  # fmt: skip
     return Planned(task, there, trained, name)
 
@@ -332,9 +333,11 @@ def _run_name(config: Config, layout: Layout) -> str:
     read = [layout.histories, layout.items, layout.users, layout.edges]
     read += [storage.join(layout.embeddings, embeddings.DESCRIPTION)] * (config.model.items == "token")
     read += [layout.item_augmentations] * item_texts_read(config.prompt.item)
+    read += [*assets.files_of(config.model.base), *assets.files_of(config.train.start)]
     content = [storage.manifest(uri) for uri in read if storage.exists(uri)]
     taught = rankings.snapshot(config.train.teacher) if config.train.teacher else None
     what = [getattr(config, part).model_dump() for part in ("model", "items", "prompt", "train")]
+    what.append(config.recall.item_item.model_dump())  # whom negatives and shortlists come from
     named = [what, content, None if taught is None else [taught.run_id, taught.version]]
     return "run-" + hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -350,9 +353,13 @@ def _save(ranker: Ranker, layout: Layout, card: str) -> str:
 
 
 def _forget_run(layout: Layout, name: str) -> None:
-    """The ranker is saved: drop the checkpoints and what training began with, keep the curves."""
-    for gone in (storage.join(layout.training, name), copies_of_previous(layout)):
-        storage.delete(gone)
+    """The ranker is saved: drop the checkpoints and what training began with, keep the curves. So of runs that were cut
+    off on the way from the ranker before: what they would go on to begins with this one."""
+    starts = copies_of_previous(layout)
+    others = {uri.removeprefix(f"{starts}/").split("/")[0] for uri, _ in storage.list_files(starts)}
+    for run in {name, *others}:
+        storage.delete(storage.join(layout.training, run))
+    storage.delete(starts)
 
 
 def _model_card(config: Config, there: Counted, metrics: dict[str, Any], private: Mechanism | None) -> str:

@@ -58,7 +58,8 @@ class Task:
     trained; start: one to float32[n_items, any], where learned parts of items begin, or None; validation: one to
     histories. contexts: values of each context of which a ranker of vectors learns one, or None. ranker: where that
     lies from which training goes on; empty: the untouched base. since: unix seconds, only later events are decisions;
-    None: all are. private: how each user's part is bounded and hidden, or None.
+    None: all are. private: how each user's part is bounded and hidden, or None. base: where model.base lies, as a
+    process of another directory understands it.
     """
 
     model: config.Model
@@ -76,6 +77,7 @@ class Task:
     ranker: str = ""
     since: int | None = None
     private: Mechanism | None = None
+    base: str = ""
 
 
 @dataclass
@@ -241,7 +243,8 @@ def begin(task: Task, trained: np.ndarray) -> tuple[Ranker, Prompts]:
             earlier = storage.local_directory(task.ranker, assets.cache_directory() / "models")
             ranker = Ranker.from_pretrained(earlier, layers=task.model.layers)
         else:
-            ranker = Ranker.from_base(task.model, task.prompt, assets.resolve_model(task.model.base), items=task.items)
+            base = assets.resolve_model(task.base or task.model.base)
+            ranker = Ranker.from_base(task.model, task.prompt, base, items=task.items)
         prompts = load_prompts(ranker, task.layout, trained)
         if task.contexts is not None:
             fresh = ContextEncoder(task.contexts, ranker.backbone.config.hidden_size)

@@ -10,7 +10,7 @@ import pyarrow.compute
 
 from llmrec.engine.run import Job, candidates_table
 from llmrec.errors import UserError
-from llmrec.schema import SOURCES, USER
+from llmrec.schema import USER
 from llmrec.serving.request import InvalidError
 from llmrec.tables import buckets, forgotten, requests
 
@@ -28,6 +28,8 @@ class Recalled:
         self.uri = candidates_table(job.score, job.layout)
         self.files = buckets.bucket_files(self.uri)
         self.count, self.kind = job.buckets, kind
+        if extra := set(self.files) - set(range(self.count)):
+            raise UserError(f"{self.uri}: bucket {min(extra)} is beyond data.buckets = {self.count}; recall again")
         self.forgotten = forgotten.read(job.layout)
         self._bucket = functools.lru_cache(kept)(self._read)
 
@@ -44,7 +46,8 @@ class Recalled:
                 raise InvalidError("candidates: missing; name some, or a user_id who has some in the candidates table")
             rows = self._rows(user)
             if not rows.num_rows:
-                raise InvalidError(f"candidates: missing, and {self.uri} has none of user {user!r}; name some")
+                # Neither what tables call a user nor where they lie is for who asks.
+                raise InvalidError("candidates: missing, and the candidates table has none of this user; name some")
             places = pa.array([place] * rows.num_rows, pa.int64())
             found.append(rows.set_column(rows.schema.get_field_index(USER), USER, places))
         return pa.concat_tables(found).combine_chunks()
@@ -62,7 +65,11 @@ class Recalled:
         rows = requests.read_candidates(uri, parts=True)
         if (found := rows.schema.field(USER).type) != self.kind:
             raise UserError(f"{uri}: column '{USER}' holds {found} ids, the prepared tables hold {self.kind}")
-        if SOURCES in rows.column_names:  # a dictionary in one file and none in another could not be put together
-            at = rows.schema.get_field_index(SOURCES)
-            rows = rows.set_column(at, SOURCES, rows[SOURCES].cast(pa.large_list(pa.string())))
+        strays = buckets.bucket_of(rows[USER].combine_chunks(), self.count) != number
+        if strays.any():
+            raise UserError(f"{uri}: holds users of other buckets; recall again (data.buckets has changed)")
+        for at, field in enumerate(rows.schema):  # a dictionary in one file and none in another do not go together
+            if pa.types.is_large_list(field.type) and pa.types.is_dictionary(field.type.value_type):
+                kind = pa.large_list(field.type.value_type.value_type)
+                rows = rows.set_column(at, field.name, rows[field.name].cast(kind))
         return rows if self.forgotten is None else self.forgotten.without(rows, USER)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llmrec import config
+from llmrec import config, storage
 from llmrec.engine import rerank, tasks
 from llmrec.engine.ensemble import EnsembleScorer
 from llmrec.engine.pool import Scorer
-from llmrec.engine.run import Job, to_serve, to_serve_recalled
+from llmrec.engine.run import Job, candidates_table, to_serve, to_serve_recalled
 from llmrec.engine.scorer import ModelScorer
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
@@ -140,8 +140,8 @@ class Ranking:
         if named:
             way, rows = self.named, self._rows([of.candidates or [] for of in asked])
         else:
-            if isinstance(self.recalled, UserError):
-                raise InvalidError(f"candidates: missing, and what recall brought cannot be ranked: {self.recalled}")
+            if isinstance(self.recalled, str):
+                raise InvalidError(f"candidates: missing, and {self.recalled}; name some")
             way, table = self.recalled
             rows = table.of([self._in_tables(of.user_id) for of in asked])
         subjects = [self._subject(of) for of in asked]
@@ -187,13 +187,14 @@ class Ranking:
         found: str = self.names.of(pa.array([user], self._user_type()))[0].as_py()
         return found
 
-    def _recalled(self, settings: config.Config, layout: Layout) -> tuple[_Way, Recalled] | UserError:
-        """How what recall brought is ranked, and that itself; or why it is not."""
-        try:
-            table = Recalled(self.job, self.users.kind, settings.serve.buckets_kept)
-            return _Way.of(to_serve_recalled(self.job, settings, layout)), table
-        except UserError as error:
-            return error
+    def _recalled(self, settings: config.Config, layout: Layout) -> tuple[_Way, Recalled] | str:
+        """How what recall brought is ranked, and that itself; or what for that is not there."""
+        if not storage.list_files(candidates_table(self.job.score, layout)):
+            return "there is no candidates table"
+        if settings.fusion.method != "none" and not storage.exists(settings.fusion.model or layout.fusion):
+            return "the fusion by which they would be ranked is not fitted"
+        table = Recalled(self.job, self.users.kind, settings.serve.buckets_kept)
+        return _Way.of(to_serve_recalled(self.job, settings, layout)), table
 
     def _subject(self, asked: Asked) -> _Subject:
         user = self._in_tables(asked.user_id)

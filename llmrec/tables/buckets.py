@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from llmrec import schema, storage
-from llmrec.errors import UserError
+from llmrec.errors import StoreError, UserError
 from llmrec.schema import ITEM, ITEMS, USER
 
 UNFINISHED = "_UNFINISHED"
@@ -216,6 +216,8 @@ def delete_others(table: str, keep: Iterable[int]) -> None:
     kept = set(keep)
     try:
         files = bucket_files(table)
+    except StoreError:
+        raise
     except UserError:
         return
     for bucket, uri in files.items():

@@ -129,7 +129,7 @@ def replaced(rows: pa.Table, column: str, names: Pseudonyms | None, source: str)
     kind = schema.id_type(rows.schema, column, source)
     if str(kind) != names.ids:
         raise UserError(f"{source}: column '{column}' holds {kind} ids, but the log holds {names.ids}")
-    return rows.set_column(rows.column_names.index(column), column, names.of(rows[column].cast(kind)))
+    return rows.set_column(rows.column_names.index(column), column, names.of(schema.as_ids(rows, column, source)))
 
 
 def is_one(text: str) -> bool:

@@ -112,8 +112,7 @@ def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
     Raises:
         UserError: neither form's columns are there, or a list column's lengths differ from item_ids'.
     """
-    user = schema.id_type(table.schema, USER, source)
-    users = table[USER].cast(user).combine_chunks()
+    users = schema.as_ids(table, USER, source).combine_chunks()
     parts = [name for name in table.column_names if name.startswith(PART_OF_RECALL)]
     if ITEMS in table.column_names:
         names = {name: name for name in [*LONG_NAMES, *parts] if name in table.column_names}
@@ -139,7 +138,12 @@ def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
     columns = {USER: users}
     for name, flat in values.items():
         if _plain(flat.type) != types[name]:
-            flat = flat.cast(types[name], safe=name == ITEMS)
+            try:
+                flat = flat.cast(types[name], safe=name == ITEMS)
+            except pa.ArrowInvalid:
+                raise UserError(
+                    f"{source}: column '{names[name]}' holds ids beyond int64; give them as texts"
+                ) from None
         columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), flat)
     return pa.table(columns)
 

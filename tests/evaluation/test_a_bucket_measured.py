@@ -197,7 +197,8 @@ def test_a_fusion_without_what_weighs_nothing_ranks_as_the_run(layout: Layout, r
     values["fusion"] |= {"item_weights": rules["item_weights"]} if "item_weights" in rules else {}
     if how:
         values["rerank"] = {"quotas": {"genres": 2}, "window": 12}
-    bonus, ours = rng.normal(size=ITEMS) * bool(rules.get("item_weights")), {}
+    added = rng.normal(size=ITEMS).astype(np.float32) if "item_weights" in rules else None
+    bonus, ours = np.zeros(ITEMS) if added is None else added, {}
     table = buckets.read_parquet(buckets.bucket_file(layout.candidates(), 0))
     past = [[] if u % 2 else [1] for u in range(table.num_rows)]
     columns = {"item_ids": pa.array(past, pa.list_(pa.int64())), "train_length": [len(p) for p in past]}
@@ -214,7 +215,7 @@ def test_a_fusion_without_what_weighs_nothing_ranks_as_the_run(layout: Layout, r
     kept |= {f"score_{n}": as_lists(pa.array(parts.values[:, i]), lists.offsets) for i, n in enumerate(parts.names)}
     buckets.write_parquet(pa.table({"user_id": table["user_id"]} | kept), buckets.bucket_file(made.score_parts(RUN), 0))
     asked = Asked(config.build(values), made, {OURS: ""}, fitted, RUN, made.score_parts(RUN), ())
-    found = _with_less(0, asked, replace(known(layout), rerank=how), bool(how), 5)
+    found = _with_less(0, asked, replace(known(layout), rerank=how, bonus=added), bool(how), 5)
     assert found["fused without nothing"] == ours and len({tuple(of) for of in ours.values()}) > 5
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from llmrec.fusion.ablations import Fitted
 from llmrec.fusion.model import Fusion
 from llmrec.layout import Layout
 from llmrec.ranker.model import Ranker, score_pair_by_pair
+from llmrec.serving.candidates import Recalled
 from llmrec.serving.ranking import Answer, Ranking
 from llmrec.serving.request import Asked, InvalidError, parse
-from llmrec.tables import buckets, forgotten
+from llmrec.tables import buckets, forgotten, requests
 
 Made = Callable[..., config.Config]
 KINDS = ["text", "token"]
@@ -215,16 +217,20 @@ def test_whose_candidates_nobody_knows_must_name_some(made: Made) -> None:
     assert isinstance(nobody, InvalidError) and str(nobody).startswith("candidates: missing; name some, or a user_id")
     known, stranger = of.rank([asked(of, user_id=1), asked(of, user_id=4711)])
     assert isinstance(known, Answer) and isinstance(stranger, InvalidError)
-    assert "has none of user 4711; name some" in str(stranger)
+    assert "has none of this user; name some" in str(stranger)
     storage.delete(Layout.of(wanted).fusion)
     of = ranking(wanted)
     (unfitted,) = of.rank([asked(of, user_id=1)])
-    assert isinstance(unfitted, InvalidError) and "not fitted; run jobs/fuse.py first" in str(unfitted)
+    assert isinstance(unfitted, InvalidError) and "is not fitted; name some" in str(unfitted)
     assert answer(of, user_id=1, candidates=[1, 2]).items
     forgotten.add(Layout.of(wanted), ["1"])
     plain = ranking(made("text"))
     (gone,) = plain.rank([asked(plain, user_id=1)])
-    assert isinstance(gone, InvalidError) and "has none of user 1" in str(gone)
+    assert isinstance(gone, InvalidError) and "has none of this user" in str(gone)
+    storage.delete(Layout.of(wanted).candidates())
+    of = ranking(wanted)
+    (none,) = of.rank([asked(of, user_id=2)])
+    assert isinstance(none, InvalidError) and "there is no candidates table; name some" in str(none)
 
 
 def test_a_candidates_table_of_ones_own_may_hold_anything(made: Made, tmp_path: Path) -> None:
@@ -292,3 +298,24 @@ print(len(of.rank([parse(b'{{"candidates": [1, 2]}}', of.bounds)])[0].items), "r
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.split() == ["2", "False"], done.stderr
+
+
+def test_buckets_whose_files_are_encoded_otherwise_go_together(tmp_path: Path) -> None:
+    """Ids as texts are a dictionary in a file where they repeat, and none in another."""
+    users = pa.array([f"u{u}" for u in range(60)])
+    which = buckets.bucket_of(users, 2)
+    lists = [["a", "b"] if b == 0 else [f"item-{u}-{i}" for i in range(300)] for u, b in enumerate(which)]
+    layout = Layout(str(tmp_path))
+    for b in range(2):
+        table = pa.table({"user_id": users, "item_ids": lists}).filter(pa.array(which == b))
+        buckets.write_parquet(table, buckets.bucket_file(layout.candidates(), b))
+    kinds = {str(requests.read_candidates(buckets.bucket_file(layout.candidates(), b)).schema) for b in range(2)}
+    assert len(kinds) == 2
+    job = SimpleNamespace(score=config.Score(), layout=layout, buckets=2)
+    asked_for = [f"u{int(np.flatnonzero(which == b)[0])}" for b in range(2)]
+    found = Recalled(job, pa.string(), 4).of(asked_for)
+    assert found["user_id"].to_pylist() == [0, 1]
+    assert [len(items) for items in found["item_ids"].to_pylist()] == [2, 300]
+    moved = SimpleNamespace(score=config.Score(), layout=layout, buckets=1)
+    with pytest.raises(UserError, match=r"bucket 1 is beyond data.buckets = 1; recall again"):
+        Recalled(moved, pa.string(), 4)
