@@ -89,7 +89,7 @@ def test_impressions_without_a_user_are_one_line_though_somebody_was_forgotten(t
     buckets.write_parquet(pa.table({"item_id": [1], "timestamp": [5]}), uri)
     forgotten.add(layout, ["7"])
     settings = config.build({"feedback": {"impressions": uri}})
-    with pytest.raises(UserError, match="impressions.parquet: column 'user_id' is missing"):
+    with pytest.raises(UserError, match=r"impressions.parquet: column 'user_id' is missing"):
         feedback._read(uri, settings.data, settings.feedback, None, forgotten.read(layout))
 
 

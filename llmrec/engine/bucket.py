@@ -133,9 +133,8 @@ def bucket(settings: config.Bucket, privacy: config.Privacy, layout: Layout, say
     try:
         set_aside, left_out, written = _shuffle(job, units, rows_in, source, say)
     finally:
-        with contextlib.suppress(
-            OSError, UserError
-        ):  # tasks of a failed run may still write; the next run deletes that
+        # Tasks of a failed run may still write; the next run deletes that.
+        with contextlib.suppress(OSError, UserError):
             storage.delete(scratch)
     return Bucketed(
         form=form,

@@ -394,7 +394,7 @@ def _step(
     """Accumulate the gradient of the step's loss over all ranks; this rank's share of that loss."""
     groups = plan([r.tokens for r in requests], train.batch_tokens)
     passes = int(_max(len(groups), device, world))
-    total = 0.0
+    total = torch.zeros((), device=device)  # read once a step: each reading waits for the device
     for index in range(passes):
         # A rank with fewer passes repeats its last one at weight zero.
         weight = 1.0 if index < len(groups) else 0.0
@@ -410,10 +410,10 @@ def _step(
                 found = loss(scores, [entries[i] for i in group]) * (weight / rounds)
                 # Gradients are averaged over ranks; the loss is a sum over them.
                 (found * world).backward()
-            total += float(found.detach())
+            total += found.detach()
             read = _ranker(model).embedded
             added = perturbation(read, train.adversarial) if read is not None and added is None else None
-    return total
+    return float(total)
 
 
 def _ranker(model: Any) -> Ranker:

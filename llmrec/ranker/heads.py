@@ -20,7 +20,7 @@ class LinearHead(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """states: [B, hidden] -> float32[B]."""
-        return states.float() @ self.weight.float()
+        return (states.float() * self.weight.float()).sum(-1)  # a product of matrices autocast would round
 
 
 class YesNoHead(LinearHead):
@@ -59,7 +59,7 @@ class RetrieveHead(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.eye(hidden))
-        self.log_scale = nn.Parameter(torch.tensor(2.5))
+        self.log_scale = nn.Parameter(torch.tensor([2.5]))  # of one dimension, as FSDP2 shards no scalars
 
     def forward(self, states: torch.Tensor, items: ItemVectors) -> Compared:
         """states: [B, hidden]; n items. Their product is taken in autocast's precision, where that is on."""

@@ -47,8 +47,10 @@ def multiplied(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     rows, outputs = len(left), right.shape[1]
     if left.device.type == "cuda":
         inner, outer = (-size % MULTIPLE for size in right.shape)
-        left = nn.functional.pad(left, (0, inner, 0, max(0, LEAST_ROWS - rows)))
-        right = nn.functional.pad(right, (0, outer, 0, inner))
+        if inner or rows < LEAST_ROWS:  # padding by nothing is a copy, too
+            left = nn.functional.pad(left, (0, inner, 0, max(0, LEAST_ROWS - rows)))
+        if inner or outer:
+            right = nn.functional.pad(right, (0, outer, 0, inner))
     return torch._int_mm(left, right)[:rows, :outputs]
 
 

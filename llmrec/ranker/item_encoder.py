@@ -45,6 +45,11 @@ class ItemVectors(NamedTuple):
         return nn.functional.normalize(vectors.float().mean(-2), dim=-1)
 
 
+def of_one_dimension(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Saved weights, of which older ones have scalars."""
+    return {name: weight.reshape(1) if weight.dim() == 0 else weight for name, weight in weights.items()}
+
+
 class ItemEncoder(nn.Module):
     """The sum of an item's parts, each projected, each with a learned gate: k vectors an item.
 
@@ -238,7 +243,7 @@ class ItemEncoder(nn.Module):
         plan = json.loads((directory / PARTS_FILE).read_text())
         encoder = ItemEncoder(plan)
         encoder.ids = pq.read_table(directory / IDS_FILE)["item_id"].combine_chunks()
-        encoder.load_state_dict(load_file(directory / WEIGHTS_FILE))
+        encoder.load_state_dict(of_one_dimension(load_file(directory / WEIGHTS_FILE)))
         return encoder
 
     def _check(self, features: ItemFeatures) -> None:
@@ -283,7 +288,7 @@ class _VectorPart(nn.Module):
         self.register_buffer("centre", torch.zeros(size))
         self.register_buffer("scale", torch.ones(()))
         self.layers = nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.gate = nn.Parameter(torch.tensor(gate))
+        self.gate = nn.Parameter(torch.tensor([gate]))
 
     def fit(self, vectors: np.ndarray, present: np.ndarray) -> None:
         """Take centre and scale from a catalogue."""
@@ -303,7 +308,7 @@ class _CategoryPart(nn.Module):
         super().__init__()
         self.table = nn.EmbeddingBag(words, width, mode="mean")
         nn.init.normal_(self.table.weight, std=LEARNED_STD)
-        self.gate = nn.Parameter(torch.ones(()))
+        self.gate = nn.Parameter(torch.ones(1))
 
     def forward(self, words: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         return self.gate * self.table(words, offsets)
@@ -319,7 +324,7 @@ class _NumberPart(nn.Module):
         self.register_buffer("centre", torch.zeros(columns))
         self.register_buffer("scale", torch.ones(columns))
         self.layers = nn.Sequential(nn.Linear(2 * columns, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.gate = nn.Parameter(torch.ones(()))
+        self.gate = nn.Parameter(torch.ones(1))
 
     def fit(self, numbers: np.ndarray) -> None:
         with np.errstate(all="ignore"):

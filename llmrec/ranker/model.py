@@ -30,7 +30,7 @@ from llmrec.ranker.attention import BACKENDS, PREFIX
 from llmrec.ranker.card import RANKER_FILE, RankerCard, read_card
 from llmrec.ranker.contexts import ContextEncoder, Contexts, read, split_code
 from llmrec.ranker.heads import HEADS, Compared, Head, RankHead, RetrieveHead, YesNoHead
-from llmrec.ranker.item_encoder import ItemEncoder, ItemVectors
+from llmrec.ranker.item_encoder import ItemEncoder, ItemVectors, of_one_dimension
 from llmrec.ranker.item_features import ItemFeatures
 from llmrec.ranker.last_layer import compute_only_reads
 from llmrec.ranker.packing import Batch, Request, compared, pack, pairs, plan, split, trunk_only, whole
@@ -270,7 +270,7 @@ class Ranker(nn.Module):
         backbone, tokenizer = _load(AutoModel, str(directory), parts)
         backbone = _cut_layers(backbone, card.layers)
         head = HEADS[card.head](backbone.config.hidden_size)
-        head.load_state_dict(load_file(directory / HEAD_FILE))
+        head.load_state_dict(of_one_dimension(load_file(directory / HEAD_FILE)))
         items = ItemEncoder.from_pretrained(directory) if card.items == "token" else None
         ranker = Ranker(backbone, head, tokenizer, card, items)
         ranker.contexts = ContextEncoder.from_pretrained(directory)

@@ -17,7 +17,7 @@ def choose(precision: str, device: torch.device) -> Precision:
     if precision in ("float32", "bfloat16", "int8"):
         return precision  # type: ignore[return-value]
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         able = torch.cpu.get_capabilities()
         fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))

@@ -157,6 +157,16 @@ class TestWholeJobOnLocalPaths:
             stages.run(stage, wanted, quietly)
         return wanted
 
+    @pytest.mark.parametrize("head", ["retrieve", "rank"])
+    def test_vectors_of_items_are_trained_sharded_too(self, tmp_path: Path, tiny_model: Path, head: str) -> None:
+        wanted = settings(
+            tmp_path, log(), tiny_model, model={"items": "token", "head": head}, items={"categories": ["title"]},
+            train={"strategy": "fsdp2", "workers": 2},
+        )  # fmt: skip
+        for stage in ("prepare", "embed", "train"):
+            done = stages.run(stage, wanted, quietly)
+        assert done["steps"] == 2 and 0 <= done["best"] <= 1
+
     def test_users_of_all_kinds_get_rankings(self, ran: config.Config) -> None:
         table = rankings.read(Layout.of(ran).rankings)
         assert table["user_id"].type == pa.string()

@@ -134,7 +134,7 @@ def naive_scores(ranker: Ranker, rows: list[int], item: int) -> tuple[float, flo
     user = head.retrieve.weight @ plain_states(ranker, rows)[-1]
     vector = ranker.frozen.vectors[item, 0]
     cosine = (user @ vector) / (user.norm() * vector.norm())
-    retrieved = head.retrieve.log_scale.exp() * cosine + ranker.frozen.bias[item]
+    retrieved = head.retrieve.log_scale.exp().squeeze() * cosine + ranker.frozen.bias[item]
     ranked = retrieved + plain_states(ranker, rows, item)[-1] @ head.branch.weight
     return float(retrieved.detach()), float(ranked.detach())
 

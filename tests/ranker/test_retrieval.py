@@ -115,7 +115,7 @@ def test_user_vectors_are_the_plain_states_whatever_the_budget(tiny: Tiny, head:
     retrieve = retrieve_head(ranker)
     with torch.no_grad():
         states = [retrieve.weight @ plain.states(r.trunk)[-1] for r in asked]
-        naive = torch.stack([retrieve.log_scale.exp() * s / s.norm() for s in states])
+        naive = torch.stack([retrieve.log_scale.exp().squeeze() * s / s.norm() for s in states])
     for budget in (1, 8, 20, 1000):
         told: list[int] = []
         found = user_vectors(ranker, asked, budget, told.append)

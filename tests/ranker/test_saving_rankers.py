@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import (
     KINDS,
     Plain,
@@ -212,3 +213,21 @@ def test_model_version_follows_content_and_names(tmp_path: Path) -> None:
     second = model_version(tmp_path)
     (tmp_path / "a").rename(tmp_path / "c")
     assert len({first, second, model_version(tmp_path)}) == 3
+
+
+def test_a_ranker_saved_with_scalars_loads(tiny: Tiny, tmp_path: Path) -> None:
+    """As they were saved before FSDP2 had to shard them."""
+    ranker = make_ranker(tiny("llama"), "token", "retrieve")
+    ranker.bind(make_catalogue(TEXTS), make_features(range(len(TEXTS))))
+    ranker.save_pretrained(tmp_path, "a model card")
+    scalars = 0
+    for file in tmp_path.glob("*.safetensors"):
+        weights = load_file(file)
+        single = {name: w.reshape(()) for name, w in weights.items() if tuple(w.shape) == (1,)}
+        scalars += len(single)
+        save_file(weights | single, file, metadata={"format": "pt"})
+    assert scalars >= 3
+    again = Ranker.from_pretrained(tmp_path)
+    found = again.state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in ranker.state_dict().items() if name in found)
+    assert not [name for name, weight in again.named_parameters() if weight.dim() == 0]

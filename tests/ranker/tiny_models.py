@@ -266,7 +266,7 @@ class NaiveItems:
     def retrieve(self, head: Any, state: torch.Tensor, row: int) -> torch.Tensor:
         """exp(s) * cos(W h, mean v) + b."""
         user, item = head.weight @ state, sum(self.vectors[row]) / len(self.vectors[row])
-        return head.log_scale.exp() * (user @ item) / (user.norm() * item.norm()) + self.bias[row]
+        return head.log_scale.exp().squeeze() * (user @ item) / (user.norm() * item.norm()) + self.bias[row]
 
 
 def naive_item_vectors(encoder: ItemEncoder, features: ItemFeatures) -> NaiveItems:

@@ -26,10 +26,25 @@ def _kernel(device: str) -> Any:
     return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
 
 
-def layout(batch: Batch) -> BlockMask:
-    """The mask rule of a batch by blocks of 128 x 128 tokens."""
+@functools.cache
+def _masking(device: str) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
+    return torch.compile(create_block_mask, dynamic=True) if device == "cuda" else create_block_mask
+
+
+def _options(query: torch.Tensor) -> dict[str, Any] | None:
+    """How CUDA's kernel is to be made. Short batches would take one made for decoding, which has no size that fits
+    grouped queries of 65 to 127 tokens (torch 2.13); float32 at torch's own block sizes wants more shared memory than
+    most GPUs have."""
+    if query.device.type != "cuda":
+        return None
+    small = {"fwd_BLOCK_M": 32, "fwd_BLOCK_N": 32, "fwd_num_stages": 1} if query.dtype == torch.float32 else {}
+    return {"FORCE_USE_FLEX_ATTENTION": True, **small}
+
+
+def layout(batch: Batch) -> BlockMask:
+    """The mask rule of a batch by blocks of 128 x 128 tokens."""
     index = torch.arange(len(batch.token), device=batch.token.device)
     reach = torch.minimum(batch.position, batch.attach) if batch.causal else batch.attach
     request, branch, position = batch.request, batch.branch, batch.position
@@ -41,7 +56,8 @@ def layout(batch: Batch) -> BlockMask:
         return (request[k] == request[q]) & (in_trunk | in_branch)
 
     device = batch.token.device
-    return create_block_mask(rule, None, None, len(index), len(index), device=device, _compile=device.type == "cuda")
+    found: BlockMask = _masking(device.type)(rule, None, None, len(index), len(index), device=device)
+    return found
 
 
 def attend(
@@ -64,5 +80,9 @@ def attend(
         raise ValueError("FlexAttention has no dropout; set the backbone's attention_dropout to 0 or use cascade")
     query, key = query.to(value.dtype), key.to(value.dtype)
     kernel = _kernel(query.device.type)
-    attended = kernel(query, key, value, block_mask=packed, scale=scaling, enable_gqa=query.shape[1] != key.shape[1])
+    usual = scaling is None or abs(scaling * query.shape[-1] ** 0.5 - 1) < 1e-6
+    attended = kernel(
+        query, key, value, block_mask=packed, scale=None if usual else scaling,
+        enable_gqa=query.shape[1] != key.shape[1], kernel_options=_options(query),
+    )  # fmt: skip
     return attended.transpose(1, 2).contiguous(), None
