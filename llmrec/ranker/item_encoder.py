@@ -74,7 +74,7 @@ class ItemEncoder(nn.Module):
             {n: _VectorPart(size, hidden, width, START_GATES.get(n, 1.0)) for n, size in plan["vectors"].items()}
         )
         self.categories = nn.ModuleDict(
-            {name: _CategoryPart(len(words), width) for name, words in plan["categories"].items()}
+            {name: _CategoryPart(len(words), width) for name, words in plan["categories"].items() if words}
         )
         self.numbers = _NumberPart(len(plan["numbers"]), hidden, width) if plan["numbers"] else None
         self.ids: pa.Array = pa.array([], pa.int64())
