@@ -27,7 +27,6 @@ from llmrec.schema import (
     WEIGHT,
     as_ids,
     edges,
-    id_type,
     require,
 )
 
@@ -49,12 +48,12 @@ def clean_items(items: pa.Table, columns: Columns, source: str) -> tuple[pa.Tabl
     Raises:
         UserError: a column is missing or of the wrong type, or no item is usable.
     """
-    id_type(items.schema, columns.item, source)
+    ids = as_ids(items, columns.item, source)
     require(items.schema, {columns.title: "text"}, source)
     if clash := {ITEM, TITLE} & (set(items.column_names) - {columns.item, columns.title}):
         raise UserError(f"{source}: column '{min(clash)}' is there beside the one mapped to it; drop or rename one")
     items = items.rename_columns({columns.item: ITEM, columns.title: TITLE})
-    items = items.set_column(items.column_names.index(ITEM), ITEM, as_ids(items, ITEM, source))
+    items = items.set_column(items.column_names.index(ITEM), ITEM, ids)
     frame = pl.from_arrow(items.select([ITEM, TITLE]))
     assert isinstance(frame, pl.DataFrame)
     titled = pl.col(TITLE).is_not_null() & (pl.col(TITLE).str.strip_chars() != "")
@@ -135,18 +134,17 @@ def judge_interactions(
     Raises:
         UserError: a column is missing or of the wrong type.
     """
-    id_type(rows.schema, columns.user, source)
-    item_type = id_type(rows.schema, columns.item, source)
+    users, items = (as_ids(rows, name, source) for name in (columns.user, columns.item))
     require(rows.schema, {columns.timestamp: "time"}, source)
-    if item_type != known_items.type:
+    if items.type != known_items.type:
         raise UserError(
-            f"{source}: column '{columns.item}' holds {item_type} ids, but the items table holds {known_items.type}; "
+            f"{source}: column '{columns.item}' holds {items.type} ids, but the items table holds {known_items.type}; "
             "give both the same type"
         )
     frame = pl.DataFrame(
         {
-            USER: pl.Series(values=as_ids(rows, columns.user, source)),
-            ITEM: pl.Series(values=as_ids(rows, columns.item, source)),
+            USER: pl.Series(values=users),
+            ITEM: pl.Series(values=items),
             TIMESTAMP: pl.Series(values=unix_seconds(rows[columns.timestamp])),
         }
     )

@@ -10,7 +10,7 @@ import pyarrow.compute
 
 from llmrec.config import TIME, Columns, context_name
 from llmrec.errors import UserError
-from llmrec.schema import CONTEXT, NOW, USER, as_ids, id_type, require
+from llmrec.schema import CONTEXT, NOW, USER, as_ids, require
 
 PARTS_OF_DAY = ("night", "morning", "afternoon", "evening")  # six hours each, from midnight
 
@@ -88,10 +88,9 @@ def requests(rows: pa.Table, context: Sequence[str], columns: Columns, user: pa.
         UserError: a column is missing or of the wrong type, ids are of another type than the log's, or a user is
             missing or has several rows.
     """
-    kind = id_type(rows.schema, columns.user, source)
-    if kind != user:
-        raise UserError(f"{source}: column '{columns.user}' holds {kind} ids, but the log holds {user}")
     users = as_ids(rows, columns.user, source).combine_chunks()
+    if users.type != user:
+        raise UserError(f"{source}: column '{columns.user}' holds {users.type} ids, but the log holds {user}")
     if users.null_count:
         raise UserError(f"{source}: {users.null_count} rows have no '{columns.user}'; give each one or leave them out")
     counted = pa.compute.value_counts(users)

@@ -201,12 +201,16 @@ _STAGES: dict[str, Callable[[Config, Layout, Say], dict[str, Any]]] = {
 }
 
 
+def _fits(config: Config) -> bool:
+    """Whether there is a fusion whose weights are not given."""
+    return config.fusion.method != "none" and not config.fusion.model
+
+
 def order(config: Config) -> tuple[str, ...]:
     """The stages that a configuration asks for."""
     asked = {
         "feedback": bool(config.feedback.impressions),
-        "augment": config.augment.wanted, "fuse": config.fusion.method != "none" and not config.fusion.model,
-        "explain": config.explain.run,
+        "augment": config.augment.wanted, "fuse": _fits(config), "explain": config.explain.run,
     }  # fmt: skip
     return tuple(name for name in ORDER if asked.get(name, True))
 
@@ -230,7 +234,7 @@ def _needs(name: str, config: Config) -> tuple[str, ...]:
         embedded = ("embed",) if config.model.items == "token" and embed.wanted(config) else ()
         return (*_NEEDS[name], *augmented, *embedded)
     if name == "score":
-        fitted = ("fuse",) if config.fusion.method != "none" and not config.fusion.model else ()
+        fitted = ("fuse",) if _fits(config) else ()
         recalled = () if config.score.candidates else ("recall",)
         return (*_NEEDS[name], *recalled, *fitted, *(("embed",) if config.rerank.by_text else ()))
     if name in ("recall", "fuse"):
