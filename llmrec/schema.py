@@ -7,6 +7,7 @@ were: `id_type` carries the choice through.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -117,9 +118,18 @@ def as_ids(rows: pa.Table, column: str, table: str) -> pa.ChunkedArray:
     Raises:
         UserError: as `id_type`, or an id is beyond int64.
     """
-    kind = id_type(rows.schema, column, table)
+    kind = id_type(rows.schema, column, table)  # which says that the column is missing
+    return cast_ids(rows[column], kind, column, table)
+
+
+def cast_ids(values: Any, kind: pa.DataType, column: str, table: str) -> Any:
+    """Ids of an array or a chunked array as `kind` of `id_type`.
+
+    Raises:
+        UserError: one is beyond int64.
+    """
     try:
-        return rows[column].cast(kind)
+        return values.cast(kind)
     except pa.ArrowInvalid:
         raise UserError(f"{table}: column '{column}' holds ids beyond int64; give them as texts") from None
 

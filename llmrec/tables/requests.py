@@ -138,12 +138,12 @@ def candidates_in_list_form(table: pa.Table, source: str) -> pa.Table:
     columns = {USER: users}
     for name, flat in values.items():
         if _plain(flat.type) != types[name]:
-            try:
-                flat = flat.cast(types[name], safe=name == ITEMS)
-            except pa.ArrowInvalid:
-                raise UserError(
-                    f"{source}: column '{names[name]}' holds ids beyond int64; give them as texts"
-                ) from None
+            of_ids = name == ITEMS
+            flat = (
+                schema.cast_ids(flat, types[name], names[name], source)
+                if of_ids
+                else flat.cast(types[name], safe=False)
+            )
         columns[name] = pa.LargeListArray.from_arrays(pa.array(offsets), flat)
     return pa.table(columns)
 
