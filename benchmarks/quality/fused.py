@@ -31,6 +31,8 @@ FUSIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "fused": ((*WITHOUT, "lm"), "linear"),
     "fused-random": ((*WITHOUT, "lm-random"), "linear"),
     "fused-all-layers": ((*WITHOUT, "lm-all-layers"), "linear"),
+    "fused-sasrec": ((*WITHOUT, "sasrec"), "linear"),
+    "fused-lm-sasrec": ((*WITHOUT, "sasrec", "lm"), "linear"),
     "fused-ensemble": ((*WITHOUT, "lm-ensemble"), "linear"),
     "fused-random-ensemble": ((*WITHOUT, "lm-random-ensemble"), "linear"),
     "fused-trees": ((*WITHOUT, "lm"), "trees"),

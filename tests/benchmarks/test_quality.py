@@ -28,6 +28,7 @@ from benchmarks.quality import (
     diversity,
     fused,
     fusion,
+    linked,
     methods,
     protocol,
     rankers,
@@ -433,6 +434,14 @@ def test_chosen_settings_are_settings_of_the_grid() -> None:
         for method, values in chosen.items():
             for name, value in values.items():
                 assert value in settings.GRID[method][name], (method, name)
+
+
+def test_what_is_fused_is_there() -> None:
+    there = {*methods.MODULES, *methods.IN_CONTEXT, *linked.METHODS, *rankers.VARIANTS, *fused.AVERAGED}
+    for name, (members, how) in fused.FUSIONS.items():
+        assert set(members) <= there and how in {"linear", "trees"}, name
+    alone, beside = (set(fused.FUSIONS[name][0]) for name in ("fused-sasrec", "fused-lm-sasrec"))
+    assert alone - set(fused.WITHOUT) == {"sasrec"} and beside - alone == {"lm"}
 
 
 def test_a_second_run_only_prints(tmp_path: Path) -> None:
