@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +24,15 @@ LOOKING = "looking for candidates"
 
 @dataclass(frozen=True)
 class Recalled:
-    """What recall did. per_user: candidates of each source and of the merge; short_lists: users who got fewer than
-    asked for; no_candidates: who got none, and are in quarantine; queries: users who typed something, where that is a
-    source; empty_sources: which found nothing for anybody;
-    found_of_exact: of the sources that look in some clusters alone, the share of exact search's best that they found,
-    of the users who were checked."""
+    """What recall did. per_user: candidates of each source and of the merge; merged: those of the merge that each
+    source brought, of several the first; short_lists: users who got fewer than asked for; no_candidates: who got none,
+    and are in quarantine; queries: users who typed something, where that is a source; empty_sources: which found
+    nothing for anybody; found_of_exact: of the sources that look in some clusters alone, the share of exact search's
+    best that they found, of the users who were checked."""
 
     users: int
     per_user: dict[str, float]
+    merged: dict[str, float]
     short_lists: int
     no_candidates: int
     queries: int
@@ -72,13 +73,21 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], 
     totals = np.sum([row["counts"] for row in rows], axis=0)
     empty = [name for name, n in zip(names, totals, strict=True) if n == 0 and name != MERGED]
     none = sum(row["none"] for row in rows)
+    brought = np.sum([row["brought"] for row in rows], axis=0)
+    crowded = [name for name, n in zip(settings.merge, brought, strict=True) if n == 0 and name not in empty]
     if empty:
         say(f"found nothing for anybody: {', '.join(empty)}")
+    if crowded:
+        say(
+            f"in no merged list, since sources before them fill its {settings.candidates} places: "
+            f"{', '.join(crowded)}; raise recall.candidates, or keep places by recall.quotas"
+        )
     if none:
         say(f"{none:,} of {users:,} users have no candidates: {layout.quarantine('recall')}")
     return Recalled(
         users=users,
-        per_user={name: round(float(n), 1) for name, n in zip(names, totals / max(users, 1), strict=True)},
+        per_user=_each(names, totals / max(users, 1)),
+        merged=_each(settings.merge, brought / max(users, 1)),
         short_lists=sum(row["short"] for row in rows),
         no_candidates=none,
         queries=typed,
@@ -87,6 +96,10 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], 
         table=layout.candidates(MERGED),
         quarantine=layout.quarantine("recall"),
     )
+
+
+def _each(names: Sequence[str], of: np.ndarray) -> dict[str, float]:
+    return {name: round(float(n), 1) for name, n in zip(names, of, strict=True)}
 
 
 def _found_of_exact(rows: list[dict[str, Any]]) -> dict[str, float]:

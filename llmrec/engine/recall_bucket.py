@@ -104,8 +104,8 @@ def recall_bucket(batch: pa.Table, models: Any, settings: config.Recall, layout:
 def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, layout: Layout) -> pa.Table:
     """Write the candidates of one bucket, of each source and merged, and who has none.
 
-    unit: of `recall_models.units`. Returns one row: users, counts of each source's candidates and of the merged, users
-    with fewer of these than asked for, and with none.
+    unit: of `recall_models.units`. Returns one row: users, counts of each source's candidates and of the merged,
+    brought, how many of these are each source's, users with fewer of these than asked for, and with none.
     """
     table = buckets.read_parquet(unit["uri"])
     histories = asked_histories(table, known.ids, settings.history)
@@ -164,13 +164,15 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
             buckets.write_parquet(written, buckets.bucket_file(layout.candidates(name), unit[BUCKET]))
         counts.append(int(lengths.sum()))
     short = int((lengths < settings.candidates).sum())  # of the merge, which comes last
+    brought = sum((np.bincount(p.source, minlength=len(names)) for p in found[MERGED]), np.zeros(len(names), np.int64))
     none = table[USER].filter(pa.array(lengths == 0))
     if len(none):
         where = buckets.bucket_file(layout.quarantine("recall"), unit[BUCKET])
         buckets.write_parquet(_without_candidates(none, histories.lengths[lengths == 0], names, unit["uri"]), where)
-    return pa.table(
-        {"users": [table.num_rows], "counts": [counts], "short": [short], "none": [len(none)], **tallies(checked)}
-    )
+    return pa.table({
+        "users": [table.num_rows], "counts": [counts], "brought": [brought.tolist()], "short": [short],
+        "none": [len(none)], **tallies(checked),
+    })  # fmt: skip
 
 
 def _introduced(
@@ -181,7 +183,8 @@ def _introduced(
     turns = introduction.turns(rows, settings.users, unit[BUCKET], unit[BUCKETS])
     rows, turns = rows[turns > 0], turns[turns > 0]
     profiles = content.weighted(histories, vectors, settings.decay)
-    return introduction.introduced(profiles, vectors[rows], rows, turns, settings.top, histories, len(known.ids))
+    first = introduction.ahead(len(rows), settings.top * int(profiles.any(axis=1).sum()), unit[BUCKET])
+    return introduction.introduced(profiles, vectors[rows], rows, turns, first, settings.top, histories, len(known.ids))
 
 
 def tallies(checked: dict[str, tuple[int, int]]) -> dict[str, list[int]]:

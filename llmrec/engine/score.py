@@ -41,7 +41,8 @@ class Scored:
     """What score did. pairs: `in` is the sum of the others, in every bucket of the ledger and here; below_top_k: ranked
     behind the last place kept, or left out of a list by rerank; over_limit: beyond score.max_candidates.
 
-    users_short: with fewer than score.top_k rows, for want of candidates or of some that rerank.quotas allow.
+    users_short: with fewer than score.top_k rows, for want of candidates or of some that rerank.quotas allow;
+    users_without_list: with candidates none of which may be shown to them.
     users_copied: whose rows come from the run `reused`; pairs_scored: those of the others. texts_cut: scored pairs
     whose item's text was cut to prompt.max_item_tokens; tokens: what the model computed; prefix_reuse: how many times
     more it would be, pair by pair. buckets: how many users are hashed into; staged: those with candidates; resumed:
@@ -61,6 +62,7 @@ class Scored:
     quarantine: str
     users: int
     users_short: int
+    users_without_list: int
     rows: int
     pairs: dict[str, int]
     users_copied: int
@@ -244,6 +246,7 @@ def _summary(
         quarantine=job.layout.quarantine(f"score/{job.run_id}"),
         users=sum(e.users for e in entries.values()),
         users_short=totals["users_short"],
+        users_without_list=totals["users_in"] - sum(e.users for e in entries.values()),
         rows=sum(e.rows for e in entries.values()),
         pairs={"in": totals["pairs_in"]} | {name: totals[name] for name in ledger.ENDS},
         users_copied=totals["users_copied"],

@@ -22,21 +22,28 @@ def turns(rows: np.ndarray, users: int, bucket: int, buckets: int) -> np.ndarray
     return found
 
 
+def ahead(items: int, room: int, bucket: int) -> np.ndarray:
+    """bool[items]: which go first in a bucket that has room for so many. Every bucket goes on where the one before it
+    ends, so that items that are nobody's nearest go first somewhere, too."""
+    return (np.arange(items) - bucket * room) % max(items, 1) < room
+
+
 def introduced(
     profiles: np.ndarray,
     items: np.ndarray,
     rows: np.ndarray,
     turns: np.ndarray,
+    first: np.ndarray,
     places: int,
     seen: Ragged,
     n_items: int,
 ) -> Candidates:
     """What is brought to each user, at most `places` items, nearest first.
 
-    In turns, the item first that is nearest to somebody, each takes the nearest user who has a place left and has not
-    had it, until it has had its turns or has asked LOOKED_AT times as many. profiles: float32[n_users, d], what users
-    had, zeros where nothing is known; items: float32[m, d], new ones, and rows: int64[m], where these are in the
-    catalogue; turns: int64[m]; seen: users' item rows.
+    In turns, those of `first` before the others and of either the item first that is nearest to somebody, each takes
+    the nearest user who has a place left and has not had it, until it has had its turns or has asked LOOKED_AT times as
+    many. profiles: float32[n_users, d], what users had, zeros where nothing is known; items: float32[m, d], new ones,
+    and rows: int64[m], where these are in the catalogue; turns: int64[m]; first: bool[m]; seen: users' item rows.
     """
     wanted = int(turns.max(initial=0))
     asked = nearest(items, profiles, None, min(LOOKED_AT * wanted, len(profiles)))
@@ -48,7 +55,7 @@ def introduced(
     next_, left = offsets[:-1], [places] * len(profiles)
     ends, taken = offsets[1:], []
     best = np.asarray([scores[at] if at < end else -np.inf for at, end in zip(next_, ends, strict=True)])
-    order = np.argsort(-best, kind="stable").tolist()
+    order = np.lexsort((-best, ~first)).tolist()
     for turn in range(wanted):
         for i in order:
             if turn >= turns[i]:

@@ -255,6 +255,9 @@ class TestWholeJobOnLocalPaths:
                 changed.add(row["user_id"])
                 row["item_ids"] = row["item_ids"][:1] + row["item_ids"][2:]
                 row["recall_scores"], row["sources"] = row["recall_scores"][1:], row["sources"][1:]
+            if bucket == 0:  # one who has nothing that may be shown
+                changed.add(rows[2]["user_id"])
+                rows[2] |= {name: rows[2][name][:1] for name in ("recall_scores", "sources")} | {"item_ids": ["gone"]}
             changed_table = pa.Table.from_pylist(rows, schema=table.schema)
             buckets.write_parquet(changed_table, buckets.bucket_file(str(tmp_path / "candidates"), bucket))
 
@@ -270,6 +273,7 @@ class TestWholeJobOnLocalPaths:
         assert summary["reused"] == first["run_id"] != summary["run_id"]
         assert summary["users_copied"] == first["users"] - len(changed) and summary["users"] == afresh["users"]
         assert summary["pairs"] == afresh["pairs"]
+        assert (first["users_without_list"], afresh["users_without_list"], summary["users_without_list"]) == (0, 1, 1)
         assert summary["tokens"] < afresh["tokens"] / 2
         columns = [c for c in whole.column_names if c not in ("score", "run_id")]
         assert mixed.select(columns).equals(whole.select(columns))

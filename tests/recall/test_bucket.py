@@ -112,6 +112,8 @@ def test_every_source_lists_the_best_of_what_it_says(
     told = recall_unit(unit(layout), found, settings(), layout).to_pylist()[0]
     assert (told["users"], told["none"]) == (USERS, 0)
     merged = buckets.read_parquet(buckets.bucket_file(layout.candidates(), 0)).to_pylist()
+    labels = [source for row in merged for source in row["sources"]]
+    assert told["brought"] == [labels.count(name) for name in SOURCES]
     for place, name in enumerate(SOURCES):
         rows = buckets.read_parquet(buckets.bucket_file(layout.candidates(name), 0)).to_pylist()
         assert told["counts"][place] == sum(len(row["item_ids"]) for row in rows) > 0
