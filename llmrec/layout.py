@@ -163,6 +163,10 @@ class Layout:
         """What every candidate's score is made of, if the run kept it."""
         return self._at("runs", run_id, "parts")
 
+    def fusion_of(self, run_id: str) -> str:
+        """With which a run was scored; there is none without a fusion."""
+        return self._at("runs", run_id, "fusion.json")
+
     def run_summary(self, run_id: str) -> str:
         """Written when every bucket of the run is staged."""
         return self._at("runs", run_id, "run.json")

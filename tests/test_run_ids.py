@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from served import settings_of
 
-from llmrec import config, schema
+from llmrec import config, schema, storage
 from llmrec.engine import run
+from llmrec.errors import UserError
+from llmrec.fusion.ablations import Fitted
+from llmrec.fusion.model import Fusion
 from llmrec.layout import Layout
 from llmrec.tables import buckets
 
@@ -51,3 +55,16 @@ def test_workers_elsewhere_find_the_block_list(tmp_path: Path, tiny_model: Path,
     wanted = settings_of(str(tmp_path), tmp_path, tiny_model, "text", {"score": {"blocked_items": "blocked.parquet"}})
     job, _ = run.resolve(wanted, Layout.of(wanted))
     assert job.score.blocked_items == f"{tmp_path}/blocked.parquet"
+
+
+def test_weights_of_another_ranker_are_refused_unless_they_are_named(tmp_path: Path, tiny_model: Path) -> None:
+    weights = Fusion(("ranker", "item_item"), ("z_score",), (1.0, 0.5), "", 1.0, 1.0, 9)
+    wanted = settings_of(str(tmp_path), tmp_path, tiny_model, "text", {"fusion": {"method": "linear"}})
+    layout, version = Layout.of(wanted), run.to_serve(wanted, Layout.of(wanted)).model_version
+    storage.write_bytes(layout.fusion, Fitted(weights, {}, None, version).to_json())
+    fused = run_id(wanted)
+    storage.write_bytes(layout.fusion, Fitted(weights, {}, None, "yesterdays").to_json())
+    with pytest.raises(UserError, match=rf"fitted with another ranker \(version yesterdays\) than .* \({version}\)"):
+        run_id(wanted)
+    named = wanted.model_copy(update={"fusion": wanted.fusion.model_copy(update={"model": layout.fusion})})
+    assert run_id(named) == fused

@@ -108,7 +108,7 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     if wanted.labelled:
         pairs = labelled_pairs.by_bucket(wanted.labelled, settings.privacy, layout, run_id)
     kept = layout.score_parts(run_id) if storage.exists(layout.score_parts(run_id)) else ""
-    fused = _fitted(settings.fusion, layout) if kept else None
+    fused = _fitted(layout.fusion_of(run_id)) if kept else None
     if fused is not None:
         chosen = rerank.of_items(settings.rerank, layout, known.ids)
         bonus = tasks.together([tasks.weights(settings.fusion.item_weights, layout, known.ids), chosen.bonus])
@@ -153,12 +153,9 @@ def _unpacked(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {BUCKET: row[BUCKET], "measured": from_bytes(row["arrays"], row["attributes"])}
 
 
-def _fitted(wanted: config.Fusion, layout: Layout) -> ablations.Fitted | None:
-    """The fusion, and those without something."""
-    if wanted.method == "none":
-        return None
-    uri = storage.absolute(wanted.model) if wanted.model else layout.fusion
-    return ablations.Fitted.from_json(storage.read_bytes(uri), uri)
+def _fitted(uri: str) -> ablations.Fitted | None:
+    """A run's fusion, and those without something; None if it had none."""
+    return ablations.Fitted.from_json(storage.read_bytes(uri), uri) if storage.exists(uri) else None
 
 
 def _rows(found: Measured, wanted: config.Evaluate, subset: int) -> list[Row]:

@@ -66,15 +66,16 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
         )
     if not training_histories.count(layout.histories, training_only=True).held_out:
         raise _no_truth(layout)
-    fitted, constant = _of_scored(fit, settings, layout, "training", settings.fusion.users, say)
+    (fitted, constant), version = _of_scored(fit, settings, layout, "training", settings.fusion.users, say)
     others = settings.fusion.new_users
     if others is None:
         there = any(storage.each(_without_history, buckets.bucket_files(layout.histories).values()))
         others = AS_NEW if there else 0
     if others:
         say("once more for users without a history")
-        own = _of_scored(fit_as_new, settings, layout, "none", others, say)
+        own, _ = _of_scored(fit_as_new, settings, layout, "none", others, say)
         fitted = replace(fitted, new_users=own)
+    fitted = replace(fitted, ranker=version)
     storage.write_bytes(layout.fusion, fitted.to_json())
     storage.delete(layout.scratch("fuse"))
     full = fitted.full
@@ -86,8 +87,9 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
 
 def _of_scored(
     what: Any, settings: config.Config, layout: Layout, history: str, users: int, say: Callable[[str], None]
-) -> Any:
-    """What `fit` or `fit_as_new` makes of about so many users who are scored with such a history."""
+) -> tuple[Any, str]:
+    """What `fit` or `fit_as_new` makes of about so many users who are scored with such a history, and the version of the
+    ranker."""
     import ray
 
     before, storing = replace(layout, before_validation=True), layout.scratch("fuse")
@@ -108,7 +110,7 @@ def _of_scored(
     files = [(uri, histories[bucket]) for bucket, uri in parts.items()]
     found = ray.get(ray.remote(what).options(num_cpus=FIT_CPUS).remote(files, layout, settings.fusion))
     storage.delete(layout.run(done.run_id))
-    return found
+    return found, done.model_version
 
 
 def _no_truth(layout: Layout) -> UserError:

@@ -76,7 +76,7 @@ def gather(settings: config.Config, layout: Layout) -> dict[str, Any]:
         "score": storage.read_json(kept) if storage.exists(kept) else None,
         "price_per_hour": settings.score.price_per_hour,
         "evaluation": evaluated,
-        "importance": _importance(settings, layout),
+        "importance": _importance(layout.fusion_of(run_id)),
         "curves": storage.read_json(layout.curves) if storage.exists(layout.curves) else None,
         "users": [] if run is None else sample(layout, run, SAMPLE_USERS, RECENT_EVENTS, SHOWN_PLACES),
     }  # fmt: skip
@@ -138,9 +138,8 @@ def _period(layout: Layout) -> list[str] | None:
     return [datetime.fromtimestamp(end, UTC).strftime("%Y-%m-%d") for end in ends] or None
 
 
-def _importance(settings: config.Config, layout: Layout) -> dict[str, float] | None:
-    """What each part of the fusion counts."""
-    uri = storage.absolute(settings.fusion.model) if settings.fusion.model else layout.fusion
-    if settings.fusion.method == "none" or not storage.exists(uri):
+def _importance(uri: str) -> dict[str, float] | None:
+    """What each part of a run's fusion counts."""
+    if not storage.exists(uri):
         return None
     return Fitted.from_json(storage.read_bytes(uri), uri).full.importance()

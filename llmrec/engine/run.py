@@ -115,7 +115,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     ]
     untrained = [settings.model.model_dump(), settings.prompt.model_dump()] if wanted.model == "base" else None
     where = {"candidates", "output", "reuse"}
-    fusion, of_new = _fusion(settings.fusion, layout)
+    fusion, of_new = _fusion(settings.fusion, layout, version)
     fused = [asdict(fusion), settings.fusion.item_weights] if fusion else None
     fused = [*fused, asdict(of_new)] if fused and of_new else fused
     chosen = settings.rerank.model_dump(mode="json") if settings.rerank != config.Rerank() else None
@@ -193,9 +193,9 @@ def to_serve_recalled(named: Job, settings: config.Config, layout: Layout) -> Jo
     """The job of ranking what recall brought of a user, with all that a run knows of it. named: of `to_serve`.
 
     Raises:
-        UserError: the fusion is not there.
+        UserError: the fusion is not there, or not of this ranker.
     """
-    fusion, of_new = _fusion(settings.fusion, layout)
+    fusion, of_new = _fusion(settings.fusion, layout, named.model_version)
     score = named.score.model_copy(update={"max_candidates": settings.score.max_candidates})
     return replace(
         named, score=score, fusion=fusion, fusion_of_new=of_new, item_weights=settings.fusion.item_weights,
@@ -227,15 +227,24 @@ def _ensemble(wanted: config.Score) -> tuple[str, ...]:
     return tuple(storage.absolute(uri) for uri in wanted.ensemble)
 
 
-def _fusion(wanted: config.Fusion, layout: Layout) -> tuple[Fusion | None, Fusion | None]:
-    """Of users with a history, and of those without one, None where it is the same."""
+def fusion_uri(wanted: config.Fusion, layout: Layout) -> str:
+    return storage.absolute(wanted.model) if wanted.model else layout.fusion
+
+
+def _fusion(wanted: config.Fusion, layout: Layout, version: str) -> tuple[Fusion | None, Fusion | None]:
+    """Of users with a history, and of those without one, None where it is the same. version: of the ranker."""
     if wanted.method == "none":
         return None, None
-    uri = storage.absolute(wanted.model) if wanted.model else layout.fusion
+    uri = fusion_uri(wanted, layout)
     if not storage.exists(uri):
         how = "no such file" if wanted.model else "not fitted; run jobs/fuse.py first, or set fusion.method = none"
         raise UserError(f"{uri}: {how}")
     fitted = Fitted.from_json(storage.read_bytes(uri), uri)
+    if fitted.ranker != version and not wanted.model:
+        raise UserError(
+            f"{uri}: these weights were fitted with another ranker (version {fitted.ranker}) than scores now ({version}); "
+            "run jobs/fuse.py, or name the file as fusion.model to use them all the same"
+        )
     return fitted.full, fitted.new_users
 
 

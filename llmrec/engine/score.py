@@ -23,7 +23,7 @@ from llmrec.engine import ledger, tasks, watch
 from llmrec.engine.ensemble import EnsembleScorer
 from llmrec.engine.ledger import Entry
 from llmrec.engine.pool import PoolActor, Scorer, Shared
-from llmrec.engine.run import Job, resolve
+from llmrec.engine.run import Job, fusion_uri, resolve
 from llmrec.engine.scorer import ModelScorer
 from llmrec.errors import UserError
 from llmrec.layout import Layout
@@ -109,6 +109,9 @@ def score(
         storage.join(layout.run(job.run_id), PLAN),
         {"output": job.output, "units": units, "model": job.model_uri, "score": settings.score.model_dump(mode="json")},
     )
+    if job.fusion is not None:  # the file may hold that of a later ranker by the time somebody asks what parts added
+        fitted = storage.read_bytes(fusion_uri(settings.fusion, layout))
+        storage.write_bytes(layout.fusion_of(job.run_id), fitted)
     if settings.score.reuse:
         say(
             f"copying users of whom nothing changed since run {job.earlier.run_id}"

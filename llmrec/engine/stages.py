@@ -297,7 +297,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         dump["explain"]["words"] = templates.load(config.explain.template).model_dump(mode="json")
     elif name == "evaluate" and not config.evaluate.labelled:
         sections, inputs = ["evaluate", "recall", "fusion", "score"], (*prepared, layout.targets, layout.users)
-        inputs = (*inputs, config.fusion.model or layout.fusion, config.score.candidates or layout.candidates())
+        inputs = (*inputs, config.score.candidates or layout.candidates())
         inputs = (*inputs, *config.evaluate.rankings.values(), embedded)
         dump["evaluate"]["of"] = _shown(config.score.output or layout.rankings)
     else:

@@ -18,15 +18,16 @@ from llmrec.fusion.parts import Parts
 @dataclass(frozen=True)
 class Fitted:
     """full: of all parts; without: by the name of what is left out; new_users: of all parts, for users without a
-    history, None if they have none of their own."""
+    history, None if they have none of their own; ranker: version of the one whose scores are a part."""
 
     full: Fusion
     without: dict[str, Fusion]
     new_users: Fusion | None = None
+    ranker: str = ""
 
     def to_json(self) -> bytes:
         without = {name: fusion.as_dict() for name, fusion in self.without.items()}
-        found: dict[str, Any] = {"fusion": self.full.as_dict(), "without": without}
+        found: dict[str, Any] = {"ranker": self.ranker, "fusion": self.full.as_dict(), "without": without}
         if self.new_users is not None:
             found["new_users"] = self.new_users.as_dict()
         return json.dumps(found, indent=1).encode()
@@ -41,7 +42,7 @@ class Fitted:
             found = json.loads(data)
             without = {name: Fusion.of_dict(each) for name, each in found["without"].items()}
             new_users = Fusion.of_dict(found["new_users"]) if "new_users" in found else None
-            return Fitted(Fusion.of_dict(found["fusion"]), without, new_users)
+            return Fitted(Fusion.of_dict(found["fusion"]), without, new_users, found["ranker"])
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{source}: not a fusion of this version; fit it anew (jobs/fuse.py)") from None
 

@@ -151,7 +151,7 @@ FUSED = {
 }  # fmt: skip
 
 
-def recalled(layout: Layout) -> None:
+def recalled(layout: Layout, ranker: str) -> None:
     """What two sources say of the candidates, the second one not of all; and weights for them and the ranker."""
     for uri in buckets.bucket_files(layout.candidates()).values():
         table = buckets.read_parquet(uri)
@@ -165,7 +165,7 @@ def recalled(layout: Layout) -> None:
                    for name, lists in told.items()}  # fmt: skip
         buckets.write_parquet(pa.table({name: table[name] for name in table.column_names} | columns), uri)
     known = Fusion(("ranker", "popularity", "item_item"), ("z_score",), (0.7, 1.0, 0.4), "", 1.0, 0.8, 9)
-    fitted = Fitted(known, {}, replace(known, weights=(0.1, -1.0, 0.9), found=0.3))
+    fitted = Fitted(known, {}, replace(known, weights=(0.1, -1.0, 0.9), found=0.3), ranker)
     storage.write_bytes(layout.fusion, fitted.to_json())
 
 
@@ -175,7 +175,7 @@ def fused(made: Made, **sections: Any) -> config.Config:
     price = prices["price"].to_numpy() + 1.0
     at = prices.schema.get_field_index("price")
     buckets.write_parquet(prices.set_column(at, "price", pa.array(price)), Layout.of(wanted).items)
-    recalled(Layout.of(wanted))
+    recalled(Layout.of(wanted), run.to_serve(wanted, Layout.of(wanted)).model_version)
     return wanted
 
 
