@@ -88,8 +88,8 @@ def fuse(settings: config.Config, layout: Layout, say: Callable[[str], None]) ->
 def _of_scored(
     what: Any, settings: config.Config, layout: Layout, history: str, users: int, say: Callable[[str], None]
 ) -> tuple[Any, str]:
-    """What `fit` or `fit_as_new` makes of about so many users who are scored with such a history, and the version of the
-    ranker."""
+    """What `fit` or `fit_as_new` makes of about so many users who are scored with such a history, and the version of
+    the ranker."""
     import ray
 
     before, storing = replace(layout, before_validation=True), layout.scratch("fuse")

@@ -242,8 +242,8 @@ def _fusion(wanted: config.Fusion, layout: Layout, version: str) -> tuple[Fusion
     fitted = Fitted.from_json(storage.read_bytes(uri), uri)
     if fitted.ranker != version and not wanted.model:
         raise UserError(
-            f"{uri}: these weights were fitted with another ranker (version {fitted.ranker}) than scores now ({version}); "
-            "run jobs/fuse.py, or name the file as fusion.model to use them all the same"
+            f"{uri}: these weights were fitted with another ranker (version {fitted.ranker}) than scores now "
+            f"({version}); run jobs/fuse.py, or name the file as fusion.model to use them all the same"
         )
     return fitted.full, fitted.new_users
 
