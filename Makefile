@@ -61,6 +61,7 @@ bench-effects: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.images --threads 2
 	$(BIN)/python -m benchmarks.cold_start
+	$(BIN)/python -m benchmarks.queries
 	$(BIN)/python -m benchmarks.replay --threads 2
 
 clean:

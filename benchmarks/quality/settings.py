@@ -44,6 +44,11 @@ CHOSEN: Mapping[str, Mapping[str, Settings]] = {
         "ials": {"factors": 256, "regularization": 10.0, "alpha": 2.0},
         "sasrec": {"positions": 200, "learning_rate": 3e-3},
     },
+    "ml-latest-small-5core": {
+        "item-item": {"neighbours": 200, "shrinkage": 10, "decay": 0.65},
+        "ease": {"l2": 30.0},
+        "ials": {"factors": 256, "regularization": 10.0, "alpha": 2.0},
+    },
     "amazon-beauty": {
         "item-item": {"neighbours": 1000, "shrinkage": 50, "decay": 0.5},
         "ials": {"factors": 256},

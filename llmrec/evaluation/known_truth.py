@@ -6,6 +6,7 @@ counts as wrong, and so does a user without a list.
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
 from llmrec.schema import ITEM, RANK, USER
@@ -13,9 +14,13 @@ from llmrec.schema import ITEM, RANK, USER
 
 def share_right(lists: pl.DataFrame, right: pl.DataFrame, users: pl.Series, places: int) -> float:
     """Of the first `places` places of these users' lists, the share that is right; NaN for no users."""
-    shown = lists.filter((pl.col(RANK) <= places) & pl.col(USER).is_in(users.to_list()))
-    hits = shown.join(right, on=[USER, ITEM], how="semi").height
-    return hits / (places * len(users)) if len(users) else float("nan")
+    return float(shares_right(lists, right, users, places).mean()) if len(users) else float("nan")
+
+
+def shares_right(lists: pl.DataFrame, right: pl.DataFrame, users: pl.Series, places: int) -> np.ndarray:
+    """float64[len(users)]: the same of each user."""
+    hits = lists.filter(pl.col(RANK) <= places).join(right, on=[USER, ITEM], how="semi")
+    return _count(hits, users)["len"].to_numpy() / places
 
 
 def gain_of_one(lists: pl.DataFrame, truth: pl.DataFrame, users: pl.Series, places: int) -> float:

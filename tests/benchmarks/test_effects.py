@@ -14,6 +14,11 @@ from benchmarks.cold_start.days import Days, movielens_days
 from benchmarks.images import pictures
 from benchmarks.images.__main__ import by_look
 from benchmarks.quality import datasets
+from benchmarks.queries import __main__ as queries
+from benchmarks.speed.processes import ROOT
+from llmrec import config
+from llmrec.data import courses
+from llmrec.local.example_courses import EXAMPLE
 from llmrec.ranker.ragged import Ragged
 
 
@@ -77,3 +82,27 @@ def test_shares_of_right_places_by_hand() -> None:
     found = of_items("ours", lists, days, 0.5)
     assert (found["shown"], found["places"], found["precision"]) == (1, 1, 1.0)
     assert of_items("popularity", nothing, days, None)["precision"] is None
+
+
+def test_lists_of_what_was_asked_for_are_right_and_popular_ones_are_not() -> None:
+    world = courses.make(120, courses.FEWEST_COURSES)
+    topic = courses.asked_for(world).join(courses.open_to(world), on=["user_id", "item_id"], how="semi")
+    best = topic.with_columns(rank=pl.int_range(1, pl.len() + 1).over("user_id"))
+    found = queries.figures(world, {queries.BOTH: best, "none": best.clear()})
+    rows = {row["name"]: row for row in found["asked"]["rows"]}
+    few = topic.group_by("user_id").len()["len"].clip(upper_bound=queries.PLACES)
+    assert rows[queries.BOTH]["share"] == pytest.approx(few.sum() / (queries.PLACES * few.len()))
+    assert rows["none"]["share"] == 0 and rows["none"]["less"][0] == pytest.approx(-rows[queries.BOTH]["share"])
+    assert rows["unknown, by popularity"]["share"] < rows[queries.BOTH]["share"] / 3
+    assert 0 < found["new"]["users"] < found["asked"]["users"] < found["suiting"]["users"] == 120
+
+
+def test_a_query_is_recalled_by_and_read_but_where_a_variant_leaves_it_out() -> None:
+    settings = config.load(str(ROOT / EXAMPLE.config), [])
+    made = {name: variant(settings) for name, variant in queries.VARIANTS.items()}
+    assert {name: ("query" in of.recall.merge, "{query}" in of.prompt.context) for name, of in made.items()} == {
+        queries.BOTH: (True, True), "read alone": (False, True), "recalled by alone": (True, False),
+        "unknown": (False, False),
+    }  # fmt: skip
+    for of in made.values():
+        config.Recall.model_validate(of.recall.model_dump())
