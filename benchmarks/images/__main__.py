@@ -60,7 +60,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1)
     add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "images",
         help="where data, ranks and checkpoints are kept; what is there is not measured again")
-    add("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    add("--json", type=Path, metavar="FILE", help="where all figures are written; OUT/figures.json if none")
     # fmt: on
     return parser.parse_args(arguments)
 

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.quality import cache, datasets, figures, fused, protocol, rankers, report, settings, titles, tuning
 from benchmarks.quality.cache import OutOfTimeError
-from benchmarks.quality.command_line import options
+from benchmarks.quality.command_line import methods_of, options
 from benchmarks.quality.contextual import InContext
 from benchmarks.quality.datasets import Dataset
 from benchmarks.quality.diversity import curve
@@ -49,9 +49,10 @@ def on_dataset(
     asked: argparse.Namespace, dataset: Dataset, measured: tuning.Measure, not_run: dict[str, str], say: Say
 ) -> dict[str, Any]:
     """The figures of one data set; what was left out is added to `not_run` with the reason."""
+    methods = asked.methods or methods_of(dataset)
     tuned: dict[str, list[tuple[settings.Settings, float]]] = {}
     vectors = None
-    if asked.encoder and any(TITLES in names or names[0] in fused.FUSIONS for names in asked.methods):
+    if asked.encoder and any(TITLES in names or names[0] in fused.FUSIONS for names in methods):
         vectors = titles.vectors(dataset, Path(assets.resolve_model(asked.encoder)), asked.out)
 
     def ranker(name: str) -> LanguageModel:
@@ -84,7 +85,7 @@ def on_dataset(
     splits = {name: split(dataset, name) for name in asked.splits}
     kept: dict[str, list] = {name: [] for name in splits}
     curves: dict[str, Any] = {}
-    for names in asked.methods:
+    for names in methods:
         what = f"{dataset.name} {'+'.join(names)}"
         if TITLES in names and vectors is None:
             not_run[what] = "it needs an --encoder"
@@ -105,7 +106,10 @@ def on_dataset(
         "name": dataset.name, "users": len(dataset.users), "items": dataset.items.num_rows,
         "events": len(dataset.histories.values), "tuned": tuned, "diversity": curves,
         "splits": {
-            name: {"targets": len(splits[name].target), "methods": figures.to_best(*zip(*rows, strict=True))}
+            name: {
+                "targets": len(splits[name].target),
+                "methods": figures.to_best(*zip(*rows, strict=True)), "added": figures.added(*zip(*rows, strict=True)),
+            }
             for name, rows in kept.items() if rows
         },
     }  # fmt: skip

@@ -9,15 +9,18 @@ from typing import Any
 
 import yaml
 
-from benchmarks.quality.datasets import MOVIELENS
+from benchmarks.quality.datasets import MOVIELENS, Dataset
 from benchmarks.quality.fused import AVERAGED, FUSIONS
 from benchmarks.quality.linked import METHODS
 from benchmarks.quality.methods import IN_CONTEXT, MODULES, TITLES
 from benchmarks.quality.rankers import VARIANTS
+from benchmarks.quality.settings import CONTEXTS
 from benchmarks.quality.splits import SPLITS, TEST
 from benchmarks.speed.processes import ROOT
 
 OURS = ("lm", "fused-without-lm", "fused")  # measured beside the baselines if nothing else is asked for
+WITH_GRAPH = ("graph", "closeness", "fused-graph-without-lm", "fused-graph")
+WITH_CONTEXT = ("popularity-in-context", "lm-context", "fused-in-context-without-lm", "fused-in-context")
 ALONE = (*IN_CONTEXT, *METHODS, *VARIANTS, *AVERAGED, *FUSIONS)  # not for fusion by reciprocal rank
 
 
@@ -41,8 +44,9 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
         help=f"data sets: {MOVIELENS}, which is fetched, or folders with interactions.parquet (user_id, item_id, order "
         "or timestamp) and items.parquet (item_id, title); ':5core' leaves out whatever has fewer than 5 events; "
         "':noise10' puts random items in place of 10%% of each user's events but the last two")
-    add("--methods", default=",".join((*MODULES, *OURS)), metavar="NAME,...",
-        help=f"baselines, of which some joined by '+' are fused by reciprocal rank, others that know the context: "
+    add("--methods", default="", metavar="NAME,...",
+        help=f"if empty {', '.join((*MODULES, *OURS))}, and what the graph and contexts add to data that has them; "
+        f"baselines, of which some joined by '+' are fused by reciprocal rank, others that know the context: "
         f"{', '.join(IN_CONTEXT)}, or the graph: {', '.join(METHODS)}, rankers: {', '.join(VARIANTS)}, "
         f"several of which are averaged: {', '.join(AVERAGED)}, "
         f"and what llmrec fuses by weights fitted on validation: {', '.join(FUSIONS)}")
@@ -65,10 +69,10 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
         help="start nothing new after so long; the next call goes on from there")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "quality",
         help="where ranks are kept; what is there is not measured again")
-    add("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    add("--json", type=Path, metavar="FILE", help="where all figures are written; OUT/figures.json if none")
     # fmt: on
     found = parser.parse_args(arguments)
-    found.methods = [name.split("+") for name in found.methods.split(",")]
+    found.methods = [name.split("+") for name in found.methods.split(",") if name]
     for name in chain.from_iterable(found.methods):
         if name not in (there := (*MODULES, *ALONE)):
             parser.error(f"--methods: no method '{name}'; there are {', '.join(there)}")
@@ -81,3 +85,11 @@ def options(about: str, arguments: list[str] | None = None) -> argparse.Namespac
     if found.threads < 1:
         parser.error("--threads: at least 1")
     return found
+
+
+def methods_of(dataset: Dataset) -> list[list[str]]:
+    """What is measured of a data set if nothing is asked for: what its graph and its contexts add, too."""
+    names = [*MODULES, *OURS]
+    names += WITH_GRAPH if dataset.edges is not None else ()
+    names += WITH_CONTEXT if dataset.name in CONTEXTS else ()
+    return [[name] for name in names]

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.quality.figures import Row
+from benchmarks.quality.figures import GAINS, Row
 from benchmarks.quality.tuning import varied
 from benchmarks.speed.report import Column, table
 
@@ -22,6 +22,10 @@ def difference(found: dict[str, float] | None) -> str:
     return "-" if found is None else f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
 
 
+def gain(metric: str) -> Column:
+    return f"adds to {metric}, 95%", lambda r: f"{difference(r[metric])}, {r['relative'][metric]:+.1%}"
+
+
 COLUMNS: list[Column] = [
     ("method", lambda r: r["method"]),
     *(mean(name) for name in ("ndcg@10", "recall@10", "mrr@10", "recall@100")),
@@ -29,6 +33,12 @@ COLUMNS: list[Column] = [
     ("seeds", lambda r: f"{len(r['seeds'])}"),
     ("seconds", lambda r: f"{r['seconds']:.1f}"),
     ("of them\nto fit", lambda r: f"{r['fitting']:.1f}"),
+]
+ADDED: list[Column] = [
+    ("what", lambda r: r["what"]),
+    ("with it", lambda r: r["with"]),
+    ("without it", lambda r: " / ".join(dict.fromkeys(r["without"].values()))),
+    *(gain(name) for name in GAINS),
 ]
 TRADED: list[Column] = [
     ("by", lambda r: r["method"]),
@@ -61,6 +71,8 @@ def show(console: Console, report: dict[str, Any]) -> None:
                 parts = found["methods"][0]["segments"]
                 columns = [COLUMNS[0], *(segment(name, part["targets"]) for name, part in parts.items())]
                 console.print(table("recall@10 by training events of the true item", columns, found["methods"]))
+            if found["added"]:
+                console.print(table("what single things add", ADDED, found["added"]))
         for name, found in data["diversity"].items():
             title = f"{name}: lists of 10 out of each user's best {found['window']}"
             console.print(table(title, TRADED, found["points"]))

@@ -53,7 +53,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--set", nargs="*", default=[], metavar="SETTING VALUE", help="of the jobs, as train.epochs 2")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "queries",
         help="where tables are kept; what is there already is reused")
-    add("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    add("--json", type=Path, metavar="FILE", help="where all figures are written; OUT/figures.json if none")
     # fmt: on
     return parser.parse_args(arguments)
 

@@ -78,7 +78,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--daily", nargs="*", default=[], metavar="SETTING VALUE", help="of train of a period's update, as epochs 1")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "replay",
         help="where rankers are kept; what is there already is reused")
-    add("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    add("--json", type=Path, metavar="FILE", help="where all figures are written; OUT/figures.json if none")
     # fmt: on
     return parser.parse_args(arguments)
 

@@ -17,6 +17,8 @@ from rich.table import Table
 
 from llmrec.errors import UserError
 
+FIGURES = "figures.json"
+
 Row = dict[str, Any]
 Say = Callable[[str], None]
 Column = tuple[str, Callable[[Row], str]]
@@ -55,8 +57,8 @@ def run(
     asked: argparse.Namespace, measure: Callable[[argparse.Namespace, Say], dict[str, Any]],
     show: Callable[[Console, dict[str, Any]], None],
 ) -> None:  # fmt: skip
-    """Measure and show; write the figures to `asked.json`, too, if that is set. What a user can mend ends the process
-    with exit code 2 and one line."""
+    """Measure and show; write the figures to `asked.json`, too, or into `asked.out` if none is named. What a user can
+    mend ends the process with exit code 2 and one line."""
     console, say = started(asked.out)
     try:
         found = measure(asked, say)
@@ -64,9 +66,9 @@ def run(
         print(error, file=sys.stderr)
         sys.exit(2)
     show(console, found)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n")
-        console.print("written:", asked.json)
+    file = asked.json or asked.out / FIGURES
+    file.write_text(json.dumps(found, indent=2) + "\n")
+    console.print("written:", file)
 
 
 def started(out: Path) -> tuple[Console, Say]:

@@ -26,6 +26,7 @@ from benchmarks.quality import (
     contextual,
     datasets,
     diversity,
+    figures,
     fused,
     fusion,
     linked,
@@ -39,7 +40,7 @@ from benchmarks.quality import (
 )
 from benchmarks.quality.__main__ import measure
 from benchmarks.quality.baselines import ease, ials, item_item, popularity, sasrec, title_similarity
-from benchmarks.quality.command_line import options
+from benchmarks.quality.command_line import methods_of, options
 from benchmarks.quality.datasets import Dataset
 from llmrec import assets, config
 from llmrec.errors import UserError
@@ -492,6 +493,36 @@ def test_a_second_run_only_prints(tmp_path: Path) -> None:
 def _made(directory: Path) -> Path:
     directory.mkdir()
     return directory
+
+
+def test_what_is_measured_if_nothing_is_asked_for(board: Dataset) -> None:
+    edges = pa.table({"head": ["i00"], "relation": ["colour"], "tail": ["even"]})
+    assert options("about", []).methods == []
+    plain = [name for (name,) in methods_of(board)]
+    assert plain == [*methods.MODULES, "lm", "fused-without-lm", "fused"]
+    linked_ = [name for (name,) in methods_of(dataclasses.replace(board, edges=edges))]
+    assert set(linked_) - set(plain) == {"graph", "closeness", "fused-graph-without-lm", "fused-graph"}
+    told = [name for (name,) in methods_of(dataclasses.replace(board, name="frappe"))]
+    assert set(told) - set(plain) == {
+        "popularity-in-context", "lm-context", "fused-in-context-without-lm", "fused-in-context",
+    }  # fmt: skip
+
+
+def test_what_single_things_add() -> None:
+    """By hand: of three users the fusion finds two first, without the ranker one, its best member one, in its first
+    hundred two."""
+    ranks = {"fused": [1, 1, 50], "fused-without-lm": [1, 200, 300], "popularity": [1, 60, 300], "ease": [7, 200, 300]}
+    rows = [{"method": name} for name in ranks]
+    found = figures.added(rows, [[cache.Measured(np.asarray(of, np.float32), 0.0, 0.0)] for of in ranks.values()])
+    told = {(row["what"], row["with"]): row for row in found}
+    assert set(told) == {("the ranker", "fused"), ("fusing", "fused"), ("fusing", "fused-without-lm")}
+    ranker = told["the ranker", "fused"]
+    assert ranker["ndcg@10"]["difference"] == pytest.approx(1 / 3) and ranker["relative"]["ndcg@10"] == pytest.approx(1)
+    assert ranker["without"] == {"ndcg@10": "fused-without-lm", "recall@100": "fused-without-lm"}
+    assert ranker["recall@100"]["difference"] == pytest.approx(2 / 3)
+    fusing = told["fusing", "fused"]
+    assert set(fusing["without"].values()) == {"popularity"} and fusing["relative"]["recall@100"] == pytest.approx(0.5)
+    assert all(row["ndcg@10"]["low"] <= row["ndcg@10"]["difference"] <= row["ndcg@10"]["high"] for row in found)
 
 
 def test_options_name_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
