@@ -91,7 +91,7 @@ class Data(Section):
         description="who is in users or requests and has no clean events in the log, or fewer than min_user_events, is "
         "ranked too, without a history",
     )
-    min_user_events: Count = Field(3, description="users with fewer clean events are set aside")
+    min_user_events: Count = Field(1, description="users with fewer clean events are set aside; 1: nobody is")
     min_timestamp: int = Field(1, description="unix seconds; earlier events are impossible")
     max_timestamp: int = Field(4_102_444_800, description="unix seconds (2100-01-01); later events are impossible")
     split: Literal["leave_one_out", "time", "none"] = "leave_one_out"

@@ -80,7 +80,7 @@ def test_no_split_trains_on_everything() -> None:
 
 def test_copies_and_short_users_are_set_aside() -> None:
     rows = [(1, 10, 1), (1, 10, 1), (1, 10, 2), (1, 11, 3), (2, 10, 1), (2, 11, 2), (2, 11, 2)]
-    found = split(rows)
+    found = split(rows, min_user_events=3)
     assert histories(found) == {1: ([10, 10], [1, 2], 1)}
     assert targets(found) == {1: [11]}
     aside = found.set_aside.select("user_id", "item_id", "row", "reason_code").rows()
@@ -92,8 +92,8 @@ def test_copies_and_short_users_are_set_aside() -> None:
     ]
 
 
-def test_one_event_is_enough_if_asked_for() -> None:
-    found = split([(1, 10, 1)], min_user_events=1)
+def test_one_event_is_enough() -> None:
+    found = split([(1, 10, 1)])
     assert histories(found) == {1: ([], [], 0)} and targets(found) == {1: [10]}
 
 

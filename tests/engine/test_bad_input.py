@@ -83,7 +83,7 @@ class TestPrepare:
         })  # fmt: skip
         again = tables["interactions"].slice(0, 1)
         tables["interactions"] = pa.concat_tables([tables["interactions"], bad, again])
-        wanted = settings(tmp_path, tables, tiny_model)
+        wanted = settings(tmp_path, tables, tiny_model, data={"min_user_events": 3})
         summary = stages.run("prepare", wanted, quietly)
         expected = {
             "unknown_item": 1, "null_id": 1, "null_timestamp": 1, "impossible_timestamp": 1, "duplicate_event": 1,

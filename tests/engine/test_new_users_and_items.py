@@ -47,7 +47,7 @@ def write(users: pa.Array) -> dict[str, str]:
 
 def settings(data: dict[str, str], model: Any, **more: Any) -> config.Config:
     return config.build({
-        "root": ROOT, "data": data | {"buckets": 4, "split": "none"} | more,
+        "root": ROOT, "data": data | {"buckets": 4, "split": "none", "min_user_events": 3} | more,
         "prompt": {"before_candidate": "w1", "after_candidate": "w2"},
         "model": {"base": str(model), "items": "text", "head": "yes_no", "labels": ["w3", "w4"]},
         "recall": {

@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "data": {
         "items": f"{RAW}/items.parquet", "interactions": f"{RAW}/interactions.parquet", "users": f"{RAW}/users.parquet",
         "requests": f"{RAW}/requests.parquet", "context": ["place"], "split": "none", "buckets": 3,
+        "min_user_events": 3,
     },
     "prompt": {"user": "A {kind}. ", "context": "at {place}", "context_as": "text"},
     "privacy": {"pseudonyms": True, "never": ["phone", "supplier", "address"]},
