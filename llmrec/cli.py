@@ -425,7 +425,8 @@ def diff(
     items: Annotated[int, typer.Option(min=0, help="How many items that gained or lost most to show.")] = 10,
     json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
-    """Say what changes from one run to another: lists, items, categories, coverage."""
+    """Say what changes from one run to another: lists, items, categories, coverage, and, where events are held out,
+    which run finds them better and whether by more than chance."""
     loaded = _load(config_file, root)
     from llmrec.engine import diff as stage
     from llmrec.report.comparison import print_diff
@@ -436,7 +437,7 @@ def diff(
     a, b = (stage.run_of(which, table) for which in (run_a, run_b))
     found = stage.diff(
         a, b, Layout.of(loaded).items if loaded.root else None, progress_line("diff"), cutoffs or (1, 5, 10), p, by,
-        discounted, users, items,
+        discounted, users, items, Layout.of(loaded).targets if loaded.root else None,
     )  # fmt: skip
     print_diff(found)
     if json_file:

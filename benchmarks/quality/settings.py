@@ -35,8 +35,8 @@ GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {
     },
 }  # fmt: skip
 
-# Not searched over their whole grids yet: sasrec (two learning rates on ml-100k), and on amazon-beauty and coco-courses
-# everything but item-item.
+# Not searched over their whole grids yet: sasrec (two learning rates on ml-100k), ials on coco-courses, and on
+# amazon-beauty everything but item-item.
 CHOSEN: Mapping[str, Mapping[str, Settings]] = {
     "ml-100k": {
         "title-similarity": {"decay": 0.3},
@@ -54,6 +54,7 @@ CHOSEN: Mapping[str, Mapping[str, Settings]] = {
         "ials": {"factors": 256},
     },
     "coco-courses": {
+        "title-similarity": {"decay": 0.3},
         "item-item": {"neighbours": 1000, "shrinkage": 100, "decay": 0.65},
         "ials": {"factors": 256},
     },

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
 from llmrec import storage
 from llmrec.engine.units import SECONDS_BETWEEN_LINES
 from llmrec.errors import UserError
-from llmrec.evaluation import comparison
+from llmrec.evaluation import bootstrap, comparison, metrics, significance
 from llmrec.evaluation.comparison import A, B
-from llmrec.schema import ITEM, RANK, TITLE, USER
+from llmrec.schema import ITEM, ITEMS, RANK, TITLE, USER
 from llmrec.tables import buckets, rankings
 from llmrec.tables.rankings import Snapshot
+
+JUDGED_BY = ("ndcg", "recall")
+RESAMPLES, PERMUTATIONS, SEED = 1000, 10_000, 0
 
 
 def diff(
     a: Snapshot, b: Snapshot, items: str | None, say: Callable[[str], None], cutoffs: Sequence[int] = (1, 5, 10),
     p: float = 0.9, by: str | None = None, discounted: bool = False, show_users: int = 3, show_items: int = 10,
+    held_out: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What changed from run a to run b, as one mapping that JSON can hold.
 
     items: the items table, for titles, categories and the catalogue's size; None if there is none.
     by: a column of it whose values gained or lost places; cutoffs, p, discounted: see `evaluation.comparison`.
-    Two tables with other numbers of buckets are read as many at a time as those numbers have in common.
+    held_out: the table of held-out items by which runs are judged; None, or one that is not there, for none.
+    Tables with other numbers of buckets are read as many at a time as those numbers have in common.
 
     Raises:
         UserError: a setting is out of range, the runs' ids are of other types, or the column is not there.
@@ -44,10 +50,13 @@ def diff(
                 f"column '{column}' is {kinds[0]} in {a.table} and {kinds[1]} in {b.table}; they have no ids in common"
             )
     catalogue = _catalogue(items, by)
-    total = None
-    for part in _parts(a, b, say):
+    total, accuracy = None, []
+    judged = buckets.bucket_files(held_out) if held_out and storage.exists(held_out) else {}
+    for part, truth in _parts(a, b, judged, say):
         found = comparison.compare(*part, sorted(set(cutoffs)), p, discounted, show_users)
         total = found if total is None else comparison.add(total, found, show_users)
+        if truth is not None:
+            accuracy.append(_accuracy(*part, truth, sorted(set(cutoffs))))
     assert total is not None
     shifts = comparison.shifts(total.exposure, ITEM)
     gained = shifts.filter(pl.col("change") > 0).head(show_items)
@@ -69,6 +78,7 @@ def diff(
         },
         "categories": categories,
         "coverage": comparison.coverage(total.exposure, None if catalogue is None else catalogue.height),
+        "accuracy": _judged(accuracy, sorted(set(cutoffs))) if accuracy else None,
     }  # fmt: skip
 
 
@@ -85,12 +95,16 @@ def run_of(which: str, table: Callable[[], str]) -> Snapshot:
     return rankings.snapshot(where, None if "/" in which else which)
 
 
-def _parts(a: Snapshot, b: Snapshot, say: Callable[[str], None]) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """All rows of some users after all rows of others: a user's bucket modulo a divisor of both numbers is the same."""
-    common = math.gcd(a.buckets, b.buckets)
+def _parts(
+    a: Snapshot, b: Snapshot, judged: Mapping[int, str], say: Callable[[str], None]
+) -> Iterator[tuple[tuple[pl.DataFrame, pl.DataFrame], pl.DataFrame | None]]:
+    """All rows of some users after all rows of others, and their held-out items: a user's bucket modulo a divisor of
+    all numbers of buckets is the same. judged: files of held-out items by bucket, of every bucket."""
+    common = math.gcd(a.buckets, b.buckets, len(judged))
     last = time.monotonic()
     for part in range(common):
-        yield _frame(a, range(part, a.buckets, common)), _frame(b, range(part, b.buckets, common))
+        runs = _frame(a, range(part, a.buckets, common)), _frame(b, range(part, b.buckets, common))
+        yield runs, _held_out([judged[n] for n in range(part, len(judged), common)], runs[0])
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             say(f"{part + 1} of {common} parts compared")
@@ -100,6 +114,52 @@ def _frame(run: Snapshot, which: range) -> pl.DataFrame:
     found = pl.from_arrow(rankings.rows(run, which, [USER, RANK, ITEM]))
     assert isinstance(found, pl.DataFrame)
     return found
+
+
+def _held_out(files: Sequence[str], run: pl.DataFrame) -> pl.DataFrame | None:
+    """user_id and item_ids of who has some; None where no file is.
+
+    Raises:
+        UserError: ids are of another type than the run's.
+    """
+    if not files:
+        return None
+    found = pl.concat([pl.DataFrame(pl.from_arrow(buckets.read_parquet(uri, [USER, ITEMS]))) for uri in files])
+    if (held := found.schema[USER]) != (shown := run.schema[USER]):
+        raise UserError(f"{files[0]}: column '{USER}' is {held}, the runs' is {shown}; they have no ids in common")
+    return found.filter(pl.col(ITEMS).list.len() > 0)
+
+
+def _accuracy(a: pl.DataFrame, b: pl.DataFrame, truth: pl.DataFrame, cutoffs: Sequence[int]) -> np.ndarray:
+    """float64[2, metrics, users]: of users with held-out items who are in a run."""
+    asked = truth.filter(pl.col(USER).is_in(pl.concat([a[USER], b[USER]]).unique().implode()))
+    judged = {str(user): [str(i) for i in items] for user, items in asked.select(USER, ITEMS).iter_rows()}
+    lists = []
+    for run in (a, b):
+        by_user = run.sort(USER, RANK).group_by(USER, maintain_order=True).agg(ITEM)
+        ranked = {str(user): [str(i) for i in items] for user, items in by_user.iter_rows()}
+        lists.append(list(metrics.per_user(judged, ranked, cutoffs, JUDGED_BY).values()))
+    return np.asarray(lists, np.float64).reshape(2, len(cutoffs) * len(JUDGED_BY), len(judged))
+
+
+def _judged(parts: Sequence[np.ndarray], cutoffs: Sequence[int]) -> dict[str, Any] | None:
+    """Means of both runs, b's less a's with its 95% interval and p-value; None if nobody has held-out items."""
+    both = np.concatenate(parts, axis=2)
+    if not both.shape[2]:
+        return None
+    differences = both[1] - both[0]
+    samples = bootstrap.means(differences, RESAMPLES, SEED)
+    p_values = significance.paired_permutation(differences, PERMUTATIONS, SEED)
+    return {
+        "users": both.shape[2],
+        "metrics": {
+            name: {
+                A: float(both[0, i].mean()), B: float(both[1, i].mean()), "change": float(differences[i].mean()),
+                "interval": bootstrap.bounds(samples[i]), "p_value": float(p_values[i]),
+            }
+            for i, name in enumerate(metrics.names(cutoffs, JUDGED_BY))
+        },
+    }  # fmt: skip
 
 
 def _catalogue(items: str | None, by: str | None) -> pl.DataFrame | None:

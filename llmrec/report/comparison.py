@@ -23,6 +23,8 @@ def print_diff(found: Mapping[str, Any]) -> None:
         )
     _print_users(found["users"], out)
     _print_measures(found["measures"], found["p"], out)
+    if found["accuracy"]:
+        _print_accuracy(found["accuracy"], out)
     weight = "places, the first ones weigh more" if found["discounted"] else "places"
     for name, rows in found["items"].items():
         _print_shifts(f"items that {name} most {weight}", "item", [(_name(r), r) for r in rows], out)
@@ -60,6 +62,18 @@ def _print_measures(measures: Mapping[str, Any], p: float, out: Any) -> None:
     for name, values in measures.items():
         shown = (values[key] for key in ("mean", "p10", "p50", "p90"))
         table.add_row(labels.get(name, name.replace("@", " at ")), *("-" if v is None else f"{v:.2f}" for v in shown))
+    out.print(table)
+
+
+def _print_accuracy(accuracy: Mapping[str, Any], out: Any) -> None:
+    title = f"by the held-out items of {accuracy['users']:,} users, who count 0 where they have no list"
+    table = Table(title=title, title_justify="left")
+    for column in ("metric", "A", "B", "B less A, 95%", "p"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, of in accuracy["metrics"].items():
+        low, high = of["interval"]
+        change = f"{of['change']:+.4f} [{low:+.4f}, {high:+.4f}]"
+        table.add_row(name, f"{of['a']:.4f}", f"{of['b']:.4f}", change, f"{of['p_value']:.4f}")
     out.print(table)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.stats import permutation_test
 from staging import publish
 from typer.testing import CliRunner
 
@@ -196,3 +197,48 @@ def test_ids_of_other_types_have_nothing_in_common(layout: Layout, tmp_path: Pat
     publish(str(tmp_path / "text"), "b1", {str(u): v for u, v in B.items()}, pa.string())
     ended = called("a1", str(tmp_path / "text"), "--root", layout.root)
     assert isinstance(ended.exception, UserError) and "column 'user_id' is int64 in" in str(ended.exception)
+
+
+def held_out(layout: Layout, items: dict[int, list[int]], count: int) -> None:
+    users = pa.array(sorted(items), pa.int64())
+    table = pa.table({"user_id": users, "item_ids": pa.array([items[u] for u in sorted(items)], pa.list_(pa.int64()))})
+    which = buckets.bucket_of(users, count)
+    for bucket in range(count):
+        buckets.write_parquet(table.filter(pa.array(which == bucket)), buckets.bucket_file(layout.targets, bucket))
+
+
+@pytest.mark.parametrize("count", [4, 6, 1])
+def test_which_run_finds_held_out_items_better(count: int, layout: Layout, tmp_path: Path) -> None:
+    """b has each user's item at rank 1, a at rank 3, of those it has; one user is in neither run, one has nothing."""
+    publish(layout.rankings, "a1", A)
+    publish(layout.rankings, "b1", B)
+    truth = {u: [B[u][0]] for u in B} | {u: [A[u][2]] for u in range(5)} | {900: [1], 6: []}
+    held_out(layout, truth, count)
+    found, text = compared("a1", "b1", layout, tmp_path, "--at", "1", "--at", "5")
+    asked = [u for u in truth if u != 900 and truth[u]]
+    assert found["accuracy"]["users"] == len(asked) == 55
+    told = found["accuracy"]["metrics"]
+    assert set(told) == {"ndcg@1", "recall@1", "ndcg@5", "recall@5"}
+    right = {
+        name: np.asarray([float(u in of and of[u][0] in truth[u]) for u in asked]) for name, of in (("a", A), ("b", B))
+    }
+    assert told["recall@1"]["b"] == pytest.approx(right["b"].mean()) == pytest.approx(50 / 55)
+    assert told["recall@1"]["a"] == pytest.approx(right["a"].mean())
+    gains = [sum(1 / np.log2(A[u].index(i) + 2) for i in truth[u] if i in A.get(u, [])[:5]) for u in asked]
+    assert told["ndcg@5"]["a"] == pytest.approx(np.mean(gains))
+    for of in told.values():
+        assert of["change"] == pytest.approx(of["b"] - of["a"]) and of["interval"][0] < of["change"] < of["interval"][1]
+    wanted = permutation_test(
+        (right["b"], right["a"]), lambda b, a: np.mean(b - a), permutation_type="samples", n_resamples=9999,
+        rng=np.random.default_rng(1),
+    )  # fmt: skip
+    assert told["recall@1"]["p_value"] == pytest.approx(wanted.pvalue, abs=5e-4)
+    assert "by the held-out items of 55 users" in text and "recall@5" in text
+
+
+def test_runs_are_not_judged_where_nothing_is_held_out(layout: Layout, tmp_path: Path) -> None:
+    publish(layout.rankings, "a1", A)
+    publish(layout.rankings, "b1", B)
+    assert compared("a1", "b1", layout, tmp_path)[0]["accuracy"] is None
+    held_out(layout, {u: [] for u in A}, 2)
+    assert compared("a1", "b1", layout, tmp_path)[0]["accuracy"] is None
