@@ -30,12 +30,12 @@ from llmrec.tables import buckets
 @dataclass(frozen=True)
 class OfGroup:
     """A group of users: those with held-out events, their mean NDCG, and the share that the items have of what all its
-    users are shown, weighed by `fairness.discounts`."""
+    users are shown, weighed by `fairness.discounts`; None where they are shown nothing."""
 
     name: str
     users: int
     ndcg: float
-    exposure: float
+    exposure: float | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Point:
     share: float
     ndcg: float
     change: tuple[float, float]
-    exposure: float
+    exposure: float | None
     short: float
     groups: list[OfGroup]
     gap: Gap | None
@@ -121,24 +121,18 @@ def curve(
         for name, users in members:
             measured = users[place[users] >= 0]
             if len(measured):
-                groups.append(
-                    OfGroup(name, len(measured), float(of_all[measured].mean()), _share(theirs, seen, i, users))
-                )
+                exposure = fairness.exposure(theirs[i, users], seen[i, users])
+                groups.append(OfGroup(name, len(measured), float(of_all[measured].mean()), exposure))
         gap = None
         if grouping is not None:
             taken = replace(grouping, members=grouping.members[with_truth.nonzero()[0]])
             gap = fairness.gap(taken, f"ndcg@{k}", ndcg[i], settings.evaluate.bootstrap, settings.evaluate.seed)
         change = bootstrap.interval(ndcg[i] - ndcg[0], settings.evaluate.bootstrap, settings.evaluate.seed)
-        exposure = _share(theirs, seen, i, np.arange(lists))
+        exposure = fairness.exposure(theirs[i], seen[i])
         found.append(Point(share, float(ndcg[i].mean()), change, exposure, float(few[i].mean()), groups, gap))
     return Curve(
         run_id, k, settings.rerank.window, column, value, float(floor.items.mean()), by, lists, ndcg.shape[1], found
     )
-
-
-def _share(theirs: np.ndarray, seen: np.ndarray, point: int, users: np.ndarray) -> float:
-    total = seen[point, users].sum()
-    return float(theirs[point, users].sum() / total) if total else 0.0
 
 
 def _stacked(rows: Sequence[dict[str, Any]], name: str, points: Sequence[float]) -> np.ndarray:

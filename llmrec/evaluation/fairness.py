@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmrec.evaluation import bootstrap
+from llmrec.evaluation.beyond import ratio
 from llmrec.evaluation.segments import MISSING, Grouping, inside
 from llmrec.ranker.ragged import Ragged, within
 
@@ -28,13 +29,14 @@ class Gap:
 
 @dataclass(frozen=True)
 class Share:
-    """A group of items. catalogue: its share of items; truth: of held-out events; exposure: of what users are shown;
-    ratio: exposure over catalogue, None of a group without items; low, high: its 95% bootstrap interval over users."""
+    """A group of items. catalogue: its share of items; truth: of held-out events, None where none of their items is in
+    the catalogue; exposure: of what users are shown, None where nobody is shown any; ratio: exposure over catalogue,
+    None of a group without items; low, high: its 95% bootstrap interval over users."""
 
     name: str
-    catalogue: float
-    truth: float
-    exposure: float
+    catalogue: float | None
+    truth: float | None
+    exposure: float | None
     ratio: float | None
     low: float | None
     high: float | None
@@ -83,6 +85,14 @@ def discounts(lists: Ragged) -> np.ndarray:
     return np.asarray(1 / np.log2(within(lists.lengths) + 2))
 
 
+def exposure(theirs: np.ndarray, seen: np.ndarray) -> float | None:
+    """The share that some items have of what users are shown, None where that is nothing.
+
+    theirs, seen: float64[users], what each is shown of these items and of all, weighed by `discounts`.
+    """
+    return ratio(theirs.sum(), seen.sum())
+
+
 def shares(
     by: str, names: Sequence[str], catalogue: np.ndarray, truth: np.ndarray, exposed: np.ndarray, resamples: int,
     seed: int,
@@ -95,11 +105,11 @@ def shares(
     with np.errstate(invalid="ignore", divide="ignore"):
         of_catalogue, of_truth, of_exposed = (part / part.sum() for part in (catalogue, truth, exposed.sum(axis=0)))
         ratios = samples / samples.sum(axis=0) / of_catalogue[:, None]
-        ratio = of_exposed / of_catalogue
+        over = of_exposed / of_catalogue
     groups = []
     for g, name in enumerate(names):
-        known = bool(np.isfinite(ratios[g]).all() and np.isfinite(ratio[g]))
+        known = bool(np.isfinite(ratios[g]).all() and np.isfinite(over[g]))
         low, high = bootstrap.bounds(ratios[g]) if known else (None, None)
-        of = [float(np.nan_to_num(share[g])) for share in (of_catalogue, of_truth, of_exposed)]
-        groups.append(Share(name, of[0], of[1], of[2], float(ratio[g]) if known else None, low, high))
+        of = [float(share[g]) if np.isfinite(share[g]) else None for share in (of_catalogue, of_truth, of_exposed)]
+        groups.append(Share(name, of[0], of[1], of[2], float(over[g]) if known else None, low, high))
     return ItemShares(by, groups)

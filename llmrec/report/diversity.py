@@ -20,7 +20,7 @@ def print_curve(found: Mapping[str, Any]) -> None:
         [
             point["method"], f"{point['trade']:g}", f"{point['ndcg']:.4f}",
             "{:.4f} - {:.4f}".format(*point["interval"]), "{:+.4f} to {:+.4f}".format(*point["change"]),
-            f"{point['unlikeness']:.4f}", f"{point['coverage']:.4f}",
+            terminal.figure(point["unlikeness"]), f"{point['coverage']:.4f}",
         ]
         for point in found["points"]
     ]  # fmt: skip

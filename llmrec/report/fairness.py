@@ -20,7 +20,7 @@ def print_curve(found: Mapping[str, Any]) -> None:
         [
             [
                 f"{of['share']:g}", f"{of['ndcg']:.4f}", "{:+.4f} to {:+.4f}".format(*of["change"]),
-                f"{of['exposure']:.1%}", f"{of['short']:.1%}",
+                terminal.share(of["exposure"]), f"{of['short']:.1%}",
             ]
             for of in points
         ],
@@ -32,7 +32,7 @@ def print_curve(found: Mapping[str, Any]) -> None:
     for of in points:
         groups, gap = of["groups"], of["gap"]
         told = "-" if gap is None else f"{gap['gap']:.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})"
-        rows.append([f"{of['share']:g}", *(f"{g['ndcg']:.4f}, {g['exposure']:.1%}" for g in groups), told])
+        rows.append([f"{of['share']:g}", *(f"{g['ndcg']:.4f}, {terminal.share(g['exposure'])}" for g in groups), told])
     terminal.print_rows(
         f"by {found['by']}: ndcg@{k}, and the exposure of these items", ["least", *names, "gap of ndcg, 95%"], rows
     )

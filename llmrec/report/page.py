@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from llmrec.report import figures
 from llmrec.report.headline import cost_of, sentences
-from llmrec.report.terminal import text
+from llmrec.report.terminal import figure, share, text
 
 OUTCOMES = {"better": "ours is better", "worse": "ours is worse", "unclear": "not told apart"}
 
@@ -27,7 +27,7 @@ def render(shown: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"text": text, "figure": _figure, "signed": _signed, "share": _share, "chance": _chance}
+    environment.filters |= {"text": text, "figure": figure, "signed": _signed, "share": share, "chance": _chance}
     style = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
     return environment.get_template("page.html.j2").render(
         **shown, sentences=sentences(shown), cost=cost_of(shown), figures=figures, outcomes=OUTCOMES,
@@ -35,17 +35,8 @@ def render(shown: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _figure(value: float | None) -> str:
-    """To four places, as metrics are read."""
-    return "-" if value is None else f"{value:.4f}"
-
-
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.4f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
 
 
 def _chance(value: float) -> str:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -53,3 +56,18 @@ def test_the_interval_of_a_ratio_is_that_of_resampled_users() -> None:
         drawn = exposed[rng.integers(0, 300, 300)].sum(axis=0)
         ratios.append(drawn[0] / drawn.sum() / 0.5)
     assert (first.low, first.high) == pytest.approx(np.quantile(ratios, [0.025, 0.975]), rel=0.02)
+
+
+def test_shares_of_nothing_are_no_shares() -> None:
+    """Every held-out item has left the catalogue, and nobody has a list."""
+    found = fairness.shares("brand", ["x", "y"], np.asarray([3, 1]), np.zeros(2), np.zeros((5, 2)), 100, 0)
+    assert [of.catalogue for of in found.groups] == [0.75, 0.25]
+    for of in found.groups:
+        assert (of.truth, of.exposure, of.ratio, of.low, of.high) == (None,) * 5
+    json.dumps(asdict(found), allow_nan=False)
+
+
+def test_the_exposure_of_items_to_whom_nothing_is_shown_is_no_number() -> None:
+    assert fairness.exposure(np.zeros(3), np.zeros(3)) is None
+    assert fairness.exposure(np.zeros(0), np.zeros(0)) is None
+    assert fairness.exposure(np.asarray([1.0, 0.0]), np.asarray([2.0, 2.0])) == 0.25

@@ -91,6 +91,13 @@ def test_parts_that_are_there_and_empty_are_left_out(empty: dict[str, Any]) -> N
     assert render(found) == render(shown())
 
 
+def test_shares_of_nothing_are_dashes() -> None:
+    found = with_all()
+    unknown = dict.fromkeys(("truth", "exposure", "ratio", "low", "high"))
+    found["evaluation"]["fairness"]["items"][0]["groups"] = [{"name": "head", "catalogue": 0.2, **unknown}]
+    assert "head 20.0% - - - -" in read(render(found)).text
+
+
 def test_texts_of_the_data_are_no_markup() -> None:
     evil = "<script>alert(1)</script>\"'<img src=x onerror=alert(1)>"
     found = with_all()
