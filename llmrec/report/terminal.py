@@ -157,11 +157,12 @@ def _print_segments(summary: Mapping[str, Any], key: str) -> None:
 
 
 def _print_fairness(fairness: Mapping[str, Any]) -> None:
-    for gap in fairness["users"]:
-        console().print(
-            f"{gap['by']}: {gap['metric']} is {gap['gap']:.4f} higher for '{gap['best']}' than for '{gap['worst']}', "
-            f"95% {gap['low']:+.4f} to {gap['high']:+.4f}"
-        )
+    for kind, gaps in (("", fairness["users"]), ("held-out items by ", fairness["item_gaps"])):
+        for gap in gaps:
+            console().print(
+                f"{kind}{gap['by']}: {gap['metric']} is {gap['gap']:.4f} higher for '{gap['best']}' than for "
+                f"'{gap['worst']}', 95% {gap['low']:+.4f} to {gap['high']:+.4f}"
+            )
     for items in fairness["items"]:
         shares = (
             f"{of['name']} {text(of['ratio'])}"

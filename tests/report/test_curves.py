@@ -18,10 +18,13 @@ def diverse(**changes: Any) -> dict[str, Any]:
 
 
 def fair(**changes: Any) -> dict[str, Any]:
-    groups = [{"name": name, "users": 3, "ndcg": 0.2, "exposure": part} for name, part in (("a", 0.125), ("b", None))]
+    groups = [
+        {"name": "a", "users": 3, "ndcg": 0.2, "exposure": 0.125, "exposure_interval": (0.1, 0.15)},
+        {"name": "b", "users": 3, "ndcg": 0.2, "exposure": None, "exposure_interval": None},
+    ]
     point = {
-        "share": 0.3, "ndcg": 0.2, "change": (-0.01, 0.01), "exposure": 0.25, "short": 0.5, "groups": groups,
-        "gap": None,
+        "share": 0.3, "ndcg": 0.2, "change": (-0.01, 0.01), "exposure": 0.25, "exposure_interval": (0.2, 0.3),
+        "short": 0.5, "groups": groups, "gap": None,
     }  # fmt: skip
     return {
         "run_id": "r-1", "k": 10, "window": 50, "column": "maker", "value": "small", "catalogue": 0.1,
@@ -43,6 +46,7 @@ def test_unlikeness_is_a_figure_or_a_dash(capsys: pytest.CaptureFixture[str]) ->
 def test_exposure_is_a_share_or_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     fairness.print_curve(fair())
     out = printed(capsys)
-    assert "25.0%" in out and "0.2000, 12.5%" in out and "0.2000, - │" in out
-    fairness.print_curve(fair(exposure=None))
-    assert "25.0%" not in printed(capsys)
+    for part in ("25.0% │ 20.0% - 30.0%", "0.2000, 12.5% (10.0% - 15.0%)", "0.2000, - │"):
+        assert part in out, part
+    fairness.print_curve(fair(exposure=None, exposure_interval=None))
+    assert "│ - │ - │" in printed(capsys)
