@@ -30,7 +30,8 @@ METHODS, NONE = ("mmr", "dpp"), "none"
 class Point:
     """Lists of one trade. ndcg: at score.top_k, of users with held-out events; interval: 95% bootstrap interval of its
     mean; change: the same of its difference from relevance alone, user by user. unlikeness: of two items of a list, its
-    mean over all lists of two or more, None if there are none; coverage: share of the catalogue that is in a list."""
+    mean over all lists of two or more comparable ones, None if there are none; coverage: share of the catalogue that is
+    in a list."""
 
     method: str
     trade: float
