@@ -18,8 +18,13 @@ OUTCOMES = {"better": "ours is better", "worse": "ours is worse", "unclear": "no
 def render(shown: Mapping[str, Any]) -> str:
     """The page of what `engine.report.gather` gives.
 
-    Every text is escaped. Parts of an evaluation that are not there (segments, fairness, calibration ...) are left out.
+    Parts of an evaluation that are not there (segments, fairness, calibration ...) are left out.
     """
+    return drawn("page.html.j2", **shown, sentences=sentences(shown), cost=cost_of(shown), outcomes=OUTCOMES)
+
+
+def drawn(template: str, **given: Any) -> str:
+    """A template beside this module with what it is given, our style sheet and `figures`. Every text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llmrec.report", "."),
         autoescape=True,
@@ -29,10 +34,7 @@ def render(shown: Mapping[str, Any]) -> str:
     )
     environment.filters |= {"text": text, "figure": figure, "signed": _signed, "share": share, "chance": _chance}
     style = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
-    return environment.get_template("page.html.j2").render(
-        **shown, sentences=sentences(shown), cost=cost_of(shown), figures=figures, outcomes=OUTCOMES,
-        style=Markup(style),  # ours, not data
-    )  # fmt: skip
+    return environment.get_template(template).render(**given, figures=figures, style=Markup(style))  # ours, not data
 
 
 def _signed(value: float | None) -> str:
