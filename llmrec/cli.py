@@ -255,6 +255,7 @@ def diversity(
         str, typer.Option(help="Values of rerank.trade, from 0, relevance alone, to 1, diversity alone.")
     ] = "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9",
     methods: Annotated[str, typer.Option(help="Of mmr and dpp.")] = "mmr,dpp",
+    html_file: Annotated[str | None, typer.Option("--html", help="Also draw the curve, as a page.")] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
     """Say what lists gain in diversity and lose in relevance by rerank, of a run with score.keep_parts."""
@@ -262,16 +263,21 @@ def diversity(
     layout, _ = _table(loaded)
     from llmrec.engine import diversity as stage
     from llmrec.engine.session import connected
-    from llmrec.report.diversity import print_curve
+    from llmrec.report.diversity import page, print_curve
 
     wanted = _trades(trades)
     chosen = [name.strip() for name in methods.split(",")]
     for name in chosen:
         if name not in stage.METHODS:
             raise UserError(f"--methods {methods}: no method '{name}'; there are {', '.join(stage.METHODS)}")
+    where = storage.absolute(html_file) if html_file else ""
+    if where:
+        storage.check(where)
     with terminating(), connected(loaded.cluster, layout.root):
         done = asdict(stage.curve(loaded, layout, progress_line("diversity"), wanted, chosen))
     print_curve(done)
+    if where:
+        storage.write_bytes(where, page(done).encode())
     if json_file:
         storage.write_json(json_file, done)
 

@@ -36,9 +36,15 @@ def check(found: pa.Schema, context: Sequence[str], source: str) -> None:
             )
         kind = found.field(name).type
         if not has_text(kind):
+            number = pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+            what = (
+                "cut its numbers into a few named ranges, as texts (cold, mild, warm)"
+                if number
+                else "make it one of these"
+            )
             raise UserError(
-                f"{source}: column '{name}' has type {kind}; data.context takes texts, whole numbers and booleans, so "
-                "bring it to some of these first"
+                f"{source}: column '{name}' has type {kind}; data.context takes texts, whole numbers and booleans: "
+                f"{what}"
             )
 
 

@@ -5,7 +5,7 @@ Nothing is scored anew: the kept scores rank as they did, and lists are chosen o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from llmrec import config
 from llmrec.engine import rerank
 from llmrec.engine.kept_lists import KeptLists, kept_run, nothing_held_out
 from llmrec.engine.units import each, reporting
-from llmrec.evaluation import bootstrap, metrics
+from llmrec.evaluation import beyond, bootstrap, metrics
 from llmrec.fusion.diversity import unlikeness
 from llmrec.fusion.rerank import CELLS, Rerank
 from llmrec.layout import Layout
@@ -30,14 +30,15 @@ METHODS, NONE = ("mmr", "dpp"), "none"
 class Point:
     """Lists of one trade. ndcg: at score.top_k, of users with held-out events; interval: 95% bootstrap interval of its
     mean; change: the same of its difference from relevance alone, user by user. unlikeness: of two items of a list, its
-    mean over all lists of two or more; coverage: share of the catalogue that is in a list."""
+    mean over all lists of two or more comparable ones, None if there are none; coverage: share of the catalogue that is
+    in a list."""
 
     method: str
     trade: float
     ndcg: float
     interval: tuple[float, float]
     change: tuple[float, float]
-    unlikeness: float
+    unlikeness: float | None
     coverage: float
 
 
@@ -78,24 +79,35 @@ def curve(
     covered = np.zeros((len(points), len(buckets.catalogue_ids(layout.items))), bool)
     rows = reporting(_covering(each(units, _measure, given), covered), len(units), say, "diversity")
     rows.sort(key=lambda row: row[BUCKET])
+    users, found = together(rows, points, covered, settings.evaluate)
+    if not users:
+        raise nothing_held_out(layout)
+    lists = sum(row["lists"] for row in rows)
+    return Curve(run_id, k, window, ", ".join(settings.rerank.by) or "texts", lists, users, found)
+
+
+def together(
+    rows: Sequence[Mapping[str, Any]], points: Sequence[tuple[str, float]], covered: np.ndarray, wanted: config.Evaluate
+) -> tuple[int, list[Point]]:
+    """How many users have held-out events, and the points, none if nobody has.
+
+    rows: what `_measure` gives of each bucket; covered: bool[points, n_items], what is in any list.
+    """
     ndcg = np.concatenate([np.asarray(row["ndcg"]).reshape(len(points), -1) for row in rows], axis=1)
     if not ndcg.shape[1]:
-        raise nothing_held_out(layout)
-    apart, pairs = (np.sum([row[name] for row in rows], axis=0) for name in ("apart", "compared"))
+        return 0, []
+    apart, compared = (np.sum([row[name] for row in rows], axis=0) for name in ("apart", "compared"))
 
     def spread(values: np.ndarray) -> tuple[float, float]:
-        return bootstrap.interval(values, settings.evaluate.bootstrap, settings.evaluate.seed)
+        return bootstrap.interval(values, wanted.bootstrap, wanted.seed)
 
-    return Curve(
-        run_id, k, window, ", ".join(settings.rerank.by) or "texts", sum(row["lists"] for row in rows), ndcg.shape[1],
-        [
-            Point(
-                method, trade, float(ndcg[i].mean()), spread(ndcg[i]), spread(ndcg[i] - ndcg[0]),
-                float(apart[i] / max(pairs[i], 1)), float(covered[i].mean()),
-            )
-            for i, (method, trade) in enumerate(points)
-        ],
-    )  # fmt: skip
+    return ndcg.shape[1], [
+        Point(
+            method, trade, float(ndcg[i].mean()), spread(ndcg[i]), spread(ndcg[i] - ndcg[0]),
+            beyond.ratio(apart[i], compared[i]), float(covered[i].mean()),
+        )
+        for i, (method, trade) in enumerate(points)
+    ]  # fmt: skip
 
 
 def _catalogue(asked: config.Rerank, layout: Layout) -> tuple[pa.Array, Rerank | None]:

@@ -215,8 +215,14 @@ def _segments(
 def _fairness(found: Measured, known: Catalogue, of_users: list[Grouping], wanted: config.Evaluate) -> Fairness:
     labels = metrics.names(wanted.cutoffs, wanted.metrics)
     metric = main_metric(labels)
-    ours = found.values[found.names.index(OURS), labels.index(metric)]
-    gaps = [fairness.gap(by, metric, ours, wanted.bootstrap, wanted.seed) for by in of_users]
+    ours = found.names.index(OURS), labels.index(metric)
+    gaps = [fairness.gap(by, metric, found.values[ours], wanted.bootstrap, wanted.seed) for by in of_users]
+    of_items = [
+        fairness.gap(
+            by.of_pairs(of.group), metric, found.values_of(i)[ours], wanted.bootstrap, wanted.seed, users=of.user
+        )
+        for i, (by, of) in enumerate(zip(known.true, found.of_items, strict=True))
+    ]
     items, start = [], 0
     for grouping in known.shown:
         own = slice(start, start + len(grouping.names))
@@ -227,7 +233,7 @@ def _fairness(found: Measured, known: Catalogue, of_users: list[Grouping], wante
             )
         )  # fmt: skip
         start = own.stop
-    return Fairness([gap for gap in gaps if gap is not None], items)
+    return Fairness([gap for gap in gaps if gap is not None], [gap for gap in of_items if gap is not None], items)
 
 
 def _sources(found: Measured, settings: config.Config) -> list[Source]:

@@ -30,25 +30,28 @@ from llmrec.tables import buckets
 @dataclass(frozen=True)
 class OfGroup:
     """A group of users: those with held-out events, their mean NDCG, and the share that the items have of what all its
-    users are shown, weighed by `fairness.discounts`."""
+    users are shown, weighed by `fairness.discounts`, with its interval of `fairness.Exposure`; None where that is
+    nothing."""
 
     name: str
     users: int
     ndcg: float
-    exposure: float
+    exposure: float | None
+    exposure_interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
 class Point:
     """Lists of one floor. ndcg: at score.top_k, of users with held-out events; change: 95% bootstrap interval of its
-    difference from the lists without a floor, user by user. exposure: as of `OfGroup`, of all users; short: the share
+    difference from the lists without a floor, user by user. exposure: as in `OfGroup`, of all users; short: the share
     of lists with fewer of the items than the floor asks for, for want of candidates. groups: of users; gap: between the
     groups' NDCG, None where there are not two."""
 
     share: float
     ndcg: float
     change: tuple[float, float]
-    exposure: float
+    exposure: float | None
+    exposure_interval: tuple[float, float] | None
     short: float
     groups: list[OfGroup]
     gap: Gap | None
@@ -111,6 +114,9 @@ def curve(
         values = pa.chunked_array([pa.array(list(row["values"]), pa.string()) for row in rows])
         grouping = evaluate_items.of_attribute(attributes[0], values, segments)
     members = [] if grouping is None else list(zip(grouping.names, inside(grouping), strict=True))
+    drawn = settings.evaluate.bootstrap, settings.evaluate.seed
+    of_everyone = fairness.exposures(theirs, seen, *drawn)
+    of_members = {name: fairness.exposures(theirs[:, users], seen[:, users], *drawn) for name, users in members}
     place = np.full(lists, -1)
     place[with_truth.nonzero()[0]] = np.arange(ndcg.shape[1])
     found = []
@@ -121,24 +127,21 @@ def curve(
         for name, users in members:
             measured = users[place[users] >= 0]
             if len(measured):
-                groups.append(
-                    OfGroup(name, len(measured), float(of_all[measured].mean()), _share(theirs, seen, i, users))
-                )
+                ours, exposed = float(of_all[measured].mean()), of_members[name][i]
+                groups.append(OfGroup(name, len(measured), ours, exposed.share, exposed.interval))
         gap = None
         if grouping is not None:
             taken = replace(grouping, members=grouping.members[with_truth.nonzero()[0]])
-            gap = fairness.gap(taken, f"ndcg@{k}", ndcg[i], settings.evaluate.bootstrap, settings.evaluate.seed)
-        change = bootstrap.interval(ndcg[i] - ndcg[0], settings.evaluate.bootstrap, settings.evaluate.seed)
-        exposure = _share(theirs, seen, i, np.arange(lists))
-        found.append(Point(share, float(ndcg[i].mean()), change, exposure, float(few[i].mean()), groups, gap))
+            gap = fairness.gap(taken, f"ndcg@{k}", ndcg[i], *drawn)
+        change, exposed = bootstrap.interval(ndcg[i] - ndcg[0], *drawn), of_everyone[i]
+        found.append(
+            Point(
+                share, float(ndcg[i].mean()), change, exposed.share, exposed.interval, float(few[i].mean()), groups, gap
+            )
+        )
     return Curve(
         run_id, k, settings.rerank.window, column, value, float(floor.items.mean()), by, lists, ndcg.shape[1], found
     )
-
-
-def _share(theirs: np.ndarray, seen: np.ndarray, point: int, users: np.ndarray) -> float:
-    total = seen[point, users].sum()
-    return float(theirs[point, users].sum() / total) if total else 0.0
 
 
 def _stacked(rows: Sequence[dict[str, Any]], name: str, points: Sequence[float]) -> np.ndarray:

@@ -141,10 +141,10 @@ def figures(exposed: sparse.csr_matrix, summed: np.ndarray, cutoffs: Sequence[in
         values = {
             "coverage": np.count_nonzero(places) / max(exposed.shape[1], 1),
             "gini": gini(places, exposed.shape[1]),
-            "novelty": _ratio(of[INFORMATION], of[LISTED]),
-            "diversity": _ratio(of[APART], of[PAIRED]),
-            "popularity_percentile": _ratio(of[PERCENTILE], of[LISTED]),
-            "popularity_lift": _ratio(of[OF_LIST] - of[OF_HISTORY], of[OF_HISTORY]),
+            "novelty": ratio(of[INFORMATION], of[LISTED]),
+            "diversity": ratio(of[APART], of[PAIRED]),
+            "popularity_percentile": ratio(of[PERCENTILE], of[LISTED]),
+            "popularity_lift": ratio(of[OF_LIST] - of[OF_HISTORY], of[OF_HISTORY]),
         }
         found |= {f"{name}@{k}": value for name, value in values.items()}
     return found
@@ -159,5 +159,6 @@ def gini(counts: np.ndarray, n: int) -> float | None:
     return float(((2 * place - n - 1) * np.sort(counts)).sum() / (n * total))
 
 
-def _ratio(value: float, of: float) -> float | None:
+def ratio(value: float, of: float) -> float | None:
+    """None where nothing can be said: of nothing."""
     return float(value / of) if of else None

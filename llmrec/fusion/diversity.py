@@ -26,6 +26,9 @@ class Alike(Protocol):
         items: int[m, w] of lists, -1 where there is none, of which anything may be told.
         """
 
+    def known(self, items: np.ndarray) -> np.ndarray:
+        """bool, as items: those of which anything is known that could make them like others."""
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -44,6 +47,9 @@ class Vectors:
         lengths = np.sqrt(np.vecdot(held, held))
         held = np.divide(held, lengths[..., None], out=held, where=lengths[..., None] > 0)
         return lambda place: np.vecdot(held, held[rows, place][:, None])
+
+    def known(self, items: np.ndarray) -> np.ndarray:
+        return np.asarray(self.of[items].any(axis=-1))
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,9 @@ class Categories:
             return both / np.maximum(either, 1)
 
         return to
+
+    def known(self, items: np.ndarray) -> np.ndarray:
+        return self.of.lengths[items] > 0
 
 
 def values_of(values: Ragged, items: np.ndarray) -> np.ndarray:
@@ -135,19 +144,20 @@ MARGINALS: Mapping[str, type[Marginal]] = {"mmr": MaximalMarginalRelevance, "dpp
 
 def unlikeness(lists: Ragged, alike: Alike, cells: int) -> np.ndarray:
     """float64[n]: 1 minus how alike two items of a list are, its mean over all pairs (Ziegler et al., "Improving
-    recommendation lists through topic diversification", WWW 2005); NaN for a list of fewer than two.
+    recommendation lists through topic diversification", WWW 2005); NaN for a list of fewer than two. Items of which
+    nothing is known are left out, as in `evaluation.beyond.diversity`: they say nothing of how alike a list is.
 
     cells: how many numbers to hold at once.
     """
     found = np.full(len(lists), np.nan)
     for users in like_lengths(lists.lengths, max(1, cells // alike.cells)):
         items = padded(lists.values, lists.offsets, users, -1)
+        counted = (items >= 0) & alike.known(items)
         to, total = alike.among(items), np.zeros(len(users))
         for place in range(items.shape[1]):
-            here = items[:, place] >= 0
-            before = to(np.full(len(users), place))[:, :place].sum(axis=1)
-            total += np.where(here, before, 0)
-        lengths = lists.lengths[users]
-        pairs = lengths * (lengths - 1) / 2
+            before = to(np.full(len(users), place))[:, :place].sum(axis=1, where=counted[:, :place])
+            total += np.where(counted[:, place], before, 0)
+        count = counted.sum(axis=1)
+        pairs = count * (count - 1) / 2
         found[users] = np.divide(pairs - total, pairs, out=np.full(len(users), np.nan), where=pairs > 0)
     return found

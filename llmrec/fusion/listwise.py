@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize
 
+from llmrec.errors import UserError
 from llmrec.fusion.parts import largest, sums
+
+STEPS = 1000
+FLAT = 1e-3  # the steepest slope of the loss at an answer: where rounding ends the search near the bottom, it is less
 
 
 def log_softmax(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -24,6 +28,9 @@ def fit(features: np.ndarray, offsets: np.ndarray, truth: np.ndarray, l2: float)
     2007), and l2 / 2 times the weights' squared norm. It is convex: there is one answer.
 
     features: float64[total, f]; truth: bool[total], at least one of each user.
+
+    Raises:
+        UserError: the search ended before it was there.
     """
     lengths = np.diff(offsets)
     users = max(len(lengths), 1)
@@ -34,5 +41,10 @@ def fit(features: np.ndarray, offsets: np.ndarray, truth: np.ndarray, l2: float)
         slope = features.T @ (np.exp(logs) - target) / users
         return -float(target @ logs) / users + l2 / 2 * float(weights @ weights), slope + l2 * weights
 
-    found = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 1000})
+    found = minimize(loss, np.zeros(features.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": STEPS})
+    if not found.success and not np.abs(found.jac).max() <= FLAT:
+        raise UserError(
+            f"fusion: the weights have not settled after {found.nit:,} steps; raise fusion.l2 (here it is {l2:g}), or "
+            "name fewer parts in fusion.parts"
+        )
     return np.asarray(found.x)

@@ -80,7 +80,8 @@ def fit(
     true say nothing of the weights and are only counted.
 
     Raises:
-        UserError: no user has a true candidate, or every part says the same of all candidates of every user.
+        UserError: no user has a true candidate, every part says the same of all candidates of every user, trees find
+            nothing to split, or the weights do not settle.
     """
     told = sums(truth.astype(float), parts.offsets) > 0
     found = float(told.mean()) if len(told) else 0.0

@@ -21,7 +21,7 @@ def fit(features: np.ndarray, offsets: np.ndarray, truth: np.ndarray, seed: int)
     features: float64[total, f]; offsets: int64[n + 1]; truth: bool[total].
 
     Raises:
-        UserError: LightGBM is not installed.
+        UserError: LightGBM is not installed, or splits nothing, so that all candidates would have one score.
     """
     lightgbm = _lightgbm()
     settings = {**SETTINGS, "seed": seed}
@@ -40,7 +40,14 @@ def fit(features: np.ndarray, offsets: np.ndarray, truth: np.ndarray, seed: int)
         stop = lightgbm.early_stopping(PATIENCE, verbose=False)
         first = lightgbm.train(settings, learnt, ROUNDS, valid_sets=[data(held_out, learnt)], callbacks=[stop])
         rounds = max(first.best_iteration, 1)
-    return str(lightgbm.train(settings, data(np.ones(len(lengths), bool)), rounds).model_to_string())
+    grown = str(lightgbm.train(settings, data(np.ones(len(lengths), bool)), rounds).model_to_string())
+    if not gains(grown).any():
+        raise UserError(
+            f"fusion by trees: {len(features):,} candidates of {len(lengths):,} users give nothing to split (a leaf "
+            f"holds {SETTINGS['min_data_in_leaf']} of them); set fusion.method = linear, or hold out events of more "
+            "users"
+        )
+    return grown
 
 
 def score(model: str, features: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from llmrec.report import figures
 from llmrec.report.headline import cost_of, sentences
-from llmrec.report.terminal import text
+from llmrec.report.terminal import figure, share, text
 
 OUTCOMES = {"better": "ours is better", "worse": "ours is worse", "unclear": "not told apart"}
 
@@ -18,8 +18,13 @@ OUTCOMES = {"better": "ours is better", "worse": "ours is worse", "unclear": "no
 def render(shown: Mapping[str, Any]) -> str:
     """The page of what `engine.report.gather` gives.
 
-    Every text is escaped. Parts of an evaluation that are not there (segments, fairness, calibration ...) are left out.
+    Parts of an evaluation that are not there (segments, fairness, calibration ...) are left out.
     """
+    return drawn("page.html.j2", **shown, sentences=sentences(shown), cost=cost_of(shown), outcomes=OUTCOMES)
+
+
+def drawn(template: str, **given: Any) -> str:
+    """A template beside this module with what it is given, our style sheet and `figures`. Every text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llmrec.report", "."),
         autoescape=True,
@@ -27,25 +32,13 @@ def render(shown: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"text": text, "figure": _figure, "signed": _signed, "share": _share, "chance": _chance}
+    environment.filters |= {"text": text, "figure": figure, "signed": _signed, "share": share, "chance": _chance}
     style = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
-    return environment.get_template("page.html.j2").render(
-        **shown, sentences=sentences(shown), cost=cost_of(shown), figures=figures, outcomes=OUTCOMES,
-        style=Markup(style),  # ours, not data
-    )  # fmt: skip
-
-
-def _figure(value: float | None) -> str:
-    """To four places, as metrics are read."""
-    return "-" if value is None else f"{value:.4f}"
+    return environment.get_template(template).render(**given, figures=figures, style=Markup(style))  # ours, not data
 
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.4f}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
 
 
 def _chance(value: float) -> str:

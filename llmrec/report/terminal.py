@@ -45,7 +45,7 @@ def print_search(summary: Mapping[str, Any]) -> None:
     """The trials of a search, the best first, why some failed, and what the best one was trained with."""
     keys = list(dict.fromkeys(key for of in summary["trials"] for key in of["settings"]))
     rows = [
-        [of["number"], *(of["settings"].get(key) for key in keys), _metric(of["best"]), of["steps"], of["seconds"],
+        [of["number"], *(of["settings"].get(key) for key in keys), figure(of["best"]), of["steps"], of["seconds"],
          of["state"]]
         for of in summary["trials"]
     ]  # fmt: skip
@@ -58,13 +58,9 @@ def print_search(summary: Mapping[str, Any]) -> None:
         if of["reason"]:
             console().print(f"trial {of['number']} failed: {of['reason']}", markup=False)
     best = ", ".join(f"{key} = {text(value)}" for key, value in summary["settings"].items())
-    console().print(f"best: {best}, {summary['metric']} {_metric(summary['best'])}", markup=False)
+    console().print(f"best: {best}, {summary['metric']} {figure(summary['best'])}", markup=False)
     console().print(f"train with it: python jobs/train.py --config {summary['config']}", markup=False, soft_wrap=True)
     console().print(f"all trials: {summary['table']}", markup=False, soft_wrap=True)
-
-
-def _metric(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def print_explanation(summary: Mapping[str, Any]) -> None:
@@ -161,11 +157,12 @@ def _print_segments(summary: Mapping[str, Any], key: str) -> None:
 
 
 def _print_fairness(fairness: Mapping[str, Any]) -> None:
-    for gap in fairness["users"]:
-        console().print(
-            f"{gap['by']}: {gap['metric']} is {gap['gap']:.4f} higher for '{gap['best']}' than for '{gap['worst']}', "
-            f"95% {gap['low']:+.4f} to {gap['high']:+.4f}"
-        )
+    for kind, gaps in (("", fairness["users"]), ("held-out items by ", fairness["item_gaps"])):
+        for gap in gaps:
+            console().print(
+                f"{kind}{gap['by']}: {gap['metric']} is {gap['gap']:.4f} higher for '{gap['best']}' than for "
+                f"'{gap['worst']}', 95% {gap['low']:+.4f} to {gap['high']:+.4f}"
+            )
     for items in fairness["items"]:
         shares = (
             f"{of['name']} {text(of['ratio'])}"
@@ -205,6 +202,15 @@ def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     for row in rows:
         table.add_row(*(text(v) for v in row))
     console().print(table)
+
+
+def figure(value: float | None) -> str:
+    """To four places, as metrics are read; a dash where nothing can be said."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def text(value: Any) -> str:

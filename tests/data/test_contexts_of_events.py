@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import polars as pl
@@ -102,8 +103,16 @@ def test_texts_whole_numbers_and_booleans_become_texts() -> None:
     ("column", "complaint"),
     [
         ({}, r"log: column 'place', which data.context names, is missing \(it has: x\)"),
-        ({"place": [0.5]}, "log: column 'place' has type double; data.context takes texts, whole numbers and booleans"),
-        ({"place": [["a"]]}, "log: column 'place' has type list"),
+        (
+            {"place": [0.5]},
+            "log: column 'place' has type double; data.context takes texts, whole numbers and booleans: cut its "
+            "numbers into a few named ranges, as texts",
+        ),
+        (
+            {"place": pa.array([Decimal("19.90")])},
+            r"log: column 'place' has type decimal128\(4, 2\); .*: cut its numbers into a few named ranges",
+        ),
+        ({"place": [["a"]]}, "log: column 'place' has type list.*booleans: make it one of these"),
     ],
 )
 def test_columns_that_are_no_context_are_named(column: dict[str, Any], complaint: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from llmrec import config, schema
 from llmrec.config import Privacy
-from llmrec.engine import evaluate_items, labelled_pairs, measured, score_parts
+from llmrec.engine import evaluate, evaluate_items, labelled_pairs, measured, score_parts
 from llmrec.engine.evaluate_bucket import measured as measured_bucket
 from llmrec.engine.evaluate_items import Catalogue
 from llmrec.engine.measured import from_bytes, to_bytes, together
@@ -130,6 +130,20 @@ def test_true_items_of_a_group_alone_count_in_it(layout: Layout, parts: list[mea
     assert got == pytest.approx(wanted) and any(len(truth[users[u]]) > 1 for u, _ in wanted)
     everyone = [ndcg(lists.get(user, []), set(truth[user])) for user in users]
     np.testing.assert_allclose(found.values[at], everyone)
+
+
+def test_the_gap_between_groups_of_held_out_items_is_that_of_their_segments(
+    layout: Layout, parts: list[measured.Measured]
+) -> None:
+    found, wanted = together(parts), settings(segments=["items.genres"])
+    told = evaluate._fairness(found, known(layout), [], wanted.evaluate)
+    (segment,) = evaluate._segments(found, known(layout), [], [found.names.index(OURS)], wanted.evaluate)
+    means = {group.name: group.rows[0].values["ndcg@2"] for group in segment.groups}
+    best, worst = max(means, key=lambda name: means[name]), min(means, key=lambda name: means[name])
+    (gap,) = told.item_gaps
+    assert (gap.by, gap.metric, gap.best, gap.worst) == ("items.genres", "ndcg@2", best, worst)
+    assert gap.gap == pytest.approx(means[best] - means[worst]) and gap.low < gap.gap < gap.high
+    assert told.users == [] and [of.by for of in told.items] == ["popularity", "items.genres"]
 
 
 def test_what_groups_of_items_are_shown_of(layout: Layout, parts: list[measured.Measured]) -> None:

@@ -7,9 +7,12 @@ import itertools
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy import sparse
+from scipy import sparse, special
+from scipy.spatial.distance import pdist
 
 from llmrec.evaluation import beyond
+from llmrec.fusion import rules
+from llmrec.fusion.diversity import Categories, Vectors, unlikeness
 from llmrec.ranker.ragged import Ragged
 
 N, USERS, CUTOFFS = 12, 40, (1, 3, 5)
@@ -43,6 +46,39 @@ def test_facts_of_items() -> None:
 def naive_diversity(items: list[int], vectors: np.ndarray, present: np.ndarray) -> float:
     apart = [1 - float(vectors[a] @ vectors[b]) for a, b in itertools.combinations([i for i in items if present[i]], 2)]
     return float(np.mean(apart)) if apart else np.nan
+
+
+def test_novelty_is_scipys_self_information() -> None:
+    share = np.maximum(had(), 1) / 50
+    np.testing.assert_allclose(beyond.item_facts(had(), 50)[:, 0], special.entr(share) / share / np.log(2))
+
+
+def test_diversity_is_scipys_mean_distance_and_that_of_llmrec_diversity(lists: Ragged) -> None:
+    """Items without a vector are left out of both; so the two figures of one run agree."""
+    vectors, present = unit(N), np.arange(N) % 5 > 0
+    vectors[~present] = 0
+    known = Ragged.of([[i for i in lists[u].tolist() if i >= 0] for u in range(USERS)])
+    told = [[i for i in items if present[i]] for items in (known[u].tolist() for u in range(USERS))]
+    wanted = [pdist(vectors[items].astype(float), "cosine").mean() if len(items) > 1 else np.nan for items in told]
+    assert any(len(of) < len(known[u]) for u, of in enumerate(told)) and np.isnan(wanted).any()
+    np.testing.assert_allclose(beyond.diversity(known, vectors, present), wanted, atol=1e-6)
+    np.testing.assert_allclose(unlikeness(known, Vectors(vectors), 1 << 20), wanted, atol=1e-6)
+
+
+def test_diversity_by_one_value_each_is_that_of_llmrec_diversity(lists: Ragged) -> None:
+    """Of several values, evaluate takes their cosine and llmrec diversity the share that both have."""
+    brands = [[["x"], [], ["y"]][i % 3] for i in range(N)]
+    known = Ragged.of([[i for i in lists[u].tolist() if i >= 0] for u in range(USERS)])
+    column = pa.array(brands, pa.list_(pa.string()))
+    categories = beyond.unit_categories([column])
+    found = beyond.diversity(known, categories, np.diff(categories.indptr) > 0)
+    np.testing.assert_allclose(unlikeness(known, Categories(rules.coded([column])), 1 << 20), found, atol=1e-6)
+    several = pa.array([brand * 2 + ["z"] * (i % 2) for i, brand in enumerate(brands)], pa.list_(pa.string()))
+    coded = Categories(rules.coded([several]))
+    flags = np.asarray([[value in of for value in "xyz"] for of in several.to_pylist()])
+    some = [[i for i in known[u].tolist() if flags[i].any()] for u in range(USERS)]
+    wanted = [pdist(flags[items], "jaccard").mean() if len(items) > 1 else np.nan for items in some]
+    np.testing.assert_allclose(unlikeness(known, coded, 1 << 20), wanted, atol=1e-6)
 
 
 def test_diversity_by_vectors_and_by_categories(lists: Ragged) -> None:

@@ -143,6 +143,43 @@ def test_nothing_to_fit_on_is_said() -> None:
         model.fit(parts_of(features[:0], np.zeros(1, np.int64)), truth[:0], BOTH)
 
 
+@pytest.mark.parametrize("users", [3, 5])
+def test_trees_of_too_few_candidates_are_refused_instead_of_ranking_by_item(users: int) -> None:
+    """With fewer than two leaves' candidates LightGBM itself gives everyone the same score."""
+    features, offsets, truth = chosen(users)
+    lengths = np.diff(offsets)
+    assert len(features) < 2 * trees.SETTINGS["min_data_in_leaf"]
+
+    import lightgbm
+
+    ranker = lightgbm.LGBMRanker(min_child_samples=trees.SETTINGS["min_data_in_leaf"], verbose=-1)
+    assert np.ptp(ranker.fit(features, truth.astype(int), group=lengths).predict(features)) == 0
+    with pytest.raises(
+        UserError, match=rf"trees: {len(features)} candidates of {users} users .* fusion.method = linear"
+    ):
+        model.fit(parts_of(features, offsets), truth, ("z_score",), "trees")
+
+
+def test_an_ablation_that_leaves_trees_nothing_to_split_is_left_out() -> None:
+    features, offsets, truth = chosen(60)
+    features[:, 1] = np.arange(len(features)) == 0  # a leaf of its own would hold one candidate
+    parts = parts_of(features[:, :2], offsets)
+    fit = partial(model.fit, normalise=("min_max",), method="trees")
+    assert set(ablations.fit(parts, truth, fit, {"a": ("a",), "b": ("b",)}).without) == {"b"}
+
+
+def test_weights_that_have_not_settled_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, offsets, truth = chosen(100)
+    settled = listwise.fit(features, offsets, truth, 0.0)
+    monkeypatch.setattr(listwise, "STEPS", 2)
+    with pytest.raises(
+        UserError, match=r"the weights have not settled after 2 steps; raise fusion.l2 \(here it is 0\)"
+    ):
+        listwise.fit(features, offsets, truth, 0.0)
+    monkeypatch.setattr(listwise, "FLAT", 1.0)
+    assert np.abs(listwise.fit(features, offsets, truth, 0.0) - settled).max() > 1e-3, "two steps are too few"
+
+
 def test_candidates_without_a_part_are_refused() -> None:
     features, offsets, truth = chosen(20)
     parts = parts_of(features, offsets)

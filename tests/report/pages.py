@@ -73,6 +73,10 @@ def with_all(**changes: Any) -> dict[str, Any]:
                 {"by": "users.age", "metric": "ndcg@10", "best": "old", "worst": "young", "gap": 0.031, "low": 0.01,
                  "high": 0.05},
             ],
+            "item_gaps": [
+                {"by": "item_events", "metric": "ndcg@10", "best": "often", "worst": "rarely", "gap": 0.077,
+                 "low": 0.06, "high": 0.09},
+            ],
             "items": [
                 {"by": "item_events", "groups": [
                     {"name": "head", "catalogue": 0.2, "truth": 0.5, "exposure": 0.777, "ratio": 1.55, "low": 1.4,

@@ -63,7 +63,8 @@ def test_a_page_shows_everything_that_is_there() -> None:
         "null_id", "data.buckets", "0.1200", "0.1100 to 0.1300", "+0.0100 to +0.0300", "ours is better",
         "not told apart", "0.012 ", "coverage@10", "0.345", "0.456", "zero-shot", "fused without ranker",
         "-0.0100 to +0.0120", "60.0%", "0.6000", "61.0%", "30 of 40 planned steps", "0.1234", "history length",
-        "1 to 5", "6 or more 0 nobody", "77", "users.age", "young", "0.0310", "head", "77.7%", "1.55", "0.0456",
+        "1 to 5", "6 or more 0 nobody", "77", "users.age", "young", "0.0310",
+        "Between held-out items", "rarely", "0.0770", "head", "77.7%", "1.55", "0.0456",
         "0.7654", "41,624", "15,593", "94,295", "4.3%", "2.65", "r-0", "194.2 s", "Amistad", "at rank 1 of 20",
         "not among the 20 ranked", "Flubber · Star Maps", "6.1%", "5.125",
     ):  # fmt: skip
@@ -89,6 +90,19 @@ def test_parts_that_are_there_and_empty_are_left_out(empty: dict[str, Any]) -> N
     found = shown()
     found["evaluation"] |= empty
     assert render(found) == render(shown())
+
+
+def test_an_evaluation_of_before_gaps_between_items_has_a_page() -> None:
+    found = with_all()
+    del found["evaluation"]["fairness"]["item_gaps"]
+    assert "Between held-out items" not in read(render(found)).text
+
+
+def test_shares_of_nothing_are_dashes() -> None:
+    found = with_all()
+    unknown = dict.fromkeys(("truth", "exposure", "ratio", "low", "high"))
+    found["evaluation"]["fairness"]["items"][0]["groups"] = [{"name": "head", "catalogue": 0.2, **unknown}]
+    assert "head 20.0% - - - -" in read(render(found)).text
 
 
 def test_texts_of_the_data_are_no_markup() -> None:

@@ -57,6 +57,8 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
         "fairness": {
             "users": [{"by": "users.age", "metric": "ndcg@10", "best": "old", "worst": "young", "gap": 0.0456,
                        "low": -0.001, "high": 0.09}],
+            "item_gaps": [{"by": "item_events", "metric": "ndcg@10", "best": "20-99", "worst": "0", "gap": 0.0789,
+                           "low": 0.01, "high": 0.1}],
             "items": [{"by": "popularity", "groups": [
                 {"name": "head", "catalogue": 0.5, "truth": 0.9, "exposure": 1, "ratio": 1.6, "low": 1.5, "high": 1.7},
                 {"name": "none", "catalogue": 0, "truth": 0, "exposure": 0, "ratio": None, "low": None, "high": None},
@@ -88,6 +90,7 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
         "history_length",
         "77",
         "0.0456 higher for 'old' than for 'young'",
+        "held-out items by item_events: ndcg@10 is 0.0789 higher for '20-99' than for '0', 95% +0.0100 to +0.1000",
         "head 1.6 (1.50 - 1.70), none -",
         "4,568 published pairs",
         "0.0123",
