@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from llmrec.generation import generator, instructions
 from llmrec.generation.instructions import Instructions
 from llmrec.generation.prompts import Prompter, content_hashes
 from llmrec.layout import Layout
-from llmrec.ranker.card import model_version
+from llmrec.ranker.card import model_revision
 from llmrec.ranker.model import load_tokenizer
 from llmrec.ranker.ragged import Ragged
 from llmrec.schema import BUCKET, CONTENT_HASH, DETAIL, ITEM, ITEMS, KEY, ORIGIN, REASON, TEXT, TRAIN_LENGTH, USER
@@ -157,7 +156,7 @@ def augment(settings: config.Config, layout: Layout, say: Callable[[str], None])
             jobs[kind], templates[kind] = read, f"{read.name}.v{read.version}"
     if jobs:
         directory = assets.resolve_model(wanted.model)  # a wrong name is told before actors start
-        revision = model_version(directory) if Path(directory).is_dir() else directory
+        revision = model_revision(wanted.model)
         positions = generator.positions_of(directory)
     for kind, where in (("items", layout.item_augmentations), ("users", layout.user_augmentations)):
         if kind not in jobs:

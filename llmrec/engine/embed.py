@@ -11,20 +11,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from llmrec import assets, config, schema, storage
+from llmrec import config, schema, storage
 from llmrec.engine import watch
 from llmrec.engine.embed_pool import EncoderActor, Job, Unit
 from llmrec.engine.prompts import own_columns, told
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.card import model_version
+from llmrec.ranker.card import model_revision
 from llmrec.ranker.graph import spectral_embedding
 from llmrec.ranker.templates import fill
 from llmrec.schema import ITEM
@@ -83,7 +82,7 @@ def embed(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
     catalogue = _catalogue(layout, prompt, items.images)
     ids = catalogue[ITEM].combine_chunks()
     # A wrong name is told before actors start.
-    revision, image_revision = _revision(items.encoder), _revision(items.image_encoder)
+    revision, image_revision = model_revision(items.encoder), model_revision(items.image_encoder)
     there = {uri for uri, _ in storage.list_files(table, ".arrow")}
     before = embeddings.describe(table)
     if before is not None and not {storage.join(table, shard.path) for shard in before.shards} <= there:
@@ -149,12 +148,6 @@ def _nothing(settings: config.Config, layout: Layout, say: Callable[[str], None]
     else:
         say("model.items = text: items are read as text, there is nothing to embed")
     return Embedded(0, 0, 0, 0, 0, 0, {}, {}, 0, 0, None, None, "", "", "", "", None)
-
-
-def _revision(model: str) -> str:
-    """Which model a name means now; empty for none."""
-    directory = assets.resolve_model(model) if model else ""
-    return model_version(directory) if directory and Path(directory).is_dir() else directory
 
 
 def _catalogue(layout: Layout, prompt: config.Prompt, images: str = "") -> pa.Table:
