@@ -178,11 +178,19 @@ def _rows(items: pa.Table, settings: config.Config, revision: str, image_revisio
 
 def _uris(names: list[str | None], root: str) -> list[str | None]:
     """Where pictures lie, for actors in other directories; null for a name that is missing or blank."""
+    root = storage.absolute(root) if root else ""
     there = [name and name.strip() for name in names]
-    if root:
-        root = storage.absolute(root)
-        return [storage.join(root, name) if name else None for name in there]
-    return [storage.absolute(name) if name else None for name in there]
+    return [_uri(name, root) if name else None for name in there]
+
+
+def _uri(name: str, root: str) -> str:
+    """A name that can lie nowhere stays as it is: who is to read it says what is wrong."""
+    if root and (joined := storage.under(root, name)) != name:
+        return joined
+    try:
+        return storage.absolute(name)
+    except UserError:
+        return name
 
 
 def _shard(number: int, rows: pa.Table, graph: str) -> Shard:
