@@ -279,7 +279,8 @@ def _users(job: Job, settings: config.Config, positions: int | None, say: Callab
     given = {"job": job, "texts": ray.put(texts.select([ITEM, TEXT]))}
     sources = [{BUCKET: b, "uri": uri} for b, uri in sorted(files.items())]
     say(f"reading the users of {len(sources)} buckets")
-    plan = {**given, "positions": positions, "known": ray.put(known)}
+    claims = watch.beside_driver(_Claims, max_task_retries=-1)
+    plan = {**given, "positions": positions, "known": ray.put(known), "claims": claims}
     done = _generate(job, sources, plan, settings, say)
     after = augmentations.generated(job.folder)
     storage.delete(job.quarantine)
@@ -310,13 +311,26 @@ def _asked_of_users(job: Job, uri: str, texts: pa.Table, prompter: Prompter) -> 
     return _asked(job, table[USER].combine_chunks().filter(some), told, prompter)
 
 
-def _plan_users(batch: pa.Table, job: Job, texts: Any, positions: int | None, known: Any) -> pa.Table:
-    """A bucket's prompts without an answer, in shards."""
+class _Claims:
+    """Which bucket has each prompt answered whose users are in several: the first that asks, as often as it does, since
+    a task that is lost comes again. Forgotten with its node, it lets a prompt be answered twice, never not at all."""
+
+    def __init__(self) -> None:
+        self.bucket: dict[bytes, int] = {}
+
+    def mine(self, bucket: int, hashes: Sequence[str]) -> list[bool]:
+        return [self.bucket.setdefault(bytes.fromhex(h), bucket) == bucket for h in hashes]
+
+
+def _plan_users(batch: pa.Table, job: Job, texts: Any, positions: int | None, known: Any, claims: Any) -> pa.Table:
+    """A bucket's prompts without an answer that are its to have answered, in shards."""
     import ray
 
     (source,) = batch.to_pylist()
     prompter = job.prompter()
     missing = _missing(_asked_of_users(job, source["uri"], ray.get(texts), prompter), ray.get(known))
+    mine = ray.get(claims.mine.remote(source[BUCKET], missing[CONTENT_HASH].to_pylist()))
+    missing = missing.filter(pa.array(mine, pa.bool_()))
     _check_length(missing[PROMPT].to_pylist(), prompter, job.settings, positions)
     starts = range(0, missing.num_rows, job.settings.shard)
     return pa.Table.from_pylist([to_row(missing.slice(s, job.settings.shard)) for s in starts], schema=SHARDS)
