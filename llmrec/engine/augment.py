@@ -18,7 +18,7 @@ import pyarrow.compute
 
 from llmrec import assets, config, schema, storage
 from llmrec.engine import units, watch
-from llmrec.engine.augment_pool import PROMPT, SHARDS, WriterActor, to_row
+from llmrec.engine.augment_pool import SHARDS, TOLD, WriterActor, to_row
 from llmrec.engine.prompts import item_texts
 from llmrec.generation import generator, instructions
 from llmrec.generation.instructions import Instructions
@@ -110,10 +110,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Asked:
-    """ids: of the rows that are to get a text; prompts: of each; hashes: of these."""
+    """ids: of the rows that are to get a text; told: what the model is told of each, see `Prompter`; hashes: of the
+    whole prompts."""
 
     ids: pa.Array
-    prompts: list[str]
+    told: list[str]
     hashes: list[str]
 
 
@@ -198,7 +199,7 @@ def _items(job: Job, settings: config.Config, positions: int | None, say: Callab
     asked = _asked_of_items(job, settings, prompter)
     known = augmentations.generated(job.folder)
     missing = _missing(asked, known)
-    _check_length(missing.column(PROMPT).to_pylist(), prompter, job.settings, positions)
+    _check_length(missing.column(TOLD).to_pylist(), prompter, job.settings, positions)
     before = sum(known.has(asked.hashes).tolist())
     shards = [missing.slice(start, job.settings.shard) for start in range(0, missing.num_rows, job.settings.shard)]
     say(f"{len(asked.ids):,} items with little text, {missing.num_rows:,} texts to write in {len(shards)} shards")
@@ -223,19 +224,19 @@ def _asked_of_items(job: Job, settings: config.Config, prompter: Prompter) -> As
 
 
 def _asked(job: Job, ids: pa.Array, rows: pa.Table, prompter: Prompter) -> Asked:
-    prompts = prompter.prompts(rows)
-    return Asked(ids, prompts, content_hashes(prompts, job.rule))
+    told = prompter.told(rows)
+    return Asked(ids, told, content_hashes(map(prompter.prompt, told), job.rule))
 
 
 def _missing(asked: Asked, known: Generated) -> pa.Table:
-    """content_hash and prompt of what has no answer yet, each prompt once."""
+    """content_hash and told of what has no answer yet, each prompt once."""
     has = known.has(asked.hashes).tolist()
-    new = {h: p for h, p, there in zip(asked.hashes, asked.prompts, has, strict=True) if not there}
-    return pa.table({CONTENT_HASH: pa.array(new, pa.string()), PROMPT: pa.array(new.values(), pa.large_string())})
+    new = {h: t for h, t, there in zip(asked.hashes, asked.told, has, strict=True) if not there}
+    return pa.table({CONTENT_HASH: pa.array(new, pa.string()), TOLD: pa.array(new.values(), pa.large_string())})
 
 
-def _check_length(prompts: Sequence[str], prompter: Prompter, settings: config.Augment, positions: int | None) -> None:
-    longest = sorted(prompts, key=lambda text: len(text.encode()))[-8:]  # by bytes, nearly as good as by tokens
+def _check_length(told: Sequence[str], prompter: Prompter, settings: config.Augment, positions: int | None) -> None:
+    longest = sorted(told, key=lambda text: len(text.encode()))[-8:]  # by bytes, nearly as good as by tokens
     own = max(map(len, prompter.tokens(longest)), default=0)
     generator.check_length(len(prompter.prefix) + own, settings, positions)
 
@@ -331,7 +332,7 @@ def _plan_users(batch: pa.Table, job: Job, texts: Any, positions: int | None, kn
     missing = _missing(_asked_of_users(job, source["uri"], ray.get(texts), prompter), ray.get(known))
     mine = ray.get(claims.mine.remote(source[BUCKET], missing[CONTENT_HASH].to_pylist()))
     missing = missing.filter(pa.array(mine, pa.bool_()))
-    _check_length(missing[PROMPT].to_pylist(), prompter, job.settings, positions)
+    _check_length(missing[TOLD].to_pylist(), prompter, job.settings, positions)
     starts = range(0, missing.num_rows, job.settings.shard)
     return pa.Table.from_pylist([to_row(missing.slice(s, job.settings.shard)) for s in starts], schema=SHARDS)
 

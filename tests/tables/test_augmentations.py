@@ -110,8 +110,9 @@ def test_users_texts_tell_of_their_newest_training_events(tmp_path: Path, tiny_m
             newest = [f"w{i % 40}" for i in reversed(items[:kept][-4:])]
             wanted[user] = "; ".join(dict.fromkeys(newest))
     assert asked.ids.to_pylist() == list(wanted) == [2, 3, 4, 5]
-    for prompt, history in zip(asked.prompts, wanted.values(), strict=True):
-        assert prompt.endswith(f"Chosen: {history}\nInterests:")
+    assert asked.told == [f"Chosen: {history}" for history in wanted.values()]
+    for told, history in zip(asked.told, wanted.values(), strict=True):
+        assert prompter.prompt(told).endswith(f"Chosen: {history}\nInterests:")
 
 
 def test_users_of_several_buckets_with_one_prompt_have_it_answered_once(
