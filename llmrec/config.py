@@ -545,7 +545,7 @@ class New(Section):
 
 
 class Search(Section):
-    """How text, als and retrieve look for the nearest of all items."""
+    """How text, query, als and retrieve look for the nearest of all items."""
 
     method: Literal["exact", "clusters"] = Field(
         "exact", description="clusters: of a user's nearest clusters alone, by faiss (llmrec[faiss]) and on CPUs: for "
@@ -635,8 +635,8 @@ class Recall(Section):
             raise ValueError("merge names 'segment': recall.segment.columns must name columns of the users table")
         if self.item_item.decays and "item_item" not in self.merge:
             raise ValueError("item_item.decays are for a merge that names item_item")
-        if self.search.method == "clusters" and not {"text", "als", "retrieve"} & set(self.merge):
-            raise ValueError("search.method = clusters is for a merge that names text, als or retrieve")
+        if self.search.method == "clusters" and not {"text", "query", "als", "retrieve"} & set(self.merge):
+            raise ValueError("search.method = clusters is for a merge that names text, query, als or retrieve")
         for source in self.quotas:
             if source not in self.merge:
                 raise ValueError(f"quotas names '{source}', which merge does not")
