@@ -1225,6 +1225,11 @@ class Config(BaseSettings):
             raise ValueError(
                 "train.train_embeddings = true goes with model.items = text: with items as vectors, few words are read"
             )
+        if self.model.items == "text" and self.items.images:
+            raise ValueError(
+                f"items.images = {self.items.images} goes with model.items = token: items as text are read without "
+                "pictures"
+            )
         of_items = (self.items.id, self.items.encoder, self.data.edges, self.items.images, self.items.vectors,
                     self.items.categories, self.items.numbers)  # fmt: skip
         if self.model.items == "token" and not any(of_items):

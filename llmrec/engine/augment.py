@@ -96,7 +96,7 @@ class Job:
         """Provenance: columns that all rows share."""
         return {
             "model": self.settings.model, "revision": self.revision, "template": self.instructions.name,
-            "template_version": self.instructions.version,
+            "template_version": self.instructions.version, "template_digest": self.instructions.digest,
             "seed": self.settings.seed if self.settings.temperature else None,
         }  # fmt: skip
 

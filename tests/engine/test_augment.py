@@ -11,6 +11,7 @@ from test_bad_input import failure, quietly
 from llmrec import assets, config, schema, storage
 from llmrec.engine import stages
 from llmrec.engine.prompts import item_texts, tokenise_items
+from llmrec.generation import instructions
 from llmrec.layout import Layout
 from llmrec.ranker.model import load_tokenizer
 from llmrec.tables import buckets
@@ -79,8 +80,9 @@ def test_only_what_is_new_is_written_and_what_is_no_answer_is_set_aside() -> Non
     assert table.schema == schema.augmentations("item_id", pa.int64())
     assert table["item_id"].to_pylist() == sorted(found) and done["revision"] == table["revision"][0].as_py()
     assert found[5]["text"] == found[2]["text"] and found[5]["content_hash"] == found[2]["content_hash"]
-    assert {(r["model"], r["template"], r["template_version"], r["seed"]) for r in found.values()} == {
-        (MODEL, "item", 1, None)
+    source = ("model", "template", "template_version", "template_digest", "seed")
+    assert {tuple(row[name] for name in source) for row in found.values()} == {
+        (MODEL, "item", 1, instructions.read("item.v1").digest, None)
     }
     assert done["items_set_aside"].get("repetitive"), "one of these titles makes the model loop"
     assert all(row["reason_code"] in ("repetitive", "off_schema", "too_long", "empty") for row in left.values())

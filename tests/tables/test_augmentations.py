@@ -141,3 +141,11 @@ def test_users_of_several_buckets_with_one_prompt_have_it_answered_once(
     assert [len(found[bucket]) for bucket in lists] == [2, 1, 0]
     assert len({h for of in found.values() for h in of}) == 3
     assert {bucket: planned(bucket) for bucket in lists} == found, "a task that is lost comes again with the same"
+
+
+def test_a_table_tells_whence_its_texts_come(tmp_path: Path, tiny_model: Path) -> None:
+    job = job_of_users(tmp_path, tiny_model)
+    form = schema.augmentations("user_id", pa.int64())
+    (row,) = augmentations.table("user_id", pa.array([7]), pa.array(["tea"]), ["0" * 32], form, job.source).to_pylist()
+    digest = instructions.read("user.v1").digest
+    assert (row["template"], row["template_version"], row["template_digest"]) == ("user", 1, digest)
