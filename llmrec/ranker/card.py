@@ -70,9 +70,9 @@ def model_revision(model: str) -> str:
     """Which model a name means now: of a directory or a copy of one, `model_version`; of a hub id, the commit that this
     machine's hub cache is at; empty for no name.
 
-    The cache is asked, not the hub, so that a revision is the one that is loaded. A model that is not there yet is
-    about to be fetched: its smallest file is fetched here, or the first run would tell another revision than the next.
-    A hub id stands for itself where nothing is cached and no hub answers.
+    The cache is asked, not the hub: a model that changes there is noticed once it has come into the cache. One that is
+    not cached yet is about to be fetched; a small file of it is fetched here, or the first run would tell another
+    revision than the next. A hub id stands for itself where nothing is cached and no hub answers.
 
     Raises:
         UserError: see `assets.resolve_model`.
