@@ -545,7 +545,7 @@ class New(Section):
 
 
 class Search(Section):
-    """How text, als and retrieve look for the nearest of all items."""
+    """How text, query, als and retrieve look for the nearest of all items."""
 
     method: Literal["exact", "clusters"] = Field(
         "exact", description="clusters: of a user's nearest clusters alone, by faiss (llmrec[faiss]) and on CPUs: for "
@@ -635,8 +635,8 @@ class Recall(Section):
             raise ValueError("merge names 'segment': recall.segment.columns must name columns of the users table")
         if self.item_item.decays and "item_item" not in self.merge:
             raise ValueError("item_item.decays are for a merge that names item_item")
-        if self.search.method == "clusters" and not {"text", "als", "retrieve"} & set(self.merge):
-            raise ValueError("search.method = clusters is for a merge that names text, als or retrieve")
+        if self.search.method == "clusters" and not {"text", "query", "als", "retrieve"} & set(self.merge):
+            raise ValueError("search.method = clusters is for a merge that names text, query, als or retrieve")
         for source in self.quotas:
             if source not in self.merge:
                 raise ValueError(f"quotas names '{source}', which merge does not")
@@ -1224,6 +1224,11 @@ class Config(BaseSettings):
         if self.model.items == "token" and self.train.train_embeddings:
             raise ValueError(
                 "train.train_embeddings = true goes with model.items = text: with items as vectors, few words are read"
+            )
+        if self.model.items == "text" and self.items.images:
+            raise ValueError(
+                f"items.images = {self.items.images} goes with model.items = token: items as text are read without "
+                "pictures"
             )
         of_items = (self.items.id, self.items.encoder, self.data.edges, self.items.images, self.items.vectors,
                     self.items.categories, self.items.numbers)  # fmt: skip

@@ -81,10 +81,12 @@ def rankings(user: pa.DataType, item: pa.DataType) -> pa.Schema:
 
 
 def augmentations(key: str, ids: pa.DataType) -> pa.Schema:
-    """Texts that a model wrote, one row an item or user (`key`), and whence they come; seed: null if none was used."""
+    """Texts that a model wrote, one row an item or user (`key`), and whence they come; template_digest: of all that the
+    template says, whatever its name; seed: null if none was used."""
     return pa.schema([
         (key, ids), (TEXT, pa.string()), ("model", pa.string()), ("revision", pa.string()), ("template", pa.string()),
-        ("template_version", pa.int32()), ("seed", pa.int64()), (CONTENT_HASH, pa.string()),
+        ("template_version", pa.int32()), ("template_digest", pa.string()), ("seed", pa.int64()),
+        (CONTENT_HASH, pa.string()),
     ])  # fmt: skip
 
 

@@ -38,6 +38,7 @@ CONNECT_SECONDS, READ_SECONDS = 3, 10
 # With waits that double up to 20 s: a store that is away for less than about a minute is waited for.
 ATTEMPTS = 12
 READERS = 16
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 
 Given = TypeVar("Given")
 Found = TypeVar("Found")
@@ -59,15 +60,23 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(p.strip("/") for p in parts)])
 
 
+def under(root: str, name: str) -> str:
+    """A relative name joined to a root; an absolute path or a URI as it is."""
+    return name if name.startswith("/") or _SCHEME.match(name) else join(root, name)
+
+
 def absolute(uri: str) -> str:
     """A local path made absolute (workers run in other directories), an s3:// URI without a trailing slash.
 
     Raises:
-        UserError: another scheme, credentials inside the URI, or an s3:// URI without a bucket.
+        UserError: another scheme, credentials inside the URI, an s3:// URI without a bucket, or what is no path.
     """
-    scheme = re.match(r"([a-zA-Z][a-zA-Z0-9+.-]*)://", uri)
+    scheme = _SCHEME.match(uri)
     if scheme is None:
-        return str(Path(uri).expanduser().resolve())
+        try:
+            return str(Path(uri).expanduser().resolve())
+        except (ValueError, RuntimeError) as error:  # a zero byte; ~ of a user who is not there
+            raise UserError(f"{uri!r}: no path ({error})") from None
     if scheme[1] == "file":
         return str(Path(uri.removeprefix("file://")).resolve())
     if scheme[1] != "s3":
@@ -105,7 +114,8 @@ def check(uri: str) -> None:
     """Ask the store once whether it answers and the bucket is there; for a local path, that its parent can be read.
 
     Raises:
-        UserError: within seconds, naming the endpoint, bucket or credential that is wrong.
+        UserError: within seconds, naming the endpoint, bucket or credential that is wrong; a StoreError if there is no
+            answer or nothing to sign with.
     """
     uri = absolute(uri)
     if not is_s3(uri):
@@ -119,10 +129,10 @@ def check(uri: str) -> None:
     try:
         s3.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
     except NoCredentialsError:
-        raise UserError(f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+        raise StoreError(f"{uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
     except (PermissionError, FileNotFoundError, ClientError, OSError, BotoCoreError) as error:
         if isinstance(error, BotoConnectionError) or _names(error, "Connect", "Timeout", "timed out"):
-            raise UserError(f"{uri}: no answer from {endpoint}; is AWS_ENDPOINT_URL right and the store up?") from None
+            raise StoreError(f"{uri}: no answer from {endpoint}; is AWS_ENDPOINT_URL right and the store up?") from None
         if isinstance(error, FileNotFoundError) or _names(error, "NoSuchBucket"):
             raise UserError(
                 f"{uri}: bucket '{bucket}' does not exist at {endpoint}; create it or correct the URI"
@@ -152,7 +162,7 @@ def read_if_there(uri: str) -> bytes | None:
     """A whole small file; None if there is none.
 
     Raises:
-        UserError: it is a directory, or the store does not give it.
+        UserError: it is a directory, or the store does not give it; a StoreError if that does not answer.
     """
     fs, path = filesystem(uri)
     try:
@@ -162,7 +172,8 @@ def read_if_there(uri: str) -> bytes | None:
         return None
     except OSError as error:
         check(uri)  # says what is wrong with the store, if that is it
-        raise UserError(f"{uri}: cannot be read ({redact(str(error).splitlines()[0])[:160]})") from None
+        reason = os.strerror(error.errno) if error.errno else redact(str(error).splitlines()[0])[:160]
+        raise UserError(f"{uri}: cannot be read ({reason})") from None
 
 
 def write_bytes(uri: str, data: bytes) -> None:

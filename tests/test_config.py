@@ -133,6 +133,10 @@ def test_retrieve_is_a_source_once_it_is_on() -> None:
         ("prompt: {after_candidate: '?'}", ["prompt.after_candidate need model.head = yes_no"]),
         ("train: {train_embeddings: true}", ["train.train_embeddings = true goes with model.items = text"]),
         ("items: {encoder: '', id: false}", ["model.items = token: an item's vector needs a part at least"]),
+        (
+            "model: {items: text, head: linear}\nitems: {images: photo, image_encoder: vit}",
+            ["items.images = photo goes with model.items = token: items as text are read without pictures"],
+        ),
         ("score: {min_actors: 5}", ["score: max_actors = 2 is less than min_actors = 5"]),
         ("recall: {popularity: {top: 0}}", ["merge names 'popularity', which recall.popularity.top = 0 turns off"]),
         ("recall: {merge: []}", ["merge must name at least one source"]),

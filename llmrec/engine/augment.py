@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,13 @@ import pyarrow.compute
 
 from llmrec import assets, config, schema, storage
 from llmrec.engine import units, watch
-from llmrec.engine.augment_pool import PROMPT, SHARDS, WriterActor, to_row
+from llmrec.engine.augment_pool import SHARDS, TOLD, WriterActor, to_row
 from llmrec.engine.prompts import item_texts
 from llmrec.generation import generator, instructions
 from llmrec.generation.instructions import Instructions
 from llmrec.generation.prompts import Prompter, content_hashes
 from llmrec.layout import Layout
-from llmrec.ranker.card import model_version
+from llmrec.ranker.card import model_revision
 from llmrec.ranker.model import load_tokenizer
 from llmrec.ranker.ragged import Ragged
 from llmrec.schema import BUCKET, CONTENT_HASH, DETAIL, ITEM, ITEMS, KEY, ORIGIN, REASON, TEXT, TRAIN_LENGTH, USER
@@ -97,7 +96,7 @@ class Job:
         """Provenance: columns that all rows share."""
         return {
             "model": self.settings.model, "revision": self.revision, "template": self.instructions.name,
-            "template_version": self.instructions.version,
+            "template_version": self.instructions.version, "template_digest": self.instructions.digest,
             "seed": self.settings.seed if self.settings.temperature else None,
         }  # fmt: skip
 
@@ -111,10 +110,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Asked:
-    """ids: of the rows that are to get a text; prompts: of each; hashes: of these."""
+    """ids: of the rows that are to get a text; told: what the model is told of each, see `Prompter`; hashes: of the
+    whole prompts."""
 
     ids: pa.Array
-    prompts: list[str]
+    told: list[str]
     hashes: list[str]
 
 
@@ -157,7 +157,7 @@ def augment(settings: config.Config, layout: Layout, say: Callable[[str], None])
             jobs[kind], templates[kind] = read, f"{read.name}.v{read.version}"
     if jobs:
         directory = assets.resolve_model(wanted.model)  # a wrong name is told before actors start
-        revision = model_version(directory) if Path(directory).is_dir() else directory
+        revision = model_revision(wanted.model)
         positions = generator.positions_of(directory)
     for kind, where in (("items", layout.item_augmentations), ("users", layout.user_augmentations)):
         if kind not in jobs:
@@ -199,7 +199,7 @@ def _items(job: Job, settings: config.Config, positions: int | None, say: Callab
     asked = _asked_of_items(job, settings, prompter)
     known = augmentations.generated(job.folder)
     missing = _missing(asked, known)
-    _check_length(missing.column(PROMPT).to_pylist(), prompter, job.settings, positions)
+    _check_length(missing.column(TOLD).to_pylist(), prompter, job.settings, positions)
     before = sum(known.has(asked.hashes).tolist())
     shards = [missing.slice(start, job.settings.shard) for start in range(0, missing.num_rows, job.settings.shard)]
     say(f"{len(asked.ids):,} items with little text, {missing.num_rows:,} texts to write in {len(shards)} shards")
@@ -224,19 +224,19 @@ def _asked_of_items(job: Job, settings: config.Config, prompter: Prompter) -> As
 
 
 def _asked(job: Job, ids: pa.Array, rows: pa.Table, prompter: Prompter) -> Asked:
-    prompts = prompter.prompts(rows)
-    return Asked(ids, prompts, content_hashes(prompts, job.rule))
+    told = prompter.told(rows)
+    return Asked(ids, told, content_hashes(map(prompter.prompt, told), job.rule))
 
 
 def _missing(asked: Asked, known: Generated) -> pa.Table:
-    """content_hash and prompt of what has no answer yet, each prompt once."""
+    """content_hash and told of what has no answer yet, each prompt once."""
     has = known.has(asked.hashes).tolist()
-    new = {h: p for h, p, there in zip(asked.hashes, asked.prompts, has, strict=True) if not there}
-    return pa.table({CONTENT_HASH: pa.array(new, pa.string()), PROMPT: pa.array(new.values(), pa.large_string())})
+    new = {h: t for h, t, there in zip(asked.hashes, asked.told, has, strict=True) if not there}
+    return pa.table({CONTENT_HASH: pa.array(new, pa.string()), TOLD: pa.array(new.values(), pa.large_string())})
 
 
-def _check_length(prompts: Sequence[str], prompter: Prompter, settings: config.Augment, positions: int | None) -> None:
-    longest = sorted(prompts, key=lambda text: len(text.encode()))[-8:]  # by bytes, nearly as good as by tokens
+def _check_length(told: Sequence[str], prompter: Prompter, settings: config.Augment, positions: int | None) -> None:
+    longest = sorted(told, key=lambda text: len(text.encode()))[-8:]  # by bytes, nearly as good as by tokens
     own = max(map(len, prompter.tokens(longest)), default=0)
     generator.check_length(len(prompter.prefix) + own, settings, positions)
 
@@ -280,7 +280,8 @@ def _users(job: Job, settings: config.Config, positions: int | None, say: Callab
     given = {"job": job, "texts": ray.put(texts.select([ITEM, TEXT]))}
     sources = [{BUCKET: b, "uri": uri} for b, uri in sorted(files.items())]
     say(f"reading the users of {len(sources)} buckets")
-    plan = {**given, "positions": positions, "known": ray.put(known)}
+    claims = watch.beside_driver(_Claims, max_task_retries=-1)
+    plan = {**given, "positions": positions, "known": ray.put(known), "claims": claims}
     done = _generate(job, sources, plan, settings, say)
     after = augmentations.generated(job.folder)
     storage.delete(job.quarantine)
@@ -311,14 +312,27 @@ def _asked_of_users(job: Job, uri: str, texts: pa.Table, prompter: Prompter) -> 
     return _asked(job, table[USER].combine_chunks().filter(some), told, prompter)
 
 
-def _plan_users(batch: pa.Table, job: Job, texts: Any, positions: int | None, known: Any) -> pa.Table:
-    """A bucket's prompts without an answer, in shards."""
+class _Claims:
+    """Which bucket has each prompt answered whose users are in several: the first that asks, as often as it does, since
+    a task that is lost comes again. Forgotten with its node, it lets a prompt be answered twice, never not at all."""
+
+    def __init__(self) -> None:
+        self.bucket: dict[bytes, int] = {}
+
+    def mine(self, bucket: int, hashes: Sequence[str]) -> list[bool]:
+        return [self.bucket.setdefault(bytes.fromhex(h), bucket) == bucket for h in hashes]
+
+
+def _plan_users(batch: pa.Table, job: Job, texts: Any, positions: int | None, known: Any, claims: Any) -> pa.Table:
+    """A bucket's prompts without an answer that are its to have answered, in shards."""
     import ray
 
     (source,) = batch.to_pylist()
     prompter = job.prompter()
     missing = _missing(_asked_of_users(job, source["uri"], ray.get(texts), prompter), ray.get(known))
-    _check_length(missing[PROMPT].to_pylist(), prompter, job.settings, positions)
+    mine = ray.get(claims.mine.remote(source[BUCKET], missing[CONTENT_HASH].to_pylist()))
+    missing = missing.filter(pa.array(mine, pa.bool_()))
+    _check_length(missing[TOLD].to_pylist(), prompter, job.settings, positions)
     starts = range(0, missing.num_rows, job.settings.shard)
     return pa.Table.from_pylist([to_row(missing.slice(s, job.settings.shard)) for s in starts], schema=SHARDS)
 

@@ -19,12 +19,12 @@ from llmrec.ranker.model import load_tokenizer
 from llmrec.schema import CONTENT_HASH
 from llmrec.tables import augmentations
 
-PROMPT, SHARD = "prompt", "shard"
+TOLD, SHARD = "told", "shard"
 SHARDS = pa.schema([(SHARD, pa.binary())])
 
 
 def to_row(shard: pa.Table) -> dict[str, Any]:
-    """A shard (content_hash, prompt) as one cell, so that no block boundary can cut it."""
+    """A shard (content_hash, told) as one cell, so that no block boundary can cut it."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, shard.schema) as stream:
         stream.write_table(shard)
@@ -57,7 +57,7 @@ class WriterActor:
                 if self.ready is None:
                     self.ready = self._load()
                 started = time.monotonic()
-                written = self._write(shard[PROMPT].to_pylist(), hashes)
+                written = self._write(shard[TOLD].to_pylist(), hashes)
                 seconds = time.monotonic() - started
                 judged = [judge(one, self.instructions) for one in written]
                 columns = (hashes, *([getattr(j, name) for j in judged] for name in ("text", "reason", "detail")))
@@ -76,11 +76,11 @@ class WriterActor:
             self.directory, tokenizer, settings, prompter.prefix, len(self.instructions.fields), device
         )
 
-    def _write(self, prompts: list[str], hashes: list[str]) -> list[Written]:
+    def _write(self, told: list[str], hashes: list[str]) -> list[Written]:
         assert self.ready is not None
         prompter, generator = self.ready
         try:
-            return generator.write(prompter.tokens(prompts), [int(h[:15], 16) for h in hashes], self.beating)
+            return generator.write(prompter.tokens(told), [int(h[:15], 16) for h in hashes], self.beating)
         except torch.OutOfMemoryError:
             raise UserError(
                 f"augment.batch_size = {self.settings.batch_size}: the prompts of a batch and what is written after "

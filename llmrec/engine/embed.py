@@ -11,20 +11,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from llmrec import assets, config, schema, storage
+from llmrec import config, schema, storage
 from llmrec.engine import watch
 from llmrec.engine.embed_pool import EncoderActor, Job, Unit
 from llmrec.engine.prompts import own_columns, told
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.card import model_version
+from llmrec.ranker.card import model_revision
 from llmrec.ranker.graph import spectral_embedding
 from llmrec.ranker.templates import fill
 from llmrec.schema import ITEM
@@ -83,7 +82,7 @@ def embed(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
     catalogue = _catalogue(layout, prompt, items.images)
     ids = catalogue[ITEM].combine_chunks()
     # A wrong name is told before actors start.
-    revision, image_revision = _revision(items.encoder), _revision(items.image_encoder)
+    revision, image_revision = model_revision(items.encoder), model_revision(items.image_encoder)
     there = {uri for uri, _ in storage.list_files(table, ".arrow")}
     before = embeddings.describe(table)
     if before is not None and not {storage.join(table, shard.path) for shard in before.shards} <= there:
@@ -151,12 +150,6 @@ def _nothing(settings: config.Config, layout: Layout, say: Callable[[str], None]
     return Embedded(0, 0, 0, 0, 0, 0, {}, {}, 0, 0, None, None, "", "", "", "", None)
 
 
-def _revision(model: str) -> str:
-    """Which model a name means now; empty for none."""
-    directory = assets.resolve_model(model) if model else ""
-    return model_version(directory) if directory and Path(directory).is_dir() else directory
-
-
 def _catalogue(layout: Layout, prompt: config.Prompt, images: str = "") -> pa.Table:
     """The ids, ascending, the columns that the template of items names, those that other tables tell included, and the
     one of pictures."""
@@ -185,11 +178,19 @@ def _rows(items: pa.Table, settings: config.Config, revision: str, image_revisio
 
 def _uris(names: list[str | None], root: str) -> list[str | None]:
     """Where pictures lie, for actors in other directories; null for a name that is missing or blank."""
+    root = storage.absolute(root) if root else ""
     there = [name and name.strip() for name in names]
-    if root:
-        root = storage.absolute(root)
-        return [storage.join(root, name) if name else None for name in there]
-    return [storage.absolute(name) if name else None for name in there]
+    return [_uri(name, root) if name else None for name in there]
+
+
+def _uri(name: str, root: str) -> str:
+    """A name that can lie nowhere stays as it is: who is to read it says what is wrong."""
+    if root and (joined := storage.under(root, name)) != name:
+        return joined
+    try:
+        return storage.absolute(name)
+    except UserError:
+        return name
 
 
 def _shard(number: int, rows: pa.Table, graph: str) -> Shard:

@@ -16,6 +16,7 @@ import torch
 
 from llmrec import assets, config, storage
 from llmrec.engine.watch import Beating
+from llmrec.errors import StoreError, UserError
 from llmrec.ranker.images import ImageEncoder, UnreadableImageError, decoded
 from llmrec.ranker.sentence import SentenceEncoder
 from llmrec.schema import ITEM
@@ -101,7 +102,7 @@ class EncoderActor:
             embeddings.write_shard(table, storage.join(self.job.table, unit.shard.path))
         facts = [{"part": part, "d": d, "present": n} for part, (d, n) in embeddings.facts(table).items()]
         bad = np.flatnonzero(problems != None)  # noqa: E711 - of every element
-        told = f"{rows[IMAGE][int(bad[0])].as_py()}: {problems[bad[0]]}" if len(bad) else None
+        told = f"{storage.redact(rows[IMAGE][int(bad[0])].as_py())}: {problems[bad[0]]}" if len(bad) else None
         row = {"path": unit.shard.path, "facts": facts, "unreadable": len(bad), "problem": told, **counted}
         return pa.Table.from_pylist([row], schema=_WRITTEN)
 
@@ -113,7 +114,7 @@ class EncoderActor:
         `new` marks among all, says why."""
         row_of, encoder = np.flatnonzero(new), self.pictures
         vectors: dict[int, np.ndarray] = {}
-        for places, pictures in _opened(uris, self.job.items.batch_size):
+        for places, pictures in _opened(uris, self.job.items.batch_size, self.job.table):
             for i, picture in zip(places, pictures, strict=True):
                 if isinstance(picture, str):
                     problems[row_of[i]] = picture
@@ -127,15 +128,15 @@ class EncoderActor:
         return found
 
 
-def _opened(uris: Sequence[str | None], at_once: int) -> Iterator[tuple[list[int], list[Image | str]]]:
+def _opened(uris: Sequence[str | None], at_once: int, table: str) -> Iterator[tuple[list[int], list[Image | str]]]:
     """Places of pictures and these, or what is wrong with them, some at a time; while some are encoded, the next are
-    read."""
+    read. table: where this job writes."""
     places = [i for i, uri in enumerate(uris) if uri is not None]
     chunks = [places[start : start + at_once] for start in range(0, len(places), at_once)]
     with ThreadPoolExecutor(storage.READERS) as threads:
 
         def read(chunk: list[int]) -> list[Any]:
-            return [threads.submit(_picture, str(uris[i])) for i in chunk]
+            return [threads.submit(_picture, str(uris[i]), table) for i in chunk]
 
         ahead = read(chunks[0]) if chunks else []
         for n, chunk in enumerate(chunks):
@@ -143,10 +144,21 @@ def _opened(uris: Sequence[str | None], at_once: int) -> Iterator[tuple[list[int
             yield chunk, [future.result() for future in here]
 
 
-def _picture(uri: str) -> Image | str:
-    """A picture, or what is wrong with it. A store that does not answer is no fault of the picture, and an error."""
+def _picture(uri: str, table: str) -> Image | str:
+    """A picture, or what is wrong with it.
+
+    Raises:
+        UserError: the store does not answer, or refuses what this job writes, too: no fault of the picture.
+    """
     try:
         data = storage.read_if_there(uri)
+    except StoreError:
+        raise
+    except UserError as problem:
+        storage.check(table)
+        told = " ".join(str(problem).split())
+        return told.removeprefix(f"{uri}: ").removeprefix(f"'{storage.redact(uri)}': ")
+    try:
         return "no such file" if data is None else decoded(data)
     except UnreadableImageError as problem:
         return str(problem)

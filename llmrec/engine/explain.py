@@ -11,13 +11,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from llmrec import assets, config, storage
+from llmrec import config, storage
 from llmrec.engine import publish, watch
 from llmrec.engine.explain_bucket import Entry, Explainer, Explaining, know, with_model
 from llmrec.engine.run import resolve
@@ -26,7 +25,7 @@ from llmrec.errors import UserError
 from llmrec.evaluation import faithfulness
 from llmrec.evaluation.faithfulness import Faithfulness
 from llmrec.layout import Layout, reasons_table
-from llmrec.ranker.card import model_version
+from llmrec.ranker.card import model_revision
 from llmrec.reasons import templates
 from llmrec.reasons.check import VIOLATIONS
 from llmrec.schema import BUCKET
@@ -132,7 +131,8 @@ def _resolve(settings: config.Config, layout: Layout) -> tuple[Explaining, list[
         raise UserError(f"run {shown.run_id} has {run['buckets']} buckets, {layout.histories} has {job.buckets}")
     job = with_model(replace(job, run_id=shown.run_id), asked)
     depends = [
-        shown.run_id, asked.model_dump(mode="json", exclude=set(OF_COST)), template.model_dump(), _version(asked.model),
+        shown.run_id, asked.model_dump(mode="json", exclude=set(OF_COST)), template.model_dump(),
+        model_revision(asked.model),
         [storage.manifest(uri) for uri in (layout.items, layout.histories, layout.edges) if storage.exists(uri)],
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
@@ -147,13 +147,6 @@ def _resolve(settings: config.Config, layout: Layout) -> tuple[Explaining, list[
         if entry.rows
     ]
     return wanted, found, run
-
-
-def _version(model: str) -> str:
-    if not model:
-        return ""
-    found = assets.resolve_model(model)
-    return model_version(found) if Path(found).is_dir() else model
 
 
 def _run(wanted: Explaining, units: Sequence[dict[str, Any]], limit: float, say: Callable[[str], None]) -> None:

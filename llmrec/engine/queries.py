@@ -13,7 +13,7 @@ from llmrec.engine.text_vectors import described
 from llmrec.engine.units import by_actors, reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.card import model_version
+from llmrec.ranker.card import model_revision
 from llmrec.ranker.sentence import SentenceEncoder
 from llmrec.schema import BUCKET, USER
 from llmrec.tables import buckets, contexts, queries
@@ -37,7 +37,7 @@ def encode(settings: config.Recall, layout: Layout, say: Callable[[str], None]) 
             f"{', '.join(there) or 'none'}); name the column in data.context and run jobs/prepare.py again"
         )
     made = described(layout, "recall.query")
-    if model_version(assets.resolve_model(made.encoder)) != made.revision:
+    if model_revision(made.encoder) != made.revision:
         raise UserError(
             f"recall.query: {layout.embeddings} is of another revision of {made.encoder} than is there now; run "
             "jobs/embed.py again"

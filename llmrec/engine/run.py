@@ -15,7 +15,7 @@ from llmrec.fusion.ablations import Fitted
 from llmrec.fusion.model import Fusion
 from llmrec.layout import Layout
 from llmrec.ranker import edge_texts
-from llmrec.ranker.card import RANKER_FILE, model_version, read_card
+from llmrec.ranker.card import RANKER_FILE, model_revision, model_version, read_card
 from llmrec.ranker.templates import placeholders
 from llmrec.schema import BUCKET
 from llmrec.tables import buckets, contexts, rankings
@@ -210,8 +210,7 @@ def _model(settings: config.Config, layout: Layout) -> tuple[str, str, config.Pr
         if settings.model.items == "token":
             raise UserError("score.model = base: an untouched model reads items as text only; set model.items = text")
         model_uri = settings.model.base
-        found = assets.resolve_model(model_uri)
-        return model_uri, model_version(found) if Path(found).is_dir() else model_uri, prompt, False  # a hub id is one
+        return model_uri, model_revision(model_uri), prompt, False
     model_uri = storage.absolute(wanted.model) if wanted.model else layout.ranker
     saved = storage.local_directory(model_uri, assets.cache_directory() / "models")
     version = model_version(saved)

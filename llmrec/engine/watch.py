@@ -33,11 +33,16 @@ class Pulse:
 
 def start_pulse() -> Any:
     """A Pulse on the driver's node, which costs no CPU."""
+    return beside_driver(Pulse)
+
+
+def beside_driver(of: type, **options: Any) -> Any:
+    """An actor of this class on the driver's node, which costs no CPU."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(Pulse).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote()
+    return ray.remote(of).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, **options).remote()
 
 
 class Beating:

@@ -11,6 +11,9 @@ from llmrec.generation.repetition import repeats
 
 Ending = Literal["end", "loop", "limit"]
 EMPTY, REPETITIVE, TOO_LONG, OFF_SCHEMA = "empty", "repetitive", "too_long", "off_schema"
+# What parts a list and ends a label, in Western and in Chinese and Japanese writing.
+SEPARATORS = re.compile("[,\uff0c\u3001;\uff1b]")
+COLONS = (":", "\uff1a")
 # Catalogue text gives no reason to write an address or a control token; a title that asks for one might.
 FOREIGN = re.compile(r"https?://|www\.|<\||\|>|\{|\}", re.IGNORECASE)
 
@@ -52,9 +55,9 @@ def judge(written: Written, instructions: Instructions) -> Judged:
         return _aside(OFF_SCHEMA, f"{len(lines)} lines, not {len(instructions.fields)}: {whole}")
     values: dict[str, str | list[str]] = {}
     for field, line in zip(instructions.fields, lines, strict=True):
-        if not line.startswith(f"{field.label}:"):
+        if not line.startswith(tuple(field.label + colon for colon in COLONS)):
             return _aside(OFF_SCHEMA, f"no '{field.label}:' where it should be: {whole}")
-        said = line.removeprefix(f"{field.label}:").strip()
+        said = line[len(field.label) + 1 :].strip()
         if not said:
             return _aside(EMPTY, f"{field.name} is empty: {whole}")
         if FOREIGN.search(said) or not said.isprintable():
@@ -68,7 +71,7 @@ def judge(written: Written, instructions: Instructions) -> Judged:
 
 
 def _listed(said: str) -> list[str]:
-    parts = (part.strip() for part in said.rstrip(". ").split(","))
+    parts = (part.strip() for part in SEPARATORS.split(said.rstrip(". \u3002")))
     return list({part.casefold(): part for part in reversed([p for p in parts if p])}.values())[::-1]
 
 

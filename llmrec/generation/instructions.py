@@ -29,8 +29,8 @@ class _Part(BaseModel):
 
 
 class AnswerField(_Part):
-    """A line of an answer. list: of texts joined by commas, of which there are at_least .. at_most different ones;
-    max_characters: of the text, or of each text in the list."""
+    """A line of an answer. list: of texts parted by commas or semicolons, of which there are at_least .. at_most
+    different ones; max_characters: of the text, or of each text in the list."""
 
     name: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]*$")]
     label: Annotated[str, Field(pattern=r"^[^\s:][^\r\n:]*$")]

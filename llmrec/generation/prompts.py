@@ -22,6 +22,9 @@ class Prompter:
     A row's values are data, whatever they say: the tokenizer's special tokens are taken out of them and all white space
     becomes single blanks, so that no title can end its turn, open another or add a line.
 
+    What a row itself says is kept apart from what all prompts have in common, which is far longer: many rows' texts may
+    be held at once, not their prompts.
+
     prefix: tokens with which every prompt begins; cut: values that were longer than max_input_tokens.
     """
 
@@ -35,18 +38,20 @@ class Prompter:
         # A plain prompt opens with what the tokenizer puts before any text; a chat's form has it already.
         self.prefix: list[int] = list(tokenizer(self._before, add_special_tokens=not self.chat)["input_ids"])
 
-    def prompts(self, rows: pa.Table) -> list[str]:
-        """A prompt of each row, which ends where the answer goes on. rows: a column each placeholder."""
+    def told(self, rows: pa.Table) -> list[str]:
+        """What the model is told of each row, its own part of a prompt. rows: a column each placeholder."""
         columns = {name: self._values(rows[name].to_pylist()) for name in dict.fromkeys(self.instructions.placeholders)}
-        told = fill(self.instructions.input, pa.table({n: pa.array(c, pa.string()) for n, c in columns.items()}), "row")
-        return [self._before + text + self._after for text in told]
+        return fill(self.instructions.input, pa.table({n: pa.array(c, pa.string()) for n, c in columns.items()}), "row")
 
-    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
-        """What each prompt has beside `prefix`, which is theirs in common."""
-        if not prompts:
+    def prompt(self, told: str) -> str:
+        """The whole prompt of a row of which this is told; it ends where the answer goes on."""
+        return self._before + told + self._after
+
+    def tokens(self, told: Sequence[str]) -> list[list[int]]:
+        """What the prompt of each has beside `prefix`, which is theirs in common."""
+        if not told:
             return []
-        own = [prompt.removeprefix(self._before) for prompt in prompts]
-        return list(self.tokenizer(own, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer([text + self._after for text in told], add_special_tokens=False)["input_ids"])
 
     def _input(self, values: Mapping[str, str]) -> str:
         row = pa.table({name: pa.array([self.clean(value)], pa.string()) for name, value in values.items()})
@@ -99,8 +104,8 @@ class Prompter:
 _ROLES = ("user", "assistant")
 
 
-def content_hashes(prompts: Sequence[str], rule: Mapping[str, Any]) -> list[str]:
-    """32 hex digits of each prompt, equal where the same is to be generated again.
+def content_hashes(prompts: Iterable[str], rule: Mapping[str, Any]) -> list[str]:
+    """32 hex digits of each whole prompt, equal where the same is to be generated again.
 
     rule: all that an answer depends on beside the prompt: model, instructions, settings.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+
+from llmrec.words import tokens as words_of
 
 LONGEST_BLOCK = 24  # tokens
 TIMES, LOOPED = 3, 12  # a block so often in a row, over so many tokens at least
@@ -28,6 +29,6 @@ def loops(tokens: Sequence[int]) -> bool:
 
 def repeats(text: str) -> bool:
     """Whether fewer than DISTINCT of a text's runs of NGRAM words are different ones; few runs do not tell."""
-    words = re.findall(r"\w+", text.casefold())
+    words = [token.word for token in words_of(text)]
     runs = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
     return len(runs) >= LEAST_NGRAMS and len(set(runs)) < DISTINCT * len(runs)

@@ -8,10 +8,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from llmrec import assets
 from llmrec.config import Items, Prompt
 from llmrec.errors import UserError
 
 RANKER_FILE = "ranker.json"
+HUB_FILE = "config.json"  # every model of the hub has one
 
 
 class RankerCard(BaseModel):
@@ -62,3 +64,32 @@ def model_version(directory: str | Path) -> str:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()[:12]
+
+
+def model_revision(model: str) -> str:
+    """Which model a name means now: of a directory or a copy of one, `model_version`; of a hub id, the commit that this
+    machine's hub cache is at; empty for no name.
+
+    The cache is asked, not the hub: a model that changes there is noticed once it has come into the cache. One that is
+    not cached yet is about to be fetched; a small file of it is fetched here, or the first run would tell another
+    revision than the next. A hub id stands for itself where nothing is cached and no hub answers.
+
+    Raises:
+        UserError: see `assets.resolve_model`.
+    """
+    if not model:
+        return ""
+    found = assets.resolve_model(model)
+    return model_version(found) if Path(found).is_dir() else _commit(found)
+
+
+def _commit(hub_id: str) -> str:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    try:
+        file = try_to_load_from_cache(hub_id, HUB_FILE)
+        if not isinstance(file, str):  # not cached
+            file = hf_hub_download(hub_id, HUB_FILE)
+    except (OSError, ValueError):  # no answer, no such model, or no name of one: who loads it says so
+        return hub_id
+    return Path(file).parent.name  # .../snapshots/COMMIT/config.json

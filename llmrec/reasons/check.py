@@ -6,10 +6,11 @@ The check reads names and where they stand, not meaning, and takes the template'
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from llmrec.words import Token, eastern, tokens
 
 # Why a sentence is not taken, in the order in which it is asked.
 VIOLATIONS = (
@@ -17,36 +18,14 @@ VIOLATIONS = (
     "unknown_name", "unknown_number", "markup", "negated", "several_sentences", "invented", "misattributed",
     "ungrounded",
 )  # fmt: skip
-_EAST = (
-    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af"  # letters of scripts that part words by nothing
-)
-_WORD = re.compile(rf"[{_EAST}]|[^\W_{_EAST}]+(?:['\u2019][^\W_{_EAST}]+)*")
 _QUOTED = re.compile(r"“([^”]*)”|\"([^\"]*)\"|《([^》]*)》|«([^»]*)»|「([^」]*)」")
 _MARKUP = re.compile(r"https?:|www\.|[<>{}\\|@#*_`]|\[|\]")
 _ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", ".”", '."', "!”", "?”")
 _NEGATIONS = frozenset(("not", "no", "never", "nor", "neither", "without", "cannot", "不", "没", "无", "非", "别"))
 _STOPS = re.compile(r"[.!?](?=[\s”\"])|[\u3002\uff01\uff1f](?=.)")
-# Words that neither the evidence nor the template has; a letter of the scripts above is half a word.
+# Words that neither the evidence nor the template has; a letter that is a word by itself is half a one.
 MOST_OWN_WORDS = 10
 RUN, REPEATS, LEAST_DIFFERENT = 4, 3, 0.4
-
-
-@dataclass(frozen=True)
-class Token:
-    """word: normalised; text: as written; start, end: in the sentence."""
-
-    word: str
-    text: str
-    start: int
-    end: int
-
-
-def tokens(text: str) -> list[Token]:
-    return [Token(_normal(m[0]), m[0], m.start(), m.end()) for m in _WORD.finditer(text)]
-
-
-def _normal(word: str) -> str:
-    return unicodedata.normalize("NFKC", word).casefold().replace("\u2019", "'")
 
 
 @dataclass(frozen=True)
@@ -140,7 +119,7 @@ def violation(sentence: str, allowed: Allowed, known: Vocabulary) -> str | None:
     }
     covered = _covered(len(found), spans)
     outside = [t for t, named in zip(found, covered, strict=True) if not named]
-    if allowed.language.startswith("zh") and not any(_eastern(t) for t in outside):
+    if allowed.language.startswith("zh") and not any(eastern(t) for t in outside):
         return "other_language"
     for phrases, why in ((known.titles, "other_item"), (known.traits, "other_trait")):
         for start, end in phrases.within(found):
@@ -162,7 +141,7 @@ def violation(sentence: str, allowed: Allowed, known: Vocabulary) -> str | None:
         return "negated"
     if _STOPS.search(rest[:-1].rstrip()):
         return "several_sentences"
-    if sum(0.5 if _eastern(t) else 1 for t in loose) > MOST_OWN_WORDS:
+    if sum(0.5 if eastern(t) else 1 for t in loose) > MOST_OWN_WORDS:
         return "invented"
     if _misattributes(found, spans, allowed):
         return "misattributed"
@@ -203,10 +182,6 @@ def _without(sentence: str, spans: Sequence[tuple[int, int]]) -> str:
     for start, end in spans:
         rest[start:end] = " " * (end - start)
     return "".join(rest)
-
-
-def _eastern(token: Token) -> bool:
-    return re.match(f"[{_EAST}]", token.text) is not None
 
 
 def _repeats(words: list[str]) -> bool:

@@ -11,6 +11,7 @@ from test_bad_input import failure, quietly
 from llmrec import assets, config, schema, storage
 from llmrec.engine import stages
 from llmrec.engine.prompts import item_texts, tokenise_items
+from llmrec.generation import instructions
 from llmrec.layout import Layout
 from llmrec.ranker.model import load_tokenizer
 from llmrec.tables import buckets
@@ -35,6 +36,9 @@ def put(titles: dict[int, str]) -> None:
         schema=schema.histories(pa.int64(), pa.int64()),
     )
     buckets.write_parquet(histories, buckets.bucket_file(LAYOUT.histories, 0))
+    # In another bucket, one whose newest training events are those of user 11.
+    like = pa.table([[14], [[7, 9, 1]], [[1] * 3], [3]], schema=histories.schema)
+    buckets.write_parquet(like, buckets.bucket_file(LAYOUT.histories, 1))
     storage.write_json(LAYOUT.summary("prepare"), {})
 
 
@@ -70,14 +74,15 @@ def test_only_what_is_new_is_written_and_what_is_no_answer_is_set_aside() -> Non
     thin = set(TITLES) - {9}
     assert {*found, *(int(key) for key in left if int(key) < 10)} == thin and not set(found) & set(map(int, left))
     assert done["thin_items"] == len(thin) == done["items_augmented"] + sum(done["items_set_aside"].values())
-    # 5 and 2 have one prompt; user 12 has no training event.
-    assert done["users"] == 2 and done["generated"] == len(thin) - 1 + 2 and done["unchanged"] == 0
+    # 5 and 2 have one prompt, and so have users 11 and 14; user 12 has no training event.
+    assert done["users"] == 3 and done["generated"] == len(thin) - 1 + 2 and done["unchanged"] == 0
     table = buckets.read_parquet(LAYOUT.item_augmentations)
     assert table.schema == schema.augmentations("item_id", pa.int64())
     assert table["item_id"].to_pylist() == sorted(found) and done["revision"] == table["revision"][0].as_py()
     assert found[5]["text"] == found[2]["text"] and found[5]["content_hash"] == found[2]["content_hash"]
-    assert {(r["model"], r["template"], r["template_version"], r["seed"]) for r in found.values()} == {
-        (MODEL, "item", 1, None)
+    source = ("model", "template", "template_version", "template_digest", "seed")
+    assert {tuple(row[name] for name in source) for row in found.values()} == {
+        (MODEL, "item", 1, instructions.read("item.v1").digest, None)
     }
     assert done["items_set_aside"].get("repetitive"), "one of these titles makes the model loop"
     assert all(row["reason_code"] in ("repetitive", "off_schema", "too_long", "empty") for row in left.values())
@@ -85,7 +90,7 @@ def test_only_what_is_new_is_written_and_what_is_no_answer_is_set_aside() -> Non
 
     # Nothing changed: nothing is written, and the tables are the same.
     again = stages.run("augment", wanted, quietly)
-    assert again["generated"] == 0 and again["tokens"] == 0 and again["unchanged"] == len(thin) + 2
+    assert again["generated"] == 0 and again["tokens"] == 0 and again["unchanged"] == len(thin) + 3
     assert again["items_set_aside"] == done["items_set_aside"] and written() == found and aside() == left
     assert stages.run("augment", wanted, quietly, reuse=True)["reused"] is True
 

@@ -20,6 +20,14 @@ def test_an_answer_of_the_schema_becomes_the_text() -> None:
     assert twice.text == "A crew. Themes: War, space."
 
 
+@pytest.mark.parametrize("parts", ["战争、太空、勇气", "战争,太空;勇气。", "战争，太空；勇气"])
+def test_lists_and_labels_in_chinese_writing(parts: str) -> None:
+    found = judge(Written(f" {parts}\nAbout：一队人在太空里遇到了追杀他们的东西。", "end", 20), ITEM)
+    assert found.text == "一队人在太空里遇到了追杀他们的东西。 Themes: 战争, 太空, 勇气."
+    twice = judge(Written(" 战争、战争\nAbout：一队人。", "end", 9), ITEM)
+    assert twice.detail.startswith("themes has 1 different parts")
+
+
 @pytest.mark.parametrize(
     ("answer", "ending", "reason", "detail"),
     [
@@ -38,6 +46,7 @@ def test_an_answer_of_the_schema_becomes_the_text() -> None:
         (GOOD, "limit", "too_long", "A crew meets"),
         (GOOD, "loop", "repetitive", "A crew meets"),
         (" war, space\nAbout: It is a crew, it is a crew, it is a crew, it is a crew.", "end", "repetitive", "a crew"),
+        (" 战争、太空\nAbout：一队人在船上一队人在船上一队人在船上。", "end", "repetitive", "一队人"),
         (" war, space\nAbout: It is a crew, it is a crew, it is a crew, it is a", "limit", "repetitive", "a crew"),
     ],
 )  # fmt: skip
@@ -76,3 +85,5 @@ def test_repeated_words() -> None:
     assert repeats("A comedy that is a horror comedy, a comedy that is a horror comedy")
     assert not repeats("A story about a man who sells his farm and moves into a city that does not want him")
     assert not repeats("yes yes yes yes"), "too short to tell"
+    assert repeats("这部电影很好看这部电影很好看这部电影很好看")
+    assert not repeats("一个农夫卖掉了他的农场，搬进一座不欢迎他的城市，在那里重新开始生活")

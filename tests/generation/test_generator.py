@@ -36,7 +36,7 @@ def prompter(directory: str) -> Prompter:
 
 @pytest.fixture(scope="module")
 def prompts(prompter: Prompter) -> list[list[int]]:
-    return prompter.tokens(prompter.prompts(pa.table({"text": TITLES})))
+    return prompter.tokens(prompter.told(pa.table({"text": TITLES})))
 
 
 @pytest.fixture(scope="module")

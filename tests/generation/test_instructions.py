@@ -48,6 +48,13 @@ def test_shipped_ones_say_their_version_and_their_examples_are_answers_that_pass
         assert judge(Written(answer, "end", 1), found).text == found.told(example.answer)
 
 
+def test_shipped_ones_never_change_under_their_name() -> None:
+    """Another text is another version: with these go all that was ever written by them."""
+    assert {name: instructions.read(name).digest for name in instructions.shipped()} == {
+        "item.v1": "8dff34abac39c8ec", "user.v1": "7f88af9beec48545",
+    }  # fmt: skip
+
+
 def test_ones_own_are_read_and_changed_ones_have_another_digest(tmp_path: Path) -> None:
     found = of(tmp_path / "own.yaml")
     assert found.placeholders == ["title", "brand"] and found.opening == "Kind:"

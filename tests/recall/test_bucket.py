@@ -22,7 +22,7 @@ from llmrec.ranker.ragged import Ragged
 from llmrec.recall import als, ease, item_item, popularity
 from llmrec.recall.graph import Entities, entity_vectors
 from llmrec.recall.neighbours import by_column, by_users, by_vectors
-from llmrec.tables import buckets
+from llmrec.tables import buckets, queries
 from llmrec.tables.embeddings import as_column
 
 N, USERS, TOP = 40, 25, 6
@@ -181,6 +181,25 @@ def test_clusters_all_of_which_are_looked_in_find_what_exact_search_does(
     assert told["hit_als"] == told["best_als"] and told["hit_text"] == told["best_text"]
     assert versions[:3] == [set()] * 3 and versions[3] == versions[4] != versions[5]
     assert all(len(of) == 1 for of in versions[3:])
+
+
+def test_what_users_typed_is_looked_for_in_clusters_without_another_source_that_is(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LLMREC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(recall_bucket, "text_vectors", lambda layout, ids, setting: VECTORS)
+    monkeypatch.setattr(recall_bucket, "described", lambda layout, setting: SimpleNamespace(version="texts"))
+    typed = VECTORS[RNG.permutation(N)[:USERS]] + np.float32(0.1)
+    users = buckets.read_parquet(unit(layout)["uri"])["user_id"]
+    queries.write(users, typed, buckets.bucket_file(layout.queries, 0))
+    for method in ("exact", "clusters"):
+        search = {"method": method, "probes": 1000, "checked": USERS}
+        asked = settings(("query",), query={"top": TOP}, search=search, closeness={}, exclude_seen=False)
+        told = recall_unit(unit(layout), models(layout), asked, layout).to_pylist()[0]
+        found = buckets.read_parquet(buckets.bucket_file(layout.candidates(), 0))["item_ids"].to_pylist()
+        best = np.argsort(-(typed @ VECTORS.T), axis=1, kind="stable")[:, :TOP]
+        assert found == [[f"i{i:02}" for i in row] for row in best.tolist()], method
+    assert told["hit_query"] == told["best_query"] == USERS * TOP
 
 
 def test_item_item_says_by_further_decays_what_it_would_say_by_each_alone(layout: Layout) -> None:

@@ -93,7 +93,7 @@ def test_few_items_few_users_and_none(tmp_path: Path) -> None:
 
 
 def test_a_missing_library_and_a_setting_that_does_nothing_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"search\.method = clusters is for a merge that names text, als or retrieve"):
+    with pytest.raises(ValueError, match=r"search\.method = clusters is for a merge that names text, query, als or"):
         config.Recall(search=config.Search(method="clusters"))
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match=r"needs faiss; install llmrec\[faiss\]"):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
-from llmrec import config, storage
+from llmrec import config, schema, storage
+from llmrec.engine.augment import Job, _asked_of_users, _Claims, _plan_users
 from llmrec.engine.prompts import check_trainable, user_files
 from llmrec.errors import UserError
+from llmrec.generation import instructions
 from llmrec.layout import Layout
 from llmrec.schema import CONTENT_HASH
 from llmrec.tables import augmentations, buckets
@@ -81,11 +85,12 @@ def test_training_refuses_interests_which_tell_its_answers(tmp_path: Path) -> No
     check_trainable(config.Prompt(user="{interests}"), layout)
 
 
-def test_users_texts_tell_of_their_newest_training_events(tmp_path: Path, tiny_model: Path) -> None:
-    from llmrec import schema
-    from llmrec.engine.augment import Job, _asked_of_users
-    from llmrec.generation import instructions
+def job_of_users(tmp_path: Path, model: Path) -> Job:
+    settings = config.Augment(users={"history": 4})
+    return Job(settings, Layout(str(tmp_path)), "users", instructions.read("user.v1"), str(model), "r")
 
+
+def test_users_texts_tell_of_their_newest_training_events(tmp_path: Path, tiny_model: Path) -> None:
     rng = np.random.default_rng(0)
     lengths = [0, 1, 4, 5, 9, 14]
     lists = [rng.integers(0, 50, n).tolist() for n in lengths]
@@ -96,9 +101,7 @@ def test_users_texts_tell_of_their_newest_training_events(tmp_path: Path, tiny_m
     uri = buckets.bucket_file(str(tmp_path), 0)
     buckets.write_parquet(histories, uri)
     catalogue = pa.table({"item_id": range(50), "text": [f"w{i % 40}" for i in range(50)]})
-    settings = config.Augment(users={"history": 4})
-    own = instructions.read("user.v1")
-    job = Job(settings, Layout(str(tmp_path)), "users", own, str(tiny_model), "r")
+    job = job_of_users(tmp_path, tiny_model)
     prompter = job.prompter()
     asked = _asked_of_users(job, uri, catalogue, prompter)
     wanted = {}
@@ -107,5 +110,42 @@ def test_users_texts_tell_of_their_newest_training_events(tmp_path: Path, tiny_m
             newest = [f"w{i % 40}" for i in reversed(items[:kept][-4:])]
             wanted[user] = "; ".join(dict.fromkeys(newest))
     assert asked.ids.to_pylist() == list(wanted) == [2, 3, 4, 5]
-    for prompt, history in zip(asked.prompts, wanted.values(), strict=True):
-        assert prompt.endswith(f"Chosen: {history}\nInterests:")
+    assert asked.told == [f"Chosen: {history}" for history in wanted.values()]
+    for told, history in zip(asked.told, wanted.values(), strict=True):
+        assert prompter.prompt(told).endswith(f"Chosen: {history}\nInterests:")
+
+
+def test_users_of_several_buckets_with_one_prompt_have_it_answered_once(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of_users(tmp_path, tiny_model)
+    catalogue = pa.table({"item_id": range(9), "text": [f"w{i}" for i in range(9)]})
+    lists = {0: [[1, 2], [3], [3]], 1: [[3], [4]], 2: [[4], [1, 2]]}
+    for bucket, of in lists.items():
+        times = [[1] * len(items) for items in of]
+        users = pa.table(
+            [list(range(len(of))), of, times, [len(items) for items in of]],
+            schema=schema.histories(pa.int64(), pa.int64()),
+        )
+        buckets.write_parquet(users, buckets.bucket_file(str(tmp_path), bucket))
+    monkeypatch.setattr(ray, "get", lambda value: value)  # what is asked of the cluster is at hand here
+    claims = SimpleNamespace(mine=SimpleNamespace(remote=_Claims().mine))
+    known = augmentations.generated(job.folder)
+
+    def planned(bucket: int) -> list[str]:
+        source = pa.table({"bucket": [bucket], "uri": [buckets.bucket_file(str(tmp_path), bucket)]})
+        shards = _plan_users(source, job, catalogue, None, known, claims)["shard"].to_pylist()
+        return [h for shard in shards for h in pa.ipc.open_stream(shard).read_all()[CONTENT_HASH].to_pylist()]
+
+    found = {bucket: planned(bucket) for bucket in lists}
+    assert [len(found[bucket]) for bucket in lists] == [2, 1, 0]
+    assert len({h for of in found.values() for h in of}) == 3
+    assert {bucket: planned(bucket) for bucket in lists} == found, "a task that is lost comes again with the same"
+
+
+def test_a_table_tells_whence_its_texts_come(tmp_path: Path, tiny_model: Path) -> None:
+    job = job_of_users(tmp_path, tiny_model)
+    form = schema.augmentations("user_id", pa.int64())
+    (row,) = augmentations.table("user_id", pa.array([7]), pa.array(["tea"]), ["0" * 32], form, job.source).to_pylist()
+    digest = instructions.read("user.v1").digest
+    assert (row["template"], row["template_version"], row["template_digest"]) == ("user", 1, digest)
