@@ -14,6 +14,7 @@ from llmrec.engine.evaluate_bucket import measure_bucket
 from llmrec.engine.evaluate_items import HISTORY, Catalogue
 from llmrec.engine.measured import Measured, from_bytes, together
 from llmrec.engine.ranking_lists import OURS, Asked
+from llmrec.engine.run import as_run
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import beyond, bootstrap, fairness, metrics, segments, significance, sources
@@ -30,7 +31,7 @@ from llmrec.tables import buckets, rankings
 
 @dataclass(frozen=True)
 class Row:
-    """One ranking's metrics over some users.
+    """One ranking's metrics over some users, of whom it has lists for `ranked`; one without a list counts as 0.
 
     interval: 95% bootstrap interval of each mean; lead: the same of our ranking's mean minus this one's, user by user;
     p_value: of that difference, by `significance.paired_permutation`, none of our own; beyond: of `beyond.figures`.
@@ -38,6 +39,7 @@ class Row:
 
     name: str
     users: int
+    ranked: int
     values: dict[str, float]
     interval: dict[str, tuple[float, float]]
     lead: dict[str, tuple[float, float]]
@@ -61,14 +63,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """all_users: every ranking over all users with truth; same_users: over those that each further table ranks; run_id:
-    of our ranking.
+    """all_users: every ranking over all users with truth, of the share of users that the run scored; same_users: over
+    those that each further table ranks; run_id: of our ranking.
 
     segments: of the rankings of all_users. fairness: of ours, and so calibration, which is None where no probability is
     published. labelled: None if no labelled pairs are given.
     """
 
     run_id: str
+    users_share: float
     all_users: list[Row]
     same_users: dict[str, list[Row]]
     segments: list[Segments]
@@ -92,6 +95,8 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     tables = {OURS: settings.score.output or layout.rankings, **wanted.rankings}
     tables = {name: storage.absolute(uri) for name, uri in tables.items()}
     opened = {name: rankings.published(uri) for name, uri in tables.items()}
+    run_id = rankings.shown(opened[OURS])["run_id"]
+    settings = as_run(settings, layout, run_id)
     if max(wanted.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
     units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
@@ -101,7 +106,6 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
             raise UserError(
                 f"{tables[name]}: has {there} buckets, {layout.histories} has {prepared}; score and publish it again"
             )
-    run_id = rankings.shown(opened[OURS])["run_id"]
     attributes = evaluate_items.attributes(wanted, layout)
     known = evaluate_items.catalogue(wanted, settings.items.separator, layout)
     pairs = {}
@@ -121,15 +125,19 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     done = reporting(_unpacked(each(units, measure_bucket, arguments)), len(units), say, "evaluate")
     found = together([row["measured"] for row in sorted(done, key=lambda row: row[BUCKET])])
     if found.users == 0:
+        share = settings.score.users_share
         raise UserError(
             f"{layout.targets}: no held-out events; set data.split to leave_one_out or time and prepare again"
-        )
+            if share == 1 else f"{layout.targets}: no held-out events of score.users_share = {share:g} of users; score "
+            "more of them"
+        )  # fmt: skip
     say(f"resampling {found.users:,} users")
     others = {name: found.names.index(name) for name in wanted.rankings}
     compared = [i for i in range(len(found.names)) if i not in others.values()]
     of_users = _groupings(found, wanted)
     return Evaluated(
         run_id=run_id,
+        users_share=settings.score.users_share,
         all_users=[row for i, row in enumerate(_rows(found, wanted, 0)) if i in compared],
         same_users={
             name: _rows(found, wanted, 1 + i)
@@ -181,6 +189,7 @@ def _rows(found: Measured, wanted: config.Evaluate, subset: int) -> list[Row]:
             Row(
                 name=name,
                 users=values.shape[2],
+                ranked=int(found.ranked[i, mask].sum()),
                 values=dict(zip(labels, values[i].mean(axis=1).tolist(), strict=True)),
                 interval=dict(zip(labels, map(bootstrap.bounds, samples[i]), strict=True)),
                 lead=dict(zip(labels, map(bootstrap.bounds, samples[at] - samples[i]), strict=True)),

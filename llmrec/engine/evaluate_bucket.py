@@ -39,14 +39,17 @@ def measure_bucket(batch: pa.Table, asked: Asked, catalogue: Any, labelled: Mapp
 
 
 def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.Table | None) -> Measured:
-    """
+    """Of the users with held-out items whom the run was to score.
+
     unit: the bucket and where its held-out items are; labelled: the bucket's pairs of `labelled_pairs.by_bucket`.
 
     Raises:
         UserError: a table is missing.
     """
     settings, layout, bucket = asked.settings.evaluate, asked.layout, unit[BUCKET]
-    targets = buckets.read_parquet(unit["uri"])
+    targets, share = buckets.read_parquet(unit["uri"]), asked.settings.score.users_share
+    if share < 1:
+        targets = targets.filter(pa.array(buckets.share_of(targets[USER], share)))
     truth = lists_of(targets)
     ours = rankings.read_bucket(asked.tables[OURS], bucket)
     recalled: dict[str, Lists] = {
@@ -59,7 +62,7 @@ def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.
         np.stack(list(metrics.per_user(truth, lists, settings.cutoffs, settings.metrics).values()))
         for lists in found.values()
     ])  # fmt: skip
-    ranked = np.asarray([[user in lists for user in truth] for lists in found.values()], bool)
+    ranked = np.asarray([[bool(lists.get(user)) for user in truth] for lists in found.values()], bool)
     rows = {name: _rows(lists, truth, known) for name, lists in found.items()}
     true = item_rows(targets[ITEMS], known.ids)
     histories = buckets.read_parquet(buckets.bucket_file(layout.histories, bucket), [USER, ITEMS])

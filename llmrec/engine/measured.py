@@ -37,7 +37,7 @@ class Pairs:
 class Measured:
     """Of n users with held-out items.
 
-    names: of the rankings. values: float64[rankings, metrics, n]; ranked: bool[rankings, n], who is in a ranking;
+    names: of the rankings. values: float64[rankings, metrics, n]; ranked: bool[rankings, n], who has a list;
     shares: float64[n, sources + 1, cut-offs, 2] of `sources.found`; found: users of whom a true item is a candidate.
     history: int64[n], events; attributes: a column each that users are grouped by; of_items: one a grouping of items.
     exposed, sums: of `beyond`, float64[subsets * cut-offs, n_items] and float64[rankings, subsets, cut-offs, 8], the

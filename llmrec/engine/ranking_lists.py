@@ -29,8 +29,9 @@ Lists = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What is evaluated. tables: rankings tables by name, ours first; fused: the fusion whose parts the run kept; kept:
-    where these are, empty if it kept none; attributes: columns of the users table."""
+    """What is evaluated. settings: those of score as the run had them; tables: rankings tables by name, ours first;
+    fused: the fusion whose parts the run kept; kept: where these are, empty if it kept none; attributes: columns of the
+    users table."""
 
     settings: config.Config
     layout: Layout

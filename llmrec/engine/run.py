@@ -21,7 +21,7 @@ from llmrec.schema import BUCKET
 from llmrec.tables import buckets, contexts, rankings
 from llmrec.tables.augmentations import interests_read, item_texts_read
 
-ATTEMPTS, MARKS = "attempts", "users"
+ATTEMPTS, MARKS, PLAN = "attempts", "users", "plan.json"
 # Settings that change what a run costs, never what it gives.
 OF_COST = frozenset({
     "min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "publish", "probe_users", "compile",
@@ -136,6 +136,21 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         for b, uri in sorted(listed.items())
     ]  # fmt: skip
     return job, units
+
+
+def as_run(settings: config.Config, layout: Layout, run_id: str) -> config.Config:
+    """The settings, those of score as the run had them, if its plan is still there.
+
+    Raises:
+        UserError: the plan holds a value that is none any more.
+    """
+    plan = storage.join(layout.run(run_id), PLAN)
+    if not storage.exists(plan):
+        return settings
+    had = storage.read_json(plan)["score"]
+    # What is at its default may be left out of a plan.
+    values = {f"score.{name}": had.get(name, field.default) for name, field in config.Score.model_fields.items()}
+    return config.varied(settings, values, plan)
 
 
 def _placed(wanted: config.Score) -> config.Score:

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from llmrec.report import figures
+from llmrec.report import caveats, figures
 from llmrec.report.headline import cost_of, sentences
 from llmrec.report.terminal import text
 
@@ -30,7 +30,7 @@ def render(shown: Mapping[str, Any]) -> str:
     environment.filters |= {"text": text, "figure": _figure, "signed": _signed, "share": _share, "chance": _chance}
     style = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
     return environment.get_template("page.html.j2").render(
-        **shown, sentences=sentences(shown), cost=cost_of(shown), figures=figures, outcomes=OUTCOMES,
+        **shown, sentences=sentences(shown), cost=cost_of(shown), figures=figures, caveats=caveats, outcomes=OUTCOMES,
         style=Markup(style),  # ours, not data
     )  # fmt: skip
 

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
-from llmrec import config, schema
+from llmrec import config, schema, storage
 from llmrec.config import Privacy
-from llmrec.engine import evaluate_items, labelled_pairs, measured, score_parts
+from llmrec.engine import evaluate, evaluate_items, gate, labelled_pairs, measured, score_parts
 from llmrec.engine.evaluate_bucket import measured as measured_bucket
 from llmrec.engine.evaluate_items import Catalogue
 from llmrec.engine.measured import from_bytes, to_bytes, together
 from llmrec.engine.ranking_lists import OURS, Asked, _with_less
+from llmrec.engine.run import as_run
 from llmrec.errors import UserError
 from llmrec.evaluation import beyond, segments
 from llmrec.fusion import ablations
@@ -217,6 +219,38 @@ def test_a_fusion_without_what_weighs_nothing_ranks_as_the_run(layout: Layout, r
     asked = Asked(config.build(values), made, {OURS: ""}, fitted, RUN, made.score_parts(RUN), ())
     found = _with_less(0, asked, replace(known(layout), rerank=how, bonus=added), bool(how), 5)
     assert found["fused without nothing"] == ours and len({tuple(of) for of in ours.values()}) > 5
+
+
+def test_every_ranking_tells_how_many_users_it_has_lists_for(parts: list[measured.Measured]) -> None:
+    found = together(parts)
+    rows = {row.name: row for row in evaluate._rows(found, settings().evaluate, 0)}
+    assert rows[OURS].users == USERS and rows[OURS].ranked == sum(u % 6 > 0 for u in range(USERS)) < USERS
+    assert rows["item_item"].ranked == USERS
+
+
+@pytest.mark.parametrize("share", [0.3, 1e-9])
+def test_of_a_run_that_scored_a_share_of_users_these_alone_are_measured(layout: Layout, share: float) -> None:
+    storage.write_json(storage.join(layout.run(RUN), "plan.json"), {"score": {"users_share": share, "history": "none"}})
+    asked = as_run(config.build({"evaluate": {"cutoffs": [2, 5]}, "score": {"requires": "x"}}), layout, RUN)
+    storage.delete(storage.join(layout.run(RUN), "plan.json"))
+    assert asked.score == config.Score(users_share=share, history="none"), "as the run had it, not as it is set now"
+    assert as_run(asked, layout, RUN) is asked
+    given = Asked(asked, layout, {OURS: layout.rankings}, None, RUN, "", ())
+    units = [{"bucket": b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
+    done = [measured_bucket(unit, given, known(layout), None) for unit in units]
+    found = together([from_bytes(*to_bytes(part)) for part in done])
+    users, truth, lists = tables(layout)
+    kept = [u for u in users if xxhash.xxh64_intdigest(str(u).encode()) / 2.0**64 < share]
+    wanted = [ndcg(lists.get(u, []), set(truth[u])) for u in kept]
+    np.testing.assert_allclose(found.values[found.names.index(OURS), 5], wanted)
+    assert found.users == len(kept) == len(found.history) and (0 < len(kept) < USERS) == (share > 0.1)
+
+
+def test_the_gate_counts_who_has_a_list_in_the_staged_run(layout: Layout) -> None:
+    staged = {b: f"{layout.rankings}/{rankings.staged_path(RUN, b)}" for b in range(2)}
+    truth = buckets.bucket_files(layout.targets)
+    (row,) = gate._measure(pa.table({"part": [0]}), "", None, [2], 1, truth, staged, 0).to_pylist()
+    assert row["users"] == USERS and row["ranked"] == sum(u % 6 > 0 for u in range(USERS))
 
 
 def write(table: dict[str, Any]) -> Callable[[Path], str]:

@@ -10,7 +10,7 @@ OURS = "llm ranking"
 
 def row(name: str, value: float) -> dict[str, Any]:
     return {
-        "name": name, "users": 1943, "values": dict.fromkeys(METRICS, value),
+        "name": name, "users": 1943, "ranked": 1943, "values": dict.fromkeys(METRICS, value),
         "interval": dict.fromkeys(METRICS, (value - 0.01, value + 0.01)), "lead": dict.fromkeys(METRICS, (0.0, 0.0)),
     }  # fmt: skip
 
@@ -38,7 +38,7 @@ def shown(**changes: Any) -> dict[str, Any]:
         "settings": [{"key": "data.buckets", "value": "4", "default": "16"}],
         "period": None, "summaries": {}, "score": None, "price_per_hour": 0.0, "importance": None, "curves": None,
         "evaluation": {
-            "all_users": rows, "same_users": {}, "recall_of_candidates": 0.61, "run_id": "r-1",
+            "all_users": rows, "same_users": {}, "recall_of_candidates": 0.61, "run_id": "r-1", "users_share": 1.0,
             "sources": [
                 {"name": "item_item", **source},
                 {"name": "all of them", **source, "alone": None},

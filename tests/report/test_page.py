@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pages import comparison, shown, with_all
 
+from llmrec.report.gate import print_gate
 from llmrec.report.headline import sentences
 from llmrec.report.page import render
 
@@ -153,3 +154,35 @@ def test_without_another_recommender_it_says_so() -> None:
     (told,) = sentences(found)
     assert told.startswith("Nothing to compare with") and "0.1200" in told
     read(render(found))
+
+
+def test_whom_our_ranking_has_no_list_for_is_said() -> None:
+    found = shown()
+    told = "have no list in llm ranking"
+    assert told not in read(render(found)).text and "all 1,943 users" in read(render(found)).text
+    found["evaluation"]["all_users"][0]["ranked"] = 1900
+    text = read(render(found)).text
+    assert "43 of 1,943 users have no list in llm ranking and count as 0 there." in text
+    assert "llm ranking 1,900 0.1200" in text and "item_item 1,943 0.1000" in text
+
+
+def test_of_a_share_of_users_it_says_so() -> None:
+    found = shown()
+    found["evaluation"]["users_share"] = 0.25
+    text = read(render(found)).text
+    assert "The run scored a share of 0.25 of users (score.users_share): these alone are measured" in text
+    assert "1,943 users with held-out events of the share that was scored" in text and "all 1,943" not in text
+
+
+def test_an_evaluation_of_an_earlier_version_has_a_page() -> None:
+    found = with_all()
+    del found["evaluation"]["users_share"]
+    for row in found["evaluation"]["all_users"]:
+        del row["ranked"]
+    assert "have no list in" not in read(render(found)).text
+
+
+@pytest.mark.parametrize("ranked", [90, 100])
+def test_the_gate_says_who_would_lose_their_list(ranked: int, capsys: pytest.CaptureFixture[str]) -> None:
+    print_gate({"run_id": "r", "published_run": None, "users": 100, "ranked": ranked, "decisions": [], "holds": True})
+    assert ("10 of these users have no list in the staged run" in capsys.readouterr().out) == (ranked < 100)

@@ -40,9 +40,9 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
     figures = ("coverage", "gini", "novelty", "diversity", "popularity_percentile", "popularity_lift")
     beyond = {f"{name}@{k}": 0.375 if name != "diversity" else None for name in figures for k in cutoffs}
     of_group = {"values": values, "interval": dict.fromkeys(values, (0.1, 0.15))}
-    row = {"name": "ranker", "users": 943, **of_group, "beyond": beyond, "p_value": {}}
+    row = {"name": "ranker", "users": 943, "ranked": 931, **of_group, "beyond": beyond, "p_value": {}}
     compared = {"lead": dict.fromkeys(values, (-0.01, 0.02)), "p_value": dict.fromkeys(values, 0.0333)}
-    second = row | {"name": "popularity", **compared}
+    second = row | {"name": "popularity", "ranked": 943, **compared}
     third = second | {"name": "worst", "values": dict.fromkeys(values, 0.01)}
     sources = [
         {"name": "item_item", "recall": {"recall@100": 0.6543}, "alone": {"alone@100": 0.0321}},
@@ -70,6 +70,8 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
     out = " ".join(capsys.readouterr().out.split())
     for part in (
         "943",
+        "931",
+        "12 of 943 users have no list in ranker and count as 0 there.",
         "ranker",
         "popularity",
         "zero-shot",

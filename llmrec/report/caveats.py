@@ -1,0 +1,20 @@
+"""What an evaluation does not measure or cannot tell, in plain words: the same on the page and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def of_users(evaluation: Mapping[str, Any]) -> list[str]:
+    """Which users are not measured, and which count although they have no list. evaluation: as `evaluation.json`."""
+    told, share, ours = [], evaluation.get("users_share", 1.0), evaluation["all_users"][0]
+    if share < 1:
+        told.append(
+            f"The run scored a share of {share:g} of users (score.users_share): these alone are measured, in every "
+            "ranking."
+        )
+    without = ours["users"] - ours.get("ranked", ours["users"])
+    if without:
+        told.append(f"{without:,} of {ours['users']:,} users have no list in {ours['name']} and count as 0 there.")
+    return told
