@@ -13,8 +13,8 @@ from llmrec.engine import evaluate_items, labelled_pairs, rerank, tasks
 from llmrec.engine.evaluate_bucket import measure_bucket
 from llmrec.engine.evaluate_items import HISTORY, Catalogue
 from llmrec.engine.measured import Measured, from_bytes, together
-from llmrec.engine.ranking_lists import OURS, Asked
-from llmrec.engine.run import as_run
+from llmrec.engine.ranking_lists import CANDIDATES, OURS, Asked
+from llmrec.engine.run import as_run, candidates_table, placed
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import beyond, bootstrap, fairness, metrics, segments, significance, sources
@@ -66,8 +66,9 @@ class Evaluated:
     """all_users: every ranking over all users with truth, of the share of users that the run scored; same_users: over
     those that each further table ranks; run_id: of our ranking.
 
-    segments: of the rankings of all_users. fairness: of ours, and so calibration, which is None where no probability is
-    published. labelled: None if no labelled pairs are given.
+    recall_of_candidates: share of a user's true items among the candidates that the run scored, the mean, which no
+    ranking of these can go beyond in recall. segments: of the rankings of all_users. fairness: of ours, and so
+    calibration, which is None where no probability is published. labelled: None if no labelled pairs are given.
     """
 
     run_id: str
@@ -99,7 +100,11 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     settings = as_run(settings, layout, run_id)
     if max(wanted.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
-    units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
+    scored = buckets.bucket_files(candidates_table(settings.score, layout))
+    units = [
+        {BUCKET: b, "uri": uri, CANDIDATES: scored.get(b, "")}
+        for b, uri in buckets.bucket_files(layout.targets).items()
+    ]
     prepared = len(buckets.bucket_files(layout.histories))
     for name, table in opened.items():
         if (there := int(rankings.shown(table)["buckets"])) != prepared:
@@ -107,7 +112,8 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
                 f"{tables[name]}: has {there} buckets, {layout.histories} has {prepared}; score and publish it again"
             )
     attributes = evaluate_items.attributes(wanted, layout)
-    known = evaluate_items.catalogue(wanted, settings.items.separator, layout)
+    rules = tasks.of_candidates(placed(settings.score), layout)
+    known = evaluate_items.catalogue(wanted, settings.items.separator, rules, layout)
     pairs = {}
     if wanted.labelled:
         pairs = labelled_pairs.by_bucket(wanted.labelled, settings.privacy, layout, run_id)
@@ -151,7 +157,7 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
             pairs=sum(table.num_rows for table in pairs.values()),
         ) if wanted.labelled else None,
         sources=_sources(found, settings),
-        recall_of_candidates=found.found / found.users,
+        recall_of_candidates=float(found.within_reach.mean()),
         table=layout.evaluation,
     )  # fmt: skip
 

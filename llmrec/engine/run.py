@@ -90,7 +90,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     Raises:
         UserError: an input is missing, or the tables do not go together.
     """
-    wanted = _placed(settings.score)
+    wanted = placed(settings.score)
     candidates = candidates_table(wanted, layout)
     output = storage.absolute(wanted.output) if wanted.output else layout.rankings
     histories = buckets.bucket_files(layout.histories)
@@ -153,7 +153,7 @@ def as_run(settings: config.Config, layout: Layout, run_id: str) -> config.Confi
     return config.varied(settings, values, plan)
 
 
-def _placed(wanted: config.Score) -> config.Score:
+def placed(wanted: config.Score) -> config.Score:
     """Such that workers, which may be elsewhere, find what it names."""
     if not wanted.blocked_items:
         return wanted
@@ -192,7 +192,7 @@ def to_serve(settings: config.Config, layout: Layout) -> Job:
     serve, histories = settings.serve, buckets.bucket_files(layout.histories)
     model_uri, version, prompt, _ = _model(settings, layout)
     contexts.check(buckets.schema_of(next(iter(histories.values()))), placeholders(prompt.context), layout.histories)
-    score = _placed(settings.score).model_copy(update={
+    score = placed(settings.score).model_copy(update={
         "max_candidates": serve.max_candidates, "cpus_per_actor": serve.cpus_per_replica,
         "gpus_per_actor": serve.gpus_per_replica, "tensor_parallel": 1,
     })  # fmt: skip

@@ -143,7 +143,10 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
             for of in summary["sources"]
         ],
     )
-    console().print(f"recall of the candidates: {summary['recall_of_candidates']:.4f}; all figures: {summary['table']}")
+    console().print(
+        f"recall of the candidates that were scored: {summary['recall_of_candidates']:.4f}; all figures: "
+        f"{summary['table']}"
+    )
     if "report" in summary:
         console().print(f"the same as a page, with the run, its training and some users: {summary['report']}")
 

@@ -19,7 +19,7 @@ from llmrec.engine import evaluate, evaluate_items, gate, labelled_pairs, measur
 from llmrec.engine.evaluate_bucket import measured as measured_bucket
 from llmrec.engine.evaluate_items import Catalogue
 from llmrec.engine.measured import from_bytes, to_bytes, together
-from llmrec.engine.ranking_lists import OURS, Asked, _with_less
+from llmrec.engine.ranking_lists import BY_POPULARITY, OURS, Asked, _with_less
 from llmrec.engine.run import as_run
 from llmrec.errors import UserError
 from llmrec.evaluation import beyond, segments
@@ -87,7 +87,14 @@ def known(layout: Layout) -> Catalogue:
     return Catalogue(
         ids, ids.cast(pa.string()), beyond.item_facts(had, USERS), (grouping,),
         (segments.by_popularity("popularity", had), grouping), beyond.unit_categories([genres]),
+        requests.Rules(ids, np.zeros(ITEMS, bool), True, 100),
     )  # fmt: skip
+
+
+def units(layout: Layout, candidates: str = "merged") -> list[dict[str, Any]]:
+    where = buckets.bucket_files(layout.candidates(candidates))
+    return [{"bucket": b, "uri": uri, "candidates": where[b]}
+            for b, uri in buckets.bucket_files(layout.targets).items()]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +104,8 @@ def parts(layout: Layout) -> list[measured.Measured]:
                          "label": [u % 3 == 0 for u in range(USERS)]})  # fmt: skip
     which = buckets.bucket_of(labelled["user_id"], 2)
     return [
-        measured_bucket({"bucket": b, "uri": uri}, asked, known(layout), labelled.filter(pa.array(which == b)))
-        for b, uri in buckets.bucket_files(layout.targets).items()
+        measured_bucket(unit, asked, known(layout), labelled.filter(pa.array(which == unit["bucket"])))
+        for unit in units(layout)
     ]
 
 
@@ -230,20 +237,49 @@ def test_every_ranking_tells_how_many_users_it_has_lists_for(parts: list[measure
 
 @pytest.mark.parametrize("share", [0.3, 1e-9])
 def test_of_a_run_that_scored_a_share_of_users_these_alone_are_measured(layout: Layout, share: float) -> None:
-    storage.write_json(storage.join(layout.run(RUN), "plan.json"), {"score": {"users_share": share, "history": "none"}})
+    storage.write_json(
+        storage.join(layout.run(RUN), "plan.json"), {"score": {"users_share": share, "exclude_seen": False}}
+    )
     asked = as_run(config.build({"evaluate": {"cutoffs": [2, 5]}, "score": {"requires": "x"}}), layout, RUN)
     storage.delete(storage.join(layout.run(RUN), "plan.json"))
-    assert asked.score == config.Score(users_share=share, history="none"), "as the run had it, not as it is set now"
+    assert asked.score == config.Score(users_share=share, exclude_seen=False), "as the run had it, not as it is set now"
     assert as_run(asked, layout, RUN) is asked
     given = Asked(asked, layout, {OURS: layout.rankings}, None, RUN, "", ())
-    units = [{"bucket": b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
-    done = [measured_bucket(unit, given, known(layout), None) for unit in units]
+    done = [measured_bucket(unit, given, known(layout), None) for unit in units(layout)]
     found = together([from_bytes(*to_bytes(part)) for part in done])
     users, truth, lists = tables(layout)
     kept = [u for u in users if xxhash.xxh64_intdigest(str(u).encode()) / 2.0**64 < share]
     wanted = [ndcg(lists.get(u, []), set(truth[u])) for u in kept]
     np.testing.assert_allclose(found.values[found.names.index(OURS), 5], wanted)
     assert found.users == len(kept) == len(found.history) and (0 < len(kept) < USERS) == (share > 0.1)
+
+
+def test_no_ranking_reaches_beyond_the_candidates_that_were_scored(
+    layout: Layout, parts: list[measured.Measured]
+) -> None:
+    """Those of the table that score was given, in long form, without what it filters, cut at score.max_candidates."""
+    users, truth, _ = tables(layout)
+    past = buckets.read_parquet(layout.histories)
+    past = dict(zip(past["user_id"].to_pylist(), past["item_ids"].to_pylist(), strict=True))
+    merged = buckets.read_parquet(layout.candidates())
+    lists = dict(zip(merged["user_id"].to_pylist(), merged["item_ids"].to_pylist(), strict=True))
+    own = {u: [*past[u], *reversed(lists[u])] for u in users if u != users[0]}
+    for b in range(2):
+        rows = [(u, i) for u, items in own.items() if buckets.bucket_of(pa.array([u]), 2)[0] == b for i in items]
+        table = pa.table(dict(zip(("user_id", "item_id"), map(pa.array, zip(*rows, strict=True)), strict=True)))
+        buckets.write_parquet(table, buckets.bucket_file(layout.candidates("own"), b))
+    blocked = np.arange(ITEMS) % 5 == 0
+    of = replace(known(layout), rules=requests.Rules(known(layout).ids, blocked, True, 4))
+    asked = Asked(settings(), layout, {OURS: layout.rankings}, None, RUN, "", ())
+    found = together([measured_bucket(unit, asked, of, None) for unit in units(layout, "own")])
+    scored = {u: [i for i in items if i not in past[u] and i % 5][:4] for u, items in own.items()} | {users[0]: []}
+    wanted = [np.mean([i in scored[u] for i in truth[u]]) for u in users]
+    np.testing.assert_allclose(found.within_reach, wanted)
+    assert 0 < found.within_reach.mean() < together(parts).within_reach.mean() == 1
+    assert len(set(wanted) - {0.0, 1.0}) > 0, "a user may have some"
+    by_popularity = {u: sorted(items, key=lambda i: -(i % 7)) for u, items in scored.items()}
+    at = found.names.index(BY_POPULARITY)
+    np.testing.assert_allclose(found.values[at, 5], [ndcg(by_popularity[u], set(truth[u])) for u in users])
 
 
 def test_the_gate_counts_who_has_a_list_in_the_staged_run(layout: Layout) -> None:
