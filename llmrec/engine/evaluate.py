@@ -51,11 +51,13 @@ class Row:
 class Source:
     """A source of candidates over all users with truth, or all of them together.
 
-    recall: share of a user's true items among its first k, its mean; alone: of those, what no other source finds in its
-    own first k, and what would be lost without it; None of all together. interval: as of `Row`, of both.
+    users: for whom it has any; recall: share of a user's true items among its first k, its mean; alone: of those, what
+    no other source finds in its own first k, and what would be lost without it; None of all together. interval: as of
+    `Row`, of both.
     """
 
     name: str
+    users: int
     recall: dict[str, float]
     alone: dict[str, float] | None
     interval: dict[str, tuple[float, float]]
@@ -263,5 +265,5 @@ def _sources(found: Measured, settings: config.Config) -> list[Source]:
             for kind, n in kinds.items()
             for j, k in enumerate(cutoffs)
         }
-        made.append(Source(name, of["recall"], of.get("alone"), interval))
+        made.append(Source(name, int(found.brought[i]), of["recall"], of.get("alone"), interval))
     return made

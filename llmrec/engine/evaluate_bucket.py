@@ -79,6 +79,7 @@ def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.
         values=values,
         ranked=ranked,
         shares=sources.found(truth, recalled, settings.recall_cutoffs),
+        brought=_brought(truth, recalled),
         within_reach=_within_reach(truth, candidates),
         history=np.diff(flatten(history)[1]),
         attributes=_attributes(bucket, asked, targets[USER]),
@@ -93,6 +94,12 @@ def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.
             np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, bool)
         ),
     )  # fmt: skip
+
+
+def _brought(truth: Lists, recalled: dict[str, Lists]) -> np.ndarray:
+    """int64[sources + 1]: for how many users each source has candidates, and all of them together."""
+    there = np.asarray([[bool(lists.get(user)) for user in truth] for lists in recalled.values()], bool)
+    return np.append(there.sum(axis=1), there.any(axis=0).sum()).astype(np.int64)
 
 
 def _within_reach(truth: Lists, candidates: Lists) -> np.ndarray:

@@ -38,8 +38,9 @@ class Measured:
     """Of n users with held-out items.
 
     names: of the rankings. values: float64[rankings, metrics, n]; ranked: bool[rankings, n], who has a list; shares:
-    float64[n, sources + 1, cut-offs, 2] of `sources.found`; within_reach: float64[n], share of the true items that are
-    among the candidates that the run scored. history: int64[n], events; attributes: a column each that users are grouped by; of_items: one a grouping of items.
+    float64[n, sources + 1, cut-offs, 2] of `sources.found`; brought: int64[sources + 1], users for whom a source has
+    candidates; within_reach: float64[n], share of the true items that are among the candidates that the run scored.
+    history: int64[n], events; attributes: a column each that users are grouped by; of_items: one a grouping of items.
     exposed, sums: of `beyond`, float64[subsets * cut-offs, n_items] and float64[rankings, subsets, cut-offs, 8], the
     first of ranking after ranking. shown: float64[n, groups], what our ranking shows of each group of items, one
     grouping after another; truth: float64[groups], held-out events of each. predicted, observed: float32[pairs] and
@@ -50,6 +51,7 @@ class Measured:
     values: np.ndarray
     ranked: np.ndarray
     shares: np.ndarray
+    brought: np.ndarray
     within_reach: np.ndarray
     history: np.ndarray
     attributes: pa.Table
@@ -72,7 +74,10 @@ class Measured:
         return of.values if of.values.shape[2] == len(of.user) else self.values[:, :, of.user]
 
 
-_ARRAYS = ("values", "ranked", "shares", "within_reach", "history", "sums", "shown", "truth", "predicted", "observed")
+_ARRAYS = (
+    "values", "ranked", "shares", "brought", "within_reach", "history", "sums", "shown", "truth", "predicted",
+    "observed",
+)  # fmt: skip
 
 
 def to_bytes(measured: Measured) -> tuple[bytes, bytes]:
@@ -132,6 +137,7 @@ def together(parts: Sequence[Measured]) -> Measured:
         values=joined("values", 2),
         ranked=joined("ranked", 1),
         shares=joined("shares"),
+        brought=np.sum([part.brought for part in parts], axis=0),
         within_reach=joined("within_reach"),
         history=joined("history"),
         attributes=pa.concat_tables([part.attributes for part in parts], promote_options="permissive"),

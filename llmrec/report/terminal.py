@@ -137,11 +137,8 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
     recall, alone = (list(summary["sources"][0][name]) for name in ("recall", "alone"))
     print_rows(
         "sources of candidates: the share of held-out items that each finds, and finds alone",
-        ["source", *recall, *alone],
-        [
-            [of["name"], *(f"{share:.4f}" for share in (*of["recall"].values(), *(of["alone"] or {}).values()))]
-            for of in summary["sources"]
-        ],
+        ["source", "users", *recall, *alone],
+        [[of["name"], of.get("users"), *_found_by(of)] for of in summary["sources"]],
     )
     console().print(
         f"recall of the candidates that were scored: {summary['recall_of_candidates']:.4f}; all figures: "
@@ -149,6 +146,12 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
     )
     if "report" in summary:
         console().print(f"the same as a page, with the run, its training and some users: {summary['report']}")
+
+
+def _found_by(source: Mapping[str, Any]) -> list[str]:
+    if source.get("users") == 0:
+        return ["nothing for anybody"]
+    return [f"{share:.4f}" for share in (*source["recall"].values(), *(source["alone"] or {}).values())]
 
 
 def _print_segments(summary: Mapping[str, Any], key: str) -> None:

@@ -282,6 +282,27 @@ def test_no_ranking_reaches_beyond_the_candidates_that_were_scored(
     np.testing.assert_allclose(found.values[at, 5], [ndcg(by_popularity[u], set(truth[u])) for u in users])
 
 
+def test_for_how_many_users_a_source_has_candidates(layout: Layout) -> None:
+    some = {"even": lambda u: u % 2 == 0, "third": lambda u: u % 3 == 0, "none": lambda u: False}
+    for name, has in some.items():
+        for b in range(2):
+            table = buckets.read_parquet(buckets.bucket_file(layout.candidates(), b))
+            lists = [
+                i if has(u) else [] for u, i in zip(*(table[c].to_pylist() for c in table.column_names), strict=True)
+            ]
+            table = pa.table({"user_id": table["user_id"], "item_ids": pa.array(lists, pa.list_(pa.int64()))})
+            buckets.write_parquet(table, buckets.bucket_file(layout.candidates(name), b))
+    asked = settings()
+    asked = asked.model_copy(update={"recall": asked.recall.model_copy(update={"merge": tuple(some)})})
+    given = Asked(asked, layout, {OURS: layout.rankings}, None, RUN, "", ())
+    done = [measured_bucket(unit, given, known(layout), None) for unit in units(layout)]
+    found = together([from_bytes(*to_bytes(part)) for part in done])
+    wanted = [sum(map(has, range(USERS))) for has in some.values()]
+    assert found.brought.tolist() == [*wanted, sum(u % 2 == 0 or u % 3 == 0 for u in range(USERS))]
+    assert [source.users for source in evaluate._sources(found, asked)] == found.brought.tolist()
+    assert found.ranked[found.names.index("even")].sum() == USERS / 2, "an empty list ranks nobody"
+
+
 def test_the_gate_counts_who_has_a_list_in_the_staged_run(layout: Layout) -> None:
     staged = {b: f"{layout.rankings}/{rankings.staged_path(RUN, b)}" for b in range(2)}
     truth = buckets.bucket_files(layout.targets)

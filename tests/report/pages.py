@@ -27,7 +27,12 @@ def shown(**changes: Any) -> dict[str, Any]:
     """As `engine.report.gather` gives it, of a run that is not fused, trained or timed."""
     rows = [row(OURS, 0.12), row("item_item", 0.1), row("popularity", 0.05)]
     compared = {c["name"]: c for c in (comparison("item_item", 0.1, 0.01, 0.03), comparison("popularity", 0.05, 0, 1))}
-    source = {"recall": {"recall@100": 0.6}, "alone": {"alone@100": 0.1}, "interval": {"recall@100": (0.5, 0.7)}}
+    source = {
+        "users": 1900,
+        "recall": {"recall@100": 0.6},
+        "alone": {"alone@100": 0.1},
+        "interval": {"recall@100": (0.5, 0.7)},
+    }
     return {
         "verdict": {
             "metric": "ndcg@10", "users": 1943, "baseline": compared["item_item"], "without_ranker": None,
@@ -101,6 +106,11 @@ def with_all(**changes: Any) -> dict[str, Any]:
             "prepare": {
                 "users": 2000, "items": 1682, "events_kept": 99_990, "rows_in": 100_000,
                 "set_aside": {"null_id": 10}, "items_set_aside": {}, "edges": 0, "edges_set_aside": {}, "seconds": 9.0,
+            },
+            "recall": {
+                "users": 2001, "per_user": {"item_item": 80.0, "merged": 95.5}, "short_lists": 203, "no_candidates": 7,
+                "queries": 55, "empty_sources": ["graph"], "found_of_exact": {"text": 0.9876},
+                "quarantine": "s3://b/quarantine/recall", "seconds": 3.0,
             },
             "train": {
                 "steps": 30, "steps_planned": 40, "users": 2000, "tokens": 123_456, "decisions": 7890,

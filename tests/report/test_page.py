@@ -67,6 +67,9 @@ def test_a_page_shows_everything_that_is_there() -> None:
         "30 of 40 planned steps", "0.1234", "history length",
         "1 to 5", "6 or more 0 nobody", "77", "users.age", "young", "0.0310", "head", "77.7%", "1.55", "0.0456",
         "0.7654", "41,624", "15,593", "94,295", "4.3%", "2.65", "r-0", "194.2 s", "Amistad", "at rank 1 of 20",
+        "no_candidates, see s3://b/quarantine/recall 7",
+        "in the mean over 2,001 users: item_item 80, merged 95.5", "asks for: 203; with none: 7",
+        "Found nothing for anybody: graph.", "typed something: 55", "found: text 0.9876",
         "not among the 20 ranked", "Flubber · Star Maps", "6.1%", "5.125",
     ):  # fmt: skip
         assert part in tree.text, part
@@ -187,3 +190,19 @@ def test_an_evaluation_of_an_earlier_version_has_a_page() -> None:
 def test_the_gate_says_who_would_lose_their_list(ranked: int, capsys: pytest.CaptureFixture[str]) -> None:
     print_gate({"run_id": "r", "published_run": None, "users": 100, "ranked": ranked, "decisions": [], "holds": True})
     assert ("10 of these users have no list in the staged run" in capsys.readouterr().out) == (ranked < 100)
+
+
+def test_a_source_that_brought_nothing_is_told_from_one_that_missed() -> None:
+    found = with_all()
+    missed = {**found["evaluation"]["sources"][0], "recall": {"recall@100": 0.0}, "alone": {"alone@100": 0.0}}
+    found["evaluation"]["sources"][1:1] = [{**missed, "name": "ease"}, {**missed, "name": "graph", "users": 0}]
+    text = read(render(found)).text
+    assert "ease 1,900 0.0000 0.0000" in text and "graph 0 brought nothing to anybody all of them 1,900" in text
+
+
+def test_recall_that_set_nobody_aside() -> None:
+    found = with_all()
+    found["summaries"]["recall"] |= {"no_candidates": 0, "empty_sources": [], "queries": 0, "found_of_exact": {}}
+    text = read(render(found)).text
+    assert "no_candidates" not in text and "Found nothing" not in text and "with none: 0." in text
+    assert "typed something" not in text and "exact search" not in text

@@ -45,8 +45,9 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
     second = row | {"name": "popularity", "ranked": 943, **compared}
     third = second | {"name": "worst", "values": dict.fromkeys(values, 0.01)}
     sources = [
-        {"name": "item_item", "recall": {"recall@100": 0.6543}, "alone": {"alone@100": 0.0321}},
-        {"name": "all of them", "recall": {"recall@100": 0.7}, "alone": None},
+        {"name": "item_item", "users": 901, "recall": {"recall@100": 0.6543}, "alone": {"alone@100": 0.0321}},
+        {"name": "graph", "users": 0, "recall": {"recall@100": 0.0}, "alone": {"alone@100": 0.0}},
+        {"name": "all of them", "users": 943, "recall": {"recall@100": 0.7}, "alone": None},
     ]
     summary = {
         "all_users": [row, third, second], "same_users": {"zero-shot": [row]}, "sources": sources,
@@ -82,6 +83,8 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
         "item_item",
         "alone@100",
         "0.6543",
+        "901",
+        "nothing for anybody",
         "0.0321",
         "all of them",
         "0.0333",
