@@ -66,7 +66,7 @@ class Source:
 @dataclass(frozen=True)
 class Evaluated:
     """all_users: every ranking over all users with truth, of the share of users that the run scored; same_users: over
-    those that each further table ranks; run_id: of our ranking.
+    those that each further table ranks, no rows where it ranks none of them; run_id: of our ranking.
 
     recall_of_candidates: share of a user's true items among the candidates that the run scored, the mean, which no
     ranking of these can go beyond in recall. segments: of the rankings of all_users. fairness: of ours, and so
@@ -140,17 +140,13 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
             "more of them"
         )  # fmt: skip
     say(f"resampling {found.users:,} users")
-    others = {name: found.names.index(name) for name in wanted.rankings}
-    compared = [i for i in range(len(found.names)) if i not in others.values()]
+    compared = [i for i, name in enumerate(found.names) if name not in wanted.rankings]
     of_users = _groupings(found, wanted)
     return Evaluated(
         run_id=run_id,
         users_share=settings.score.users_share,
         all_users=[row for i, row in enumerate(_rows(found, wanted, 0)) if i in compared],
-        same_users={
-            name: _rows(found, wanted, 1 + i)
-            for i, (name, at) in enumerate(others.items()) if found.ranked[at].any()
-        },
+        same_users=_same_users(found, wanted),
         segments=_segments(found, known, of_users, compared, wanted),
         fairness=_fairness(found, known, of_users, wanted),
         calibration=calibration(found.predicted, found.observed),
@@ -206,6 +202,14 @@ def _rows(found: Measured, wanted: config.Evaluate, subset: int) -> list[Row]:
             )
         )
     return rows
+
+
+def _same_users(found: Measured, wanted: config.Evaluate) -> dict[str, list[Row]]:
+    """By each further table every ranking over the users that it ranks; no rows if it ranks none."""
+    return {
+        name: _rows(found, wanted, 1 + i) if found.ranked[found.names.index(name)].any() else []
+        for i, name in enumerate(wanted.rankings)
+    }
 
 
 def _groupings(found: Measured, wanted: config.Evaluate) -> list[Grouping]:

@@ -60,7 +60,7 @@ def gather(settings: config.Config, layout: Layout) -> dict[str, Any]:
         "comparisons": compared,
         "ablations": [name for name in compared if name == RANKER_ALONE or name.startswith(WITHOUT)],
         "same_users": {
-            name: {"rows": rows, "comparisons": _comparisons(rows, metric)}
+            name: {"rows": rows, "comparisons": _comparisons(rows, metric) if rows else {}}
             for name, rows in evaluated["same_users"].items()
         },
         "ours": OURS,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+NOBODY = "nobody in common"
+
 
 def of_users(evaluation: Mapping[str, Any]) -> list[str]:
     """Which users are not measured, and which count although they have no list. evaluation: as `evaluation.json`."""
@@ -17,4 +19,10 @@ def of_users(evaluation: Mapping[str, Any]) -> list[str]:
     without = ours["users"] - ours.get("ranked", ours["users"])
     if without:
         told.append(f"{without:,} of {ours['users']:,} users have no list in {ours['name']} and count as 0 there.")
+    for name, rows in evaluation["same_users"].items():
+        if not rows:
+            told.append(
+                f"“{name}” has a list for none of these users ({NOBODY}): it is not compared. Do its ids and "
+                "this run's mean the same users?"
+            )
     return told

@@ -95,7 +95,7 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
     source finds."""
     whose = "all users" if summary.get("users_share", 1.0) == 1 else "all users of the share that was scored"
     groups = [(f"{whose} with a held-out item", summary["all_users"])]
-    groups += [(f"users that '{name}' ranks too", rows) for name, rows in summary["same_users"].items()]
+    groups += [(f"users that '{name}' ranks too", rows) for name, rows in summary["same_users"].items() if rows]
     key = main_metric(summary["all_users"][0]["values"])
     for title, rows in groups:
         shown = [m for m in METRICS if m in rows[0]["values"]] or list(rows[0]["values"])

@@ -282,6 +282,30 @@ def test_no_ranking_reaches_beyond_the_candidates_that_were_scored(
     np.testing.assert_allclose(found.values[at, 5], [ndcg(by_popularity[u], set(truth[u])) for u in users])
 
 
+def test_a_further_ranking_of_nobody_has_no_rows(layout: Layout, tmp_path: Path) -> None:
+    kind = schema.rankings(pa.int64(), pa.int64())
+    shown = rankings.read(layout.rankings).select(kind.names).cast(kind)
+    for name, moved in (("same", 0), ("strangers", 1000)):
+        users = pa.compute.add(shown["user_id"], moved)
+        table = shown.set_column(kind.get_field_index("user_id"), kind.field("user_id"), users)
+        which = buckets.bucket_of(users, 2)
+        files = []
+        for b in range(2):
+            part, path = table.filter(pa.array(which == b)), rankings.staged_path(name, b)
+            size = buckets.write_parquet(part, f"{tmp_path}/{name}/{path}")
+            files.append(rankings.StagedFile(b, path, size, part.num_rows))
+        rankings.publish(f"{tmp_path}/{name}", files, 2, kind, name)
+    further = {name: f"{tmp_path}/{name}" for name in ("strangers", "same")}
+    asked = settings(rankings=further)
+    given = Asked(asked, layout, {OURS: layout.rankings, **further}, None, RUN, "", ())
+    found = together([measured_bucket(unit, given, known(layout), None) for unit in units(layout)])
+    rows = evaluate._same_users(found, asked.evaluate)
+    assert list(rows) == ["strangers", "same"] and rows["strangers"] == []
+    of = {row.name: row for row in rows["same"]}
+    assert of["same"].values == of[OURS].values
+    assert of["same"].users == of["same"].ranked == sum(u % 6 > 0 for u in range(USERS))
+
+
 def test_for_how_many_users_a_source_has_candidates(layout: Layout) -> None:
     some = {"even": lambda u: u % 2 == 0, "third": lambda u: u % 3 == 0, "none": lambda u: False}
     for name, has in some.items():

@@ -206,3 +206,12 @@ def test_recall_that_set_nobody_aside() -> None:
     text = read(render(found)).text
     assert "no_candidates" not in text and "Found nothing" not in text and "with none: 0." in text
     assert "typed something" not in text and "exact search" not in text
+
+
+def test_a_further_ranking_with_nobody_in_common_is_not_left_out() -> None:
+    found = with_all()
+    found["same_users"]["strangers"] = {"rows": [], "comparisons": {}}
+    found["evaluation"]["same_users"] = {"zero-shot": found["same_users"]["zero-shot"]["rows"], "strangers": []}
+    text = read(render(found)).text
+    assert "Users that “strangers” ranks too: 0, nobody in common" in text
+    assert text.count("has a list for none of these users") == 1
