@@ -68,9 +68,10 @@ class Evaluated:
     """all_users: every ranking over all users with truth, of the share of users that the run scored; same_users: over
     those that each further table ranks, no rows where it ranks none of them; run_id: of our ranking.
 
-    recall_of_candidates: share of a user's true items among the candidates that the run scored, the mean, which no
-    ranking of these can go beyond in recall. segments: of the rankings of all_users. fairness: of ours, and so
-    calibration, which is None where no probability is published. labelled: None if no labelled pairs are given.
+    parts_unknown: whether a fused run kept no score parts, so that nothing tells what each adds. recall_of_candidates:
+    share of a user's true items among the candidates that the run scored, the mean, which no ranking of these can go
+    beyond in recall. segments: of the rankings of all_users. fairness: of ours, and so calibration, which is None where
+    no probability is published. labelled: None if no labelled pairs are given.
     """
 
     run_id: str
@@ -81,6 +82,7 @@ class Evaluated:
     fairness: Fairness
     calibration: Calibration | None
     labelled: Labelled | None
+    parts_unknown: bool
     sources: list[Source]
     recall_of_candidates: float
     table: str
@@ -154,6 +156,7 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
             labelled(found.pairs.user, found.pairs.scores, found.pairs.label),
             pairs=sum(table.num_rows for table in pairs.values()),
         ) if wanted.labelled else None,
+        parts_unknown=_parts_unknown(found, kept),
         sources=_sources(found, settings),
         recall_of_candidates=float(found.within_reach.mean()),
         table=layout.evaluation,
@@ -171,6 +174,11 @@ def _fitted(wanted: config.Fusion, layout: Layout) -> ablations.Fitted | None:
         return None
     uri = storage.absolute(wanted.model) if wanted.model else layout.fusion
     return ablations.Fitted.from_json(storage.read_bytes(uri), uri)
+
+
+def _parts_unknown(found: Measured, kept: str) -> bool:
+    """Whether a run was fused, for that alone gives probabilities, and has no score parts. kept: where these are."""
+    return not kept and len(found.predicted) > 0
 
 
 def _rows(found: Measured, wanted: config.Evaluate, subset: int) -> list[Row]:

@@ -8,8 +8,19 @@ from typing import Any
 NOBODY = "nobody in common"
 
 
+def of_parts(evaluation: Mapping[str, Any]) -> list[str]:
+    """Whether it is not known what each part of a fusion adds."""
+    if not evaluation.get("parts_unknown"):
+        return []
+    return [
+        "What each part of the fusion adds, the language model among them, is not known: the run kept no score parts; "
+        "with score.keep_parts: true the next run can tell."
+    ]
+
+
 def of_users(evaluation: Mapping[str, Any]) -> list[str]:
-    """Which users are not measured, and which count although they have no list. evaluation: as `evaluation.json`."""
+    """Which users are not measured, and which count although they have no list; further rankings that share
+    none. evaluation: as `evaluation.json`."""
     told, share, ours = [], evaluation.get("users_share", 1.0), evaluation["all_users"][0]
     if share < 1:
         told.append(

@@ -113,7 +113,7 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
             values = (f"{row['values'][m]:.4f}" for m in shown)
             table.add_row(row["name"], text(row.get("ranked")), *values, _span(row["interval"][key]), lead, p_value)
         console().print(table)
-    for told in caveats.of_users(summary):
+    for told in (*caveats.of_users(summary), *caveats.of_parts(summary)):
         console().print(told, markup=False, highlight=False)
     cutoff = key.split("@")[1]
     print_rows(

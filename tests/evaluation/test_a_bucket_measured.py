@@ -167,6 +167,15 @@ def test_probabilities_and_what_happened(layout: Layout, parts: list[measured.Me
     assert [p for p, _ in got] == pytest.approx([p for p, _ in wanted])
 
 
+def test_of_probabilities_without_parts_it_is_not_known_what_each_adds(
+    layout: Layout, parts: list[measured.Measured]
+) -> None:
+    found = together(parts)
+    unfused = replace(found, predicted=found.predicted[:0], observed=found.observed[:0])
+    assert evaluate._parts_unknown(found, "") and not evaluate._parts_unknown(found, layout.score_parts(RUN))
+    assert not evaluate._parts_unknown(unfused, "")
+
+
 def test_labelled_pairs_have_the_scores_of_kept_parts(layout: Layout, parts: list[measured.Measured]) -> None:
     pairs = together(parts).pairs
     assert len(np.unique(pairs.user)) == USERS == len(pairs.scores)

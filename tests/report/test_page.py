@@ -215,3 +215,13 @@ def test_a_further_ranking_with_nobody_in_common_is_not_left_out() -> None:
     text = read(render(found)).text
     assert "Users that “strangers” ranks too: 0, nobody in common" in text
     assert text.count("has a list for none of these users") == 1
+
+
+def test_a_fused_run_without_parts_says_that_it_cannot_tell_what_each_adds() -> None:
+    told = "is not known: the run kept no score parts; with score.keep_parts: true the next run can tell."
+    found = shown(importance={"ranker": 0.4, "item_item": 0.6})
+    found["evaluation"]["parts_unknown"] = True
+    assert sentences(found)[1].endswith(told)
+    text = read(render(found)).text
+    assert text.count(told) == 2, "after the verdict, and where the parts would be"
+    assert told not in read(render(with_all())).text

@@ -50,7 +50,8 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
         {"name": "all of them", "users": 943, "recall": {"recall@100": 0.7}, "alone": None},
     ]
     summary = {
-        "all_users": [row, third, second], "same_users": {"zero-shot": [row], "strangers": []}, "sources": sources,
+        "all_users": [row, third, second], "same_users": {"zero-shot": [row], "strangers": []}, "parts_unknown": True,
+        "sources": sources,
         "segments": [{"by": "history_length", "of": "user", "groups": [
             {"name": "0", "users": 0, "rows": []},
             {"name": "1-4", "users": 77, "rows": [{"name": name, **of_group} for name in ("ranker", "popularity")]},
@@ -73,6 +74,7 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
         "943",
         "931",
         "12 of 943 users have no list in ranker and count as 0 there.",
+        "with score.keep_parts: true the next run can tell",
         "“strangers” has a list for none of these users (nobody in common)",
         "ranker",
         "popularity",
