@@ -59,8 +59,13 @@ def gather(settings: config.Config, layout: Layout) -> dict[str, Any]:
         "verdict": asdict(verdict.verdict(evaluated["all_users"], OURS, baselines, without, metric)),
         "comparisons": compared,
         "ablations": [name for name in compared if name == RANKER_ALONE or name.startswith(WITHOUT)],
+        "by_metric": _by_metric(evaluated["all_users"], baselines),
         "same_users": {
-            name: {"rows": rows, "comparisons": _comparisons(rows, metric) if rows else {}}
+            name: {
+                "rows": rows,
+                "comparisons": _comparisons(rows, metric) if rows else {},
+                "by_metric": _by_metric(rows, [*baselines, name]) if rows else {},
+            }
             for name, rows in evaluated["same_users"].items()
         },
         "ours": OURS,
@@ -94,6 +99,12 @@ def _comparisons(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """By the name of each other ranking: ours against it."""
     ours = next(row for row in rows if row["name"] == OURS)
     return {row["name"]: asdict(verdict.compare(ours, row, metric)) for row in rows if row is not ours}
+
+
+def _by_metric(rows: list[dict[str, Any]], others: list[str]) -> dict[str, Any]:
+    """By every metric: ours against the best of some others, if there is any."""
+    found = {metric: verdict.against_best(rows, OURS, others, metric) for metric in rows[0]["values"]}
+    return {metric: asdict(comparison) for metric, comparison in found.items() if comparison is not None}
 
 
 def _changed(found: Mapping[str, Any], of: type[BaseModel] = config.Config, prefix: str = "") -> list[dict[str, str]]:

@@ -8,11 +8,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from llmrec.evaluation.verdict import outcome
 from llmrec.report import caveats, figures
 from llmrec.report.headline import cost_of, sentences
 from llmrec.report.terminal import text
 
 OUTCOMES = {"better": "ours is better", "worse": "ours is worse", "unclear": "not told apart"}
+MARKS = {"better": "+", "worse": "-", "unclear": "="}
 
 
 def render(shown: Mapping[str, Any]) -> str:
@@ -31,6 +33,7 @@ def render(shown: Mapping[str, Any]) -> str:
     style = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
     return environment.get_template("page.html.j2").render(
         **shown, sentences=sentences(shown), cost=cost_of(shown), figures=figures, caveats=caveats, outcomes=OUTCOMES,
+        told_by=outcome, marks=MARKS,
         style=Markup(style),  # ours, not data
     )  # fmt: skip
 

@@ -98,7 +98,7 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
     groups += [(f"users that '{name}' ranks too", rows) for name, rows in summary["same_users"].items() if rows]
     key = main_metric(summary["all_users"][0]["values"])
     for title, rows in groups:
-        shown = [m for m in METRICS if m in rows[0]["values"]] or list(rows[0]["values"])
+        shown = [m for m in METRICS if m in rows[0]["values"]] or list(rows[0]["values"])[: len(METRICS)]
         table = Table(title=f"{title}: {rows[0]['users']:,}", title_justify="left")
         table.add_column("ranking")
         table.add_column("ranked", justify="right")

@@ -37,7 +37,8 @@ def shown(**changes: Any) -> dict[str, Any]:
         "verdict": {
             "metric": "ndcg@10", "users": 1943, "baseline": compared["item_item"], "without_ranker": None,
         },
-        "comparisons": compared, "ablations": [], "same_users": {}, "ours": OURS, "metric": "ndcg@10",
+        "comparisons": compared, "by_metric": dict.fromkeys(METRICS, compared["item_item"]),
+        "ablations": [], "same_users": {}, "ours": OURS, "metric": "ndcg@10",
         "baselines": ["item_item", "popularity"],
         "run": {"run_id": "r-1", "table": "s3://b/rankings", "published": None},
         "settings": [{"key": "data.buckets", "value": "4", "default": "16"}],
@@ -98,7 +99,8 @@ def with_all(**changes: Any) -> dict[str, Any]:
     return {
         **found,
         "same_users": {
-            "zero-shot": {"rows": evaluation["all_users"][:2], "comparisons": {"item_item": fused[0]}},
+            "zero-shot": {"rows": evaluation["all_users"][:2], "comparisons": {"item_item": fused[0]},
+                          "by_metric": {}},
         },
         "run": {**found["run"], "published": {"version": 3, "time": "2026-01-02 03:04 UTC"}},
         "period": ["1997-09-20", "1998-04-22"],

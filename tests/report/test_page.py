@@ -5,8 +5,9 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from pages import comparison, shown, with_all
+from pages import comparison, row, shown, with_all
 
+from llmrec.engine import report
 from llmrec.report.gate import print_gate
 from llmrec.report.headline import sentences
 from llmrec.report.page import render
@@ -181,8 +182,8 @@ def test_of_a_share_of_users_it_says_so() -> None:
 def test_an_evaluation_of_an_earlier_version_has_a_page() -> None:
     found = with_all()
     del found["evaluation"]["users_share"]
-    for row in found["evaluation"]["all_users"]:
-        del row["ranked"]
+    for of in found["evaluation"]["all_users"]:
+        del of["ranked"]
     assert "have no list in" not in read(render(found)).text
 
 
@@ -210,7 +211,7 @@ def test_recall_that_set_nobody_aside() -> None:
 
 def test_a_further_ranking_with_nobody_in_common_is_not_left_out() -> None:
     found = with_all()
-    found["same_users"]["strangers"] = {"rows": [], "comparisons": {}}
+    found["same_users"]["strangers"] = {"rows": [], "comparisons": {}, "by_metric": {}}
     found["evaluation"]["same_users"] = {"zero-shot": found["same_users"]["zero-shot"]["rows"], "strangers": []}
     text = read(render(found)).text
     assert "Users that “strangers” ranks too: 0, nobody in common" in text
@@ -225,3 +226,29 @@ def test_a_fused_run_without_parts_says_that_it_cannot_tell_what_each_adds() -> 
     text = read(render(found)).text
     assert text.count(told) == 2, "after the verdict, and where the parts would be"
     assert told not in read(render(with_all())).text
+
+
+def test_every_metric_has_its_interval_and_says_whether_it_is_told_apart() -> None:
+    found = with_all()
+    best = comparison("item_item", 0.3, -0.25, -0.15) | {"name": "popularity"}
+    found["by_metric"] = {"recall@10": found["comparisons"]["item_item"], "mrr@10": best}
+    rows = found["evaluation"]["all_users"]
+    rows[1]["lead"] = {"recall@10": (0.01, 0.03), "ndcg@10": (-0.01, 0.01), "mrr@10": (-0.2, -0.1)}
+    rows[1]["interval"] = {"recall@10": (0.081, 0.122), "ndcg@10": (0.083, 0.124), "mrr@10": (0.085, 0.126)}
+    rows[2]["p_value"] = {"mrr@10": 0.0456}
+    text = read(render(found)).text
+    assert "recall@10 0.1200 0.1100 to 0.1300 item_item 0.1000 0.0810 to 0.1220 +0.0100 to +0.0300 ours is bet" in text
+    assert "mrr@10 0.1200 0.1100 to 0.1300 popularity 0.3000 0.0400 to 0.0600 -0.2500 to -0.1500 ours is worse" in text
+    assert "ours is worse 0.046" in text
+    cells = "item_item 0.1000 + 0.0810 to 0.1220 0.1000 = 0.0830 to 0.1240 0.1000 - 0.0850 to 0.1260"
+    assert cells in text and "+: ours is better, -: ours is worse, =: not told apart" in text
+
+
+def test_by_every_metric_ours_stands_beside_the_best_other_of_it() -> None:
+    ours, one, other = row(report.OURS, 0.12), row("item_item", 0.1), row("popularity", 0.05)
+    other["values"] = {**other["values"], "mrr@10": 0.11}
+    found = report._by_metric([ours, one, other, row("fused without ranker", 0.9)], ["item_item", "popularity"])
+    assert {metric: of["name"] for metric, of in found.items()} == {
+        "recall@10": "item_item", "ndcg@10": "item_item", "mrr@10": "popularity"
+    }  # fmt: skip
+    assert report._by_metric([ours], ["item_item"]) == {}
