@@ -252,3 +252,20 @@ def test_by_every_metric_ours_stands_beside_the_best_other_of_it() -> None:
         "recall@10": "item_item", "ndcg@10": "item_item", "mrr@10": "popularity"
     }  # fmt: skip
     assert report._by_metric([ours], ["item_item"]) == {}
+
+
+def test_fairness_is_drawn_with_its_intervals() -> None:
+    found = with_all()
+    nothing = dict.fromkeys(("ratio", "low", "high"))
+    groups = found["evaluation"]["fairness"]["items"][0]["groups"]
+    groups.append({"name": "none", "catalogue": 0.0, "truth": 0.0, "exposure": 0.0, **nothing})
+    page = render(found)
+    fairness = page[page.index('<h2 id="fairness">') : page.index('<h2 id="calibration">')]
+    tracks = re.findall(r'<div class="track">(.*?)</div>', fairness, re.DOTALL)
+    placed = [re.findall(r'class="(\w+)" style="left:([\d.]+)%(?:;width:([\d.]+)%)?"', track) for track in tracks]
+    # The gap 0.031, 0.01 to 0.05, from no gap on; the ratio 1.55, 1.4 to 1.7, beside 1.
+    assert placed == [
+        [("zero", "0.0", ""), ("span", "20.0", "80.0"), ("dot", "62.0", "")],
+        [("zero", "58.82", ""), ("span", "82.35", "17.65"), ("dot", "91.18", "")],
+    ]
+    assert "none 0.0% 0.0% 0.0% - - to -" in read(page).text
