@@ -13,7 +13,8 @@ from llmrec.engine import evaluate_items, labelled_pairs, rerank, tasks
 from llmrec.engine.evaluate_bucket import measure_bucket
 from llmrec.engine.evaluate_items import HISTORY, Catalogue
 from llmrec.engine.measured import Measured, from_bytes, together
-from llmrec.engine.ranking_lists import OURS, Asked
+from llmrec.engine.ranking_lists import CANDIDATES, OURS, Asked
+from llmrec.engine.run import as_run, candidates_table, placed
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import beyond, bootstrap, fairness, metrics, segments, significance, sources
@@ -30,7 +31,7 @@ from llmrec.tables import buckets, rankings
 
 @dataclass(frozen=True)
 class Row:
-    """One ranking's metrics over some users.
+    """One ranking's metrics over some users, of whom it has lists for `ranked`; one without a list counts as 0.
 
     interval: 95% bootstrap interval of each mean; lead: the same of our ranking's mean minus this one's, user by user;
     p_value: of that difference, by `significance.paired_permutation`, none of our own; beyond: of `beyond.figures`.
@@ -38,6 +39,7 @@ class Row:
 
     name: str
     users: int
+    ranked: int
     values: dict[str, float]
     interval: dict[str, tuple[float, float]]
     lead: dict[str, tuple[float, float]]
@@ -49,11 +51,13 @@ class Row:
 class Source:
     """A source of candidates over all users with truth, or all of them together.
 
-    recall: share of a user's true items among its first k, its mean; alone: of those, what no other source finds in its
-    own first k, and what would be lost without it; None of all together. interval: as of `Row`, of both.
+    users: for whom it has any; recall: share of a user's true items among its first k, its mean; alone: of those, what
+    no other source finds in its own first k, and what would be lost without it; None of all together. interval: as of
+    `Row`, of both.
     """
 
     name: str
+    users: int
     recall: dict[str, float]
     alone: dict[str, float] | None
     interval: dict[str, tuple[float, float]]
@@ -61,20 +65,24 @@ class Source:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """all_users: every ranking over all users with truth; same_users: over those that each further table ranks; run_id:
-    of our ranking.
+    """all_users: every ranking over all users with truth, of the share of users that the run scored; same_users: over
+    those that each further table ranks, no rows where it ranks none of them; run_id: of our ranking.
 
-    segments: of the rankings of all_users. fairness: of ours, and so calibration, which is None where no probability is
-    published. labelled: None if no labelled pairs are given.
+    parts_unknown: whether a fused run kept no score parts, so that nothing tells what each adds. recall_of_candidates:
+    share of a user's true items among the candidates that the run scored, the mean, which no ranking of these can go
+    beyond in recall. segments: of the rankings of all_users. fairness: of ours, and so calibration, which is None where
+    no probability is published. labelled: None if no labelled pairs are given.
     """
 
     run_id: str
+    users_share: float
     all_users: list[Row]
     same_users: dict[str, list[Row]]
     segments: list[Segments]
     fairness: Fairness
     calibration: Calibration | None
     labelled: Labelled | None
+    parts_unknown: bool
     sources: list[Source]
     recall_of_candidates: float
     table: str
@@ -92,18 +100,24 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     tables = {OURS: settings.score.output or layout.rankings, **wanted.rankings}
     tables = {name: storage.absolute(uri) for name, uri in tables.items()}
     opened = {name: rankings.published(uri) for name, uri in tables.items()}
+    run_id = rankings.shown(opened[OURS])["run_id"]
+    settings = as_run(settings, layout, run_id)
     if max(wanted.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
-    units = [{BUCKET: b, "uri": uri} for b, uri in buckets.bucket_files(layout.targets).items()]
+    scored = buckets.bucket_files(candidates_table(settings.score, layout))
+    units = [
+        {BUCKET: b, "uri": uri, CANDIDATES: scored.get(b, "")}
+        for b, uri in buckets.bucket_files(layout.targets).items()
+    ]
     prepared = len(buckets.bucket_files(layout.histories))
     for name, table in opened.items():
         if (there := int(rankings.shown(table)["buckets"])) != prepared:
             raise UserError(
                 f"{tables[name]}: has {there} buckets, {layout.histories} has {prepared}; score and publish it again"
             )
-    run_id = rankings.shown(opened[OURS])["run_id"]
     attributes = evaluate_items.attributes(wanted, layout)
-    known = evaluate_items.catalogue(wanted, settings.items.separator, layout)
+    rules = tasks.of_candidates(placed(settings.score), layout)
+    known = evaluate_items.catalogue(wanted, settings.items.separator, rules, layout)
     pairs = {}
     if wanted.labelled:
         pairs = labelled_pairs.by_bucket(wanted.labelled, settings.privacy, layout, run_id)
@@ -121,20 +135,20 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     done = reporting(_unpacked(each(units, measure_bucket, arguments)), len(units), say, "evaluate")
     found = together([row["measured"] for row in sorted(done, key=lambda row: row[BUCKET])])
     if found.users == 0:
+        share = settings.score.users_share
         raise UserError(
             f"{layout.targets}: no held-out events; set data.split to leave_one_out or time and prepare again"
-        )
+            if share == 1 else f"{layout.targets}: no held-out events of score.users_share = {share:g} of users; score "
+            "more of them"
+        )  # fmt: skip
     say(f"resampling {found.users:,} users")
-    others = {name: found.names.index(name) for name in wanted.rankings}
-    compared = [i for i in range(len(found.names)) if i not in others.values()]
+    compared = [i for i, name in enumerate(found.names) if name not in wanted.rankings]
     of_users = _groupings(found, wanted)
     return Evaluated(
         run_id=run_id,
+        users_share=settings.score.users_share,
         all_users=[row for i, row in enumerate(_rows(found, wanted, 0)) if i in compared],
-        same_users={
-            name: _rows(found, wanted, 1 + i)
-            for i, (name, at) in enumerate(others.items()) if found.ranked[at].any()
-        },
+        same_users=_same_users(found, wanted),
         segments=_segments(found, known, of_users, compared, wanted),
         fairness=_fairness(found, known, of_users, wanted),
         calibration=calibration(found.predicted, found.observed),
@@ -142,8 +156,9 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
             labelled(found.pairs.user, found.pairs.scores, found.pairs.label),
             pairs=sum(table.num_rows for table in pairs.values()),
         ) if wanted.labelled else None,
+        parts_unknown=_parts_unknown(found, kept),
         sources=_sources(found, settings),
-        recall_of_candidates=found.found / found.users,
+        recall_of_candidates=float(found.within_reach.mean()),
         table=layout.evaluation,
     )  # fmt: skip
 
@@ -156,6 +171,11 @@ def _unpacked(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _fitted(uri: str) -> ablations.Fitted | None:
     """A run's fusion, and those without something; None if it had none."""
     return ablations.Fitted.from_json(storage.read_bytes(uri), uri) if storage.exists(uri) else None
+
+
+def _parts_unknown(found: Measured, kept: str) -> bool:
+    """Whether a run was fused, for that alone gives probabilities, and has no score parts. kept: where these are."""
+    return not kept and len(found.predicted) > 0
 
 
 def _rows(found: Measured, wanted: config.Evaluate, subset: int) -> list[Row]:
@@ -178,6 +198,7 @@ def _rows(found: Measured, wanted: config.Evaluate, subset: int) -> list[Row]:
             Row(
                 name=name,
                 users=values.shape[2],
+                ranked=int(found.ranked[i, mask].sum()),
                 values=dict(zip(labels, values[i].mean(axis=1).tolist(), strict=True)),
                 interval=dict(zip(labels, map(bootstrap.bounds, samples[i]), strict=True)),
                 lead=dict(zip(labels, map(bootstrap.bounds, samples[at] - samples[i]), strict=True)),
@@ -186,6 +207,14 @@ def _rows(found: Measured, wanted: config.Evaluate, subset: int) -> list[Row]:
             )
         )
     return rows
+
+
+def _same_users(found: Measured, wanted: config.Evaluate) -> dict[str, list[Row]]:
+    """By each further table every ranking over the users that it ranks; no rows if it ranks none."""
+    return {
+        name: _rows(found, wanted, 1 + i) if found.ranked[found.names.index(name)].any() else []
+        for i, name in enumerate(wanted.rankings)
+    }
 
 
 def _groupings(found: Measured, wanted: config.Evaluate) -> list[Grouping]:
@@ -251,5 +280,5 @@ def _sources(found: Measured, settings: config.Config) -> list[Source]:
             for kind, n in kinds.items()
             for j, k in enumerate(cutoffs)
         }
-        made.append(Source(name, of["recall"], of.get("alone"), interval))
+        made.append(Source(name, int(found.brought[i]), of["recall"], of.get("alone"), interval))
     return made

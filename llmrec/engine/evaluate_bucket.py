@@ -14,7 +14,7 @@ from llmrec import assets, config, storage
 from llmrec.engine import labelled_pairs
 from llmrec.engine.evaluate_items import Catalogue
 from llmrec.engine.measured import Measured, OfItems, Pairs, to_bytes
-from llmrec.engine.ranking_lists import OURS, Asked, Lists, lists_of, of_bucket
+from llmrec.engine.ranking_lists import OURS, Asked, Lists, candidates_of, lists_of, of_bucket
 from llmrec.evaluation import beyond, fairness, metrics, sources
 from llmrec.evaluation.segments import Grouping
 from llmrec.layout import Layout
@@ -39,27 +39,31 @@ def measure_bucket(batch: pa.Table, asked: Asked, catalogue: Any, labelled: Mapp
 
 
 def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.Table | None) -> Measured:
-    """
-    unit: the bucket and where its held-out items are; labelled: the bucket's pairs of `labelled_pairs.by_bucket`.
+    """Of the users with held-out items whom the run was to score.
+
+    unit: the bucket, where its held-out items are, and its candidates as of `candidates_of`; labelled: the
+    bucket's pairs of `labelled_pairs.by_bucket`.
 
     Raises:
         UserError: a table is missing.
     """
     settings, layout, bucket = asked.settings.evaluate, asked.layout, unit[BUCKET]
-    targets = buckets.read_parquet(unit["uri"])
+    targets, share = buckets.read_parquet(unit["uri"]), asked.settings.score.users_share
+    if share < 1:
+        targets = targets.filter(pa.array(buckets.share_of(targets[USER], share)))
     truth = lists_of(targets)
     ours = rankings.read_bucket(asked.tables[OURS], bucket)
     recalled: dict[str, Lists] = {
         name: lists_of(buckets.read_parquet(buckets.bucket_file(layout.candidates(name), bucket)))
         for name in asked.settings.recall.merge
     }
-    candidates = lists_of(buckets.read_parquet(buckets.bucket_file(layout.candidates(), bucket)))
+    candidates = candidates_of(unit, asked, known)
     found = of_bucket(bucket, asked, known, ours, recalled, candidates, max(settings.cutoffs))
     values = np.stack([
         np.stack(list(metrics.per_user(truth, lists, settings.cutoffs, settings.metrics).values()))
         for lists in found.values()
     ])  # fmt: skip
-    ranked = np.asarray([[user in lists for user in truth] for lists in found.values()], bool)
+    ranked = np.asarray([[bool(lists.get(user)) for user in truth] for lists in found.values()], bool)
     rows = {name: _rows(lists, truth, known) for name, lists in found.items()}
     true = item_rows(targets[ITEMS], known.ids)
     histories = buckets.read_parquet(buckets.bucket_file(layout.histories, bucket), [USER, ITEMS])
@@ -75,7 +79,8 @@ def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.
         values=values,
         ranked=ranked,
         shares=sources.found(truth, recalled, settings.recall_cutoffs),
-        found=sum(bool(set(items) & set(candidates.get(user, ()))) for user, items in truth.items()),
+        brought=_brought(truth, recalled),
+        within_reach=_within_reach(truth, candidates),
         history=np.diff(flatten(history)[1]),
         attributes=_attributes(bucket, asked, targets[USER]),
         of_items=tuple(_of_items(grouping, true, truth, found, values, settings) for grouping in known.true),
@@ -89,6 +94,18 @@ def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.
             np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, bool)
         ),
     )  # fmt: skip
+
+
+def _brought(truth: Lists, recalled: dict[str, Lists]) -> np.ndarray:
+    """int64[sources + 1]: for how many users each source has candidates, and all of them together."""
+    there = np.asarray([[bool(lists.get(user)) for user in truth] for lists in recalled.values()], bool)
+    return np.append(there.sum(axis=1), there.any(axis=0).sum()).astype(np.int64)
+
+
+def _within_reach(truth: Lists, candidates: Lists) -> np.ndarray:
+    """float64[users]: share of each one's true items that are candidates."""
+    there = [set(candidates.get(user, ())) for user in truth]
+    return np.asarray([np.mean([i in of for i in items]) for items, of in zip(truth.values(), there, strict=True)])
 
 
 def _rows(lists: Lists, truth: Lists, known: Catalogue) -> Ragged:

@@ -21,6 +21,7 @@ from llmrec.ranker.item_features import read_features
 from llmrec.schema import ITEM
 from llmrec.tables import buckets
 from llmrec.tables.histories import flatten
+from llmrec.tables.requests import Rules
 
 HISTORY, EVENTS, POPULARITY = "history_length", "item_events", "popularity"
 OF_USERS, OF_ITEMS = "users.", "items."
@@ -32,7 +33,8 @@ class Catalogue:
 
     ids: arrow[n], ascending; texts: string[n], the same as text; facts: float64[n, 3] of `beyond.item_facts`; true:
     what true items are grouped by; shown: groups whose share of what is shown is measured; categories: float32[n,
-    values] of `beyond.unit_categories`, None where diversity goes by the items' text vectors; rerank: how the run's
+    values] of `beyond.unit_categories`, None where diversity goes by the items' text vectors; rules: which candidates
+    the run scored; rerank: how the run's
     lists were chosen, without the texts' vectors, None where they are the best candidates; bonus: float32[n], what was
     added to scores, None for nothing.
     """
@@ -43,18 +45,19 @@ class Catalogue:
     true: tuple[Grouping, ...]
     shown: tuple[Grouping, ...]
     categories: sparse.csr_matrix | None
+    rules: Rules
     rerank: Rerank | None = None
     bonus: np.ndarray | None = None
 
 
-def catalogue(settings: config.Evaluate, separator: str, layout: Layout) -> Catalogue:
+def catalogue(settings: config.Evaluate, separator: str, rules: Rules, layout: Layout) -> Catalogue:
     """
-    separator: parts joined texts (items.separator).
+    separator: parts joined texts (items.separator); rules: which candidates were scored.
 
     Raises:
         UserError: a column is not there, or can neither be put in bins nor in groups.
     """
-    ids = buckets.catalogue_ids(layout.items)
+    ids = rules.ids
     events, users = training_events(layout.histories, ids)
     table = buckets.read_parquet(layout.popularity)
     place = pa.compute.index_in(ids, table[ITEM].combine_chunks())
@@ -73,6 +76,7 @@ def catalogue(settings: config.Evaluate, separator: str, layout: Layout) -> Cata
         shown=(segments.by_popularity(POPULARITY, had), *of_columns),
         categories=beyond.unit_categories([_texts(items, name, separator) for name in settings.diversity_by])
         if settings.diversity_by else None,
+        rules=rules,
     )  # fmt: skip
 
 

@@ -29,12 +29,14 @@ STAGED, PUBLISHED, PART = "staged", "published", "part"
 @dataclass(frozen=True)
 class Gated:
     """Whether a run may be shown. published_run: what readers see, None if nothing; users: with a held-out event, over
-    whom every mean is taken; one whom a run does not rank counts 0 there."""
+    whom every mean is taken; one whom a run does not rank counts 0 there; ranked: those with a list in the staged run,
+    for readers find nothing of the others once it is shown, whatever score.users_share says."""
 
     run_id: str
     published_run: str | None
     table: str
     users: int
+    ranked: int
     holds: bool
     decisions: list[Decision]
 
@@ -78,7 +80,8 @@ def gate(
         )
     figures = _figures(rows, asked, settings.evaluate, len(buckets.catalogue_ids(layout.items)), now)
     decided = [conditions.decide(condition, figures[condition.metric]) for condition in asked]
-    return Gated(run_id, shown, table, users, all(d.holds for d in decided), decided)
+    ranked = sum(row["ranked"] for row in rows)
+    return Gated(run_id, shown, table, users, ranked, all(d.holds for d in decided), decided)
 
 
 def _figures(
@@ -122,6 +125,8 @@ def _measure(
     for name, tables in both.items():
         rows = pa.concat_tables(tables).sort_by([(USER, "ascending"), (RANK, "ascending")]) if tables else None
         best = {} if rows is None else lists_of_rows(rows, max(cutoffs))
+        if name == STAGED:
+            found["ranked"] = [sum(user in best for user in wanted)]
         for metric, values in metrics.per_user(wanted, best, cutoffs, conditions.PER_USER).items():
             found[f"{name} {metric}"] = [values.tolist()]
         for k in cutoffs:

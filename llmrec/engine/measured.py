@@ -37,8 +37,9 @@ class Pairs:
 class Measured:
     """Of n users with held-out items.
 
-    names: of the rankings. values: float64[rankings, metrics, n]; ranked: bool[rankings, n], who is in a ranking;
-    shares: float64[n, sources + 1, cut-offs, 2] of `sources.found`; found: users of whom a true item is a candidate.
+    names: of the rankings. values: float64[rankings, metrics, n]; ranked: bool[rankings, n], who has a list; shares:
+    float64[n, sources + 1, cut-offs, 2] of `sources.found`; brought: int64[sources + 1], users for whom a source has
+    candidates; within_reach: float64[n], share of the true items that are among the candidates that the run scored.
     history: int64[n], events; attributes: a column each that users are grouped by; of_items: one a grouping of items.
     exposed, sums: of `beyond`, float64[subsets * cut-offs, n_items] and float64[rankings, subsets, cut-offs, 8], the
     first of ranking after ranking. shown: float64[n, groups], what our ranking shows of each group of items, one
@@ -50,7 +51,8 @@ class Measured:
     values: np.ndarray
     ranked: np.ndarray
     shares: np.ndarray
-    found: int
+    brought: np.ndarray
+    within_reach: np.ndarray
     history: np.ndarray
     attributes: pa.Table
     of_items: tuple[OfItems, ...]
@@ -72,13 +74,16 @@ class Measured:
         return of.values if of.values.shape[2] == len(of.user) else self.values[:, :, of.user]
 
 
-_ARRAYS = ("values", "ranked", "shares", "history", "sums", "shown", "truth", "predicted", "observed")
+_ARRAYS = (
+    "values", "ranked", "shares", "brought", "within_reach", "history", "sums", "shown", "truth", "predicted",
+    "observed",
+)  # fmt: skip
 
 
 def to_bytes(measured: Measured) -> tuple[bytes, bytes]:
     """The arrays and the attributes, each as one cell."""
     arrays = {name: getattr(measured, name) for name in _ARRAYS}
-    arrays |= {"names": np.asarray(measured.names), "found": np.asarray(measured.found)}
+    arrays["names"] = np.asarray(measured.names)
     exposed = measured.exposed
     arrays |= {"data": exposed.data, "indices": exposed.indices, "indptr": exposed.indptr, "shape": exposed.shape}
     for i, of in enumerate(measured.of_items):
@@ -99,7 +104,6 @@ def from_bytes(arrays: bytes, attributes: bytes) -> Measured:
     groupings = sum(name.startswith("group") for name in of)
     return Measured(
         names=tuple(str(name) for name in of["names"]),
-        found=int(of["found"]),
         attributes=pa.ipc.open_stream(attributes).read_all(),
         of_items=tuple(OfItems(of[f"user{i}"], of[f"group{i}"], of[f"values{i}"]) for i in range(groupings)),
         exposed=sparse.csr_matrix((of["data"], of["indices"], of["indptr"]), shape=tuple(of["shape"])),
@@ -133,7 +137,8 @@ def together(parts: Sequence[Measured]) -> Measured:
         values=joined("values", 2),
         ranked=joined("ranked", 1),
         shares=joined("shares"),
-        found=sum(part.found for part in parts),
+        brought=np.sum([part.brought for part in parts], axis=0),
+        within_reach=joined("within_reach"),
         history=joined("history"),
         attributes=pa.concat_tables([part.attributes for part in parts], promote_options="permissive"),
         of_items=tuple(of_items(i) for i in range(len(parts[0].of_items))),

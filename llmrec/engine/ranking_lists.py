@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from llmrec.fusion import ablations
 from llmrec.fusion.parts import first_of
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import offsets_of, within
-from llmrec.schema import ITEM, ITEMS, SCORES, TRAIN_LENGTH, USER
+from llmrec.schema import BUCKET, ITEM, ITEMS, SCORES, TRAIN_LENGTH, USER
 from llmrec.tables import buckets, rankings, requests
 from llmrec.tables.histories import as_lists, flatten, item_rows
 
@@ -24,13 +25,15 @@ OURS = "llm ranking"
 RANKER_ALONE = "the ranker alone"
 BEFORE_RERANK = "before rerank"
 BY_POPULARITY = "its candidates by popularity"
+CANDIDATES = "candidates"
 Lists = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is evaluated. tables: rankings tables by name, ours first; fused: the fusion whose parts the run kept; kept:
-    where these are, empty if it kept none; attributes: columns of the users table."""
+    """What is evaluated. settings: those of score as the run had them; tables: rankings tables by name, ours first;
+    fused: the fusion whose parts the run kept; kept: where these are, empty if it kept none; attributes: columns of the
+    users table."""
 
     settings: config.Config
     layout: Layout
@@ -56,7 +59,7 @@ def of_bucket(
         found |= _with_less(bucket, asked, known, reranked, depth)
     for name, lists in recalled.items():
         found[name] = {user: items[:depth] for user, items in lists.items()}
-    found[BY_POPULARITY] = _by_popularity(candidates, layout, asked.settings.score.max_candidates, depth)
+    found[BY_POPULARITY] = _by_popularity(candidates, layout, depth)
     return found
 
 
@@ -105,11 +108,29 @@ def lists_of(table: pa.Table) -> Lists:
     return {str(u): [str(i) for i in items] for u, items in zip(users, table[ITEMS].to_pylist(), strict=True)}
 
 
-def _by_popularity(candidates: Lists, layout: Layout, limit: int, depth: int) -> Lists:
-    """The candidates that were ranked, in the order of how many users had each: what a ranking has to beat."""
+def candidates_of(unit: dict[str, Any], asked: Asked, known: Catalogue) -> Lists:
+    """What the run scored of each user, best recalled first: its candidates table, judged as it was then.
+
+    unit: the bucket, and where its candidates are, empty for nowhere.
+
+    Raises:
+        UserError: the tables do not go together.
+    """
+    uri, history = unit[CANDIDATES], asked.settings.score.history
+    if not uri:
+        return {}
+    columns = [USER, ITEMS] if history == "known" else [USER, ITEMS, TRAIN_LENGTH]
+    past = buckets.read_parquet(buckets.bucket_file(asked.layout.histories, unit[BUCKET]), columns)
+    work = requests.build(HISTORIES[history](past), requests.read_candidates(uri), known.rules, uri)
+    lists = as_lists(known.texts.take(pa.array(work.candidates.values)), work.candidates.offsets).to_pylist()
+    return {str(user): items for user, items in zip(work.users.to_pylist(), lists, strict=True)}
+
+
+def _by_popularity(candidates: Lists, layout: Layout, depth: int) -> Lists:
+    """The candidates that were scored, in the order of how many users had each: what a ranking has to beat."""
     table = buckets.read_parquet(layout.popularity)
     users = dict(zip((str(i) for i in table[ITEM].to_pylist()), table[schema.USERS].to_pylist(), strict=True))
-    return {u: sorted(items[:limit], key=lambda i: -users.get(i, 0))[:depth] for u, items in candidates.items()}
+    return {u: sorted(items, key=lambda i: -users.get(i, 0))[:depth] for u, items in candidates.items()}
 
 
 def lists_of_rows(table: pa.Table, depth: int) -> Lists:

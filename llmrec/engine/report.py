@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from llmrec import config, storage
 from llmrec.engine import score_parts
 from llmrec.engine.ranking_lists import OURS, RANKER_ALONE
-from llmrec.engine.score import PLAN
+from llmrec.engine.run import as_run
 from llmrec.errors import UserError
 from llmrec.evaluation import sources, verdict
 from llmrec.fusion.ablations import Fitted
@@ -59,8 +59,13 @@ def gather(settings: config.Config, layout: Layout) -> dict[str, Any]:
         "verdict": asdict(verdict.verdict(evaluated["all_users"], OURS, baselines, without, metric)),
         "comparisons": compared,
         "ablations": [name for name in compared if name == RANKER_ALONE or name.startswith(WITHOUT)],
+        "by_metric": _by_metric(evaluated["all_users"], baselines),
         "same_users": {
-            name: {"rows": rows, "comparisons": _comparisons(rows, metric)}
+            name: {
+                "rows": rows,
+                "comparisons": _comparisons(rows, metric) if rows else {},
+                "by_metric": _by_metric(rows, [*baselines, name]) if rows else {},
+            }
             for name, rows in evaluated["same_users"].items()
         },
         "ours": OURS,
@@ -70,7 +75,7 @@ def gather(settings: config.Config, layout: Layout) -> dict[str, Any]:
             "run_id": run_id, "table": table,
             "published": None if run is None else {"version": run.version, "time": f"{run.time:%Y-%m-%d %H:%M} UTC"},
         },
-        "settings": _changed(_as_run(settings, layout, run_id)),
+        "settings": _changed(as_run(settings, layout, run_id).model_dump(mode="json")),
         "period": _period(layout),
         "summaries": summaries,
         "score": storage.read_json(kept) if storage.exists(kept) else None,
@@ -96,11 +101,10 @@ def _comparisons(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     return {row["name"]: asdict(verdict.compare(ours, row, metric)) for row in rows if row is not ours}
 
 
-def _as_run(settings: config.Config, layout: Layout, run_id: str) -> dict[str, Any]:
-    """The settings, those of score as the run had them."""
-    plan = storage.join(layout.run(run_id), PLAN)
-    found = settings.model_dump(mode="json")
-    return found | ({"score": storage.read_json(plan)["score"]} if storage.exists(plan) else {})
+def _by_metric(rows: list[dict[str, Any]], others: list[str]) -> dict[str, Any]:
+    """By every metric: ours against the best of some others, if there is any."""
+    found = {metric: verdict.against_best(rows, OURS, others, metric) for metric in rows[0]["values"]}
+    return {metric: asdict(comparison) for metric, comparison in found.items() if comparison is not None}
 
 
 def _changed(found: Mapping[str, Any], of: type[BaseModel] = config.Config, prefix: str = "") -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ from llmrec.schema import BUCKET
 from llmrec.tables import buckets, contexts, rankings
 from llmrec.tables.augmentations import interests_read, item_texts_read
 
-ATTEMPTS, MARKS = "attempts", "users"
+ATTEMPTS, MARKS, PLAN = "attempts", "users", "plan.json"
 # Settings that change what a run costs, never what it gives.
 OF_COST = frozenset({
     "min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "publish", "probe_users", "compile",
@@ -90,7 +90,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     Raises:
         UserError: an input is missing, or the tables do not go together.
     """
-    wanted = _placed(settings.score)
+    wanted = placed(settings.score)
     candidates = candidates_table(wanted, layout)
     output = storage.absolute(wanted.output) if wanted.output else layout.rankings
     histories = buckets.bucket_files(layout.histories)
@@ -138,7 +138,22 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     return job, units
 
 
-def _placed(wanted: config.Score) -> config.Score:
+def as_run(settings: config.Config, layout: Layout, run_id: str) -> config.Config:
+    """The settings, those of score as the run had them, if its plan is still there.
+
+    Raises:
+        UserError: the plan holds a value that is none any more.
+    """
+    plan = storage.join(layout.run(run_id), PLAN)
+    if not storage.exists(plan):
+        return settings
+    had = storage.read_json(plan)["score"]
+    # What is at its default may be left out of a plan.
+    values = {f"score.{name}": had.get(name, field.default) for name, field in config.Score.model_fields.items()}
+    return config.varied(settings, values, plan)
+
+
+def placed(wanted: config.Score) -> config.Score:
     """Such that workers, which may be elsewhere, find what it names."""
     if not wanted.blocked_items:
         return wanted
@@ -177,7 +192,7 @@ def to_serve(settings: config.Config, layout: Layout) -> Job:
     serve, histories = settings.serve, buckets.bucket_files(layout.histories)
     model_uri, version, prompt, _ = _model(settings, layout)
     contexts.check(buckets.schema_of(next(iter(histories.values()))), placeholders(prompt.context), layout.histories)
-    score = _placed(settings.score).model_copy(update={
+    score = placed(settings.score).model_copy(update={
         "max_candidates": serve.max_candidates, "cpus_per_actor": serve.cpus_per_replica,
         "gpus_per_actor": serve.gpus_per_replica, "tensor_parallel": 1,
     })  # fmt: skip

@@ -23,14 +23,13 @@ from llmrec.engine import ledger, tasks, watch
 from llmrec.engine.ensemble import EnsembleScorer
 from llmrec.engine.ledger import Entry
 from llmrec.engine.pool import PoolActor, Scorer, Shared
-from llmrec.engine.run import Job, fusion_uri, resolve
+from llmrec.engine.run import PLAN, Job, fusion_uri, resolve
 from llmrec.engine.scorer import ModelScorer
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET, ITEM, USER
 from llmrec.tables import buckets
 
-PLAN = "plan.json"
 READ_CPUS = 0.5
 SECONDS_BETWEEN_LINES = 5.0
 SHOWN_USERS, SHOWN_ITEMS = 2, 3

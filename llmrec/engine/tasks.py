@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from llmrec import schema, storage
+from llmrec import config, schema, storage
 from llmrec.engine import ledger, rerank, score_parts, work_rows
 from llmrec.engine.ledger import Entry
 from llmrec.engine.pool import Scorer
@@ -40,14 +40,24 @@ def rules(job: Job) -> requests.Rules:
     Raises:
         UserError: score.blocked_items is of another type than the catalogue, or items lack what rules ask of them.
     """
-    ids = buckets.catalogue_ids(job.layout.items)
-    chosen = rerank.of_items(job.rerank, job.layout, ids)
-    bonus = together([weights(job.item_weights, job.layout, ids), chosen.bonus])
-    marks = fingerprints.of_rules(len(ids), bonus, chosen.columns, chosen.vectors)
+    of = of_candidates(job.score, job.layout)
+    chosen = rerank.of_items(job.rerank, job.layout, of.ids)
+    bonus = together([weights(job.item_weights, job.layout, of.ids), chosen.bonus])
+    marks = fingerprints.of_rules(len(of.ids), bonus, chosen.columns, chosen.vectors)
+    return replace(of, bonus=bonus, rerank=chosen.rerank, marks=marks)
+
+
+def of_candidates(score: config.Score, layout: Layout) -> requests.Rules:
+    """Which candidates are scored, and nothing of how they are ranked.
+
+    Raises:
+        UserError: score.blocked_items is missing or of another type than the catalogue, or score.requires names no
+            relation of the graph.
+    """
+    ids = buckets.catalogue_ids(layout.items)
     return requests.Rules(
-        ids, _blocked(job, ids), job.score.exclude_seen, job.score.max_candidates, bonus, chosen.rerank, marks,
-        _required(job, ids),
-    )  # fmt: skip
+        ids, _blocked(score, ids), score.exclude_seen, score.max_candidates, requires=_required(score, layout, ids)
+    )
 
 
 def make_shared(job: Job, scorer: type[Scorer], pulse: Any) -> tuple[requests.Rules, Any, None]:
@@ -224,22 +234,22 @@ def _copied(job: Job, bucket: int, users: pa.Array) -> pa.Table:
     return rows.set_column(place, rows.schema.field(RUN_ID), pa.array([job.run_id] * rows.num_rows, pa.string()))
 
 
-def _blocked(job: Job, ids: pa.Array) -> np.ndarray:
-    if not job.score.blocked_items:
+def _blocked(score: config.Score, ids: pa.Array) -> np.ndarray:
+    if not score.blocked_items:
         return np.zeros(len(ids), bool)
-    blocked = buckets.read_parquet(job.score.blocked_items)
-    if schema.id_type(blocked.schema, ITEM, job.score.blocked_items) != ids.type:
-        raise UserError(f"{job.score.blocked_items}: column '{ITEM}' must hold {ids.type} ids, as the items table does")
+    blocked = buckets.read_parquet(score.blocked_items)
+    if schema.id_type(blocked.schema, ITEM, score.blocked_items) != ids.type:
+        raise UserError(f"{score.blocked_items}: column '{ITEM}' must hold {ids.type} ids, as the items table does")
     return pa.compute.is_in(ids, blocked[ITEM].combine_chunks()).to_numpy(zero_copy_only=False)
 
 
-def _required(job: Job, ids: pa.Array) -> Ragged | None:
+def _required(score: config.Score, layout: Layout, ids: pa.Array) -> Ragged | None:
     """Rows of the items that each item requires, None where score.requires is not set.
 
     Raises:
         UserError: there is no graph, or it has no such relation between items.
     """
-    relation, uri = job.score.requires, job.layout.edges
+    relation, uri = score.requires, layout.edges
     if not relation:
         return None
     if not storage.exists(uri):

@@ -56,14 +56,22 @@ def verdict(
     The baseline is the one that ranks best on the very users that it is compared on, which favours it.
     """
     named = {row["name"]: row for row in rows}
-    others = [named[name] for name in baselines if name in named]
-    best = max(others, key=lambda row: row["values"][metric], default=None)
     return Verdict(
         metric,
         named[ours]["users"],
-        None if best is None else compare(named[ours], best, metric),
+        against_best(rows, ours, baselines, metric),
         compare(named[ours], named[without_ranker], metric) if without_ranker in named else None,
     )
+
+
+def against_best(
+    rows: Sequence[Mapping[str, Any]], ours: str, others: Collection[str], metric: str
+) -> Comparison | None:
+    """Ours against the best of some others by this very metric; None if none of them is there."""
+    named = {row["name"]: row for row in rows}
+    there = [named[name] for name in others if name in named]
+    best = max(there, key=lambda row: row["values"][metric], default=None)
+    return None if best is None else compare(named[ours], best, metric)
 
 
 def compare(ours: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> Comparison:

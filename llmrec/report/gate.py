@@ -15,6 +15,11 @@ def print_gate(found: Mapping[str, Any]) -> None:
     out.print(
         f"run {found['run_id']} against {against}: {found['users']:,} users with a held-out event", highlight=False
     )
+    if found["ranked"] < found["users"]:
+        out.print(
+            f"{found['users'] - found['ranked']:,} of these users have no list in the staged run and count as 0 there",
+            highlight=False,
+        )
     for decision in found["decisions"]:
         out.print(line(decision), markup=False, highlight=False, soft_wrap=True)
     verdict = "every condition holds" if found["holds"] else "not to be published: a condition does not hold"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llmrec.report import caveats
 from llmrec.report.terminal import text
 
 
 def sentences(shown: Mapping[str, Any]) -> list[str]:
     """What an evaluation says of the language model: first against the best other recommender, then, of a fused run,
-    what the fusion would be without it. shown: see `engine.report.gather`.
+    what the fusion would be without it, or that this is not known. shown: see `engine.report.gather`.
     """
     verdict = shown["verdict"]
     metric, found, without = verdict["metric"].upper(), verdict["baseline"], verdict["without_ranker"]
@@ -37,7 +38,7 @@ def sentences(shown: Mapping[str, Any]) -> list[str]:
             "worse": f"the model takes away {_by(without)}.",
             "unclear": f"what the model adds, {_by(without)}, cannot be told from nothing.",
         }[without["outcome"]])  # fmt: skip
-    return told
+    return told + caveats.of_parts(shown["evaluation"])
 
 
 def cost_of(shown: Mapping[str, Any]) -> str:

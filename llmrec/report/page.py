@@ -8,11 +8,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from llmrec.report import figures
+from llmrec.evaluation.verdict import outcome
+from llmrec.report import caveats, figures
 from llmrec.report.headline import cost_of, sentences
 from llmrec.report.terminal import figure, share, text
 
 OUTCOMES = {"better": "ours is better", "worse": "ours is worse", "unclear": "not told apart"}
+MARKS = {"better": "+", "worse": "-", "unclear": "="}
 
 
 def render(shown: Mapping[str, Any]) -> str:
@@ -20,7 +22,10 @@ def render(shown: Mapping[str, Any]) -> str:
 
     Parts of an evaluation that are not there (segments, fairness, calibration ...) are left out.
     """
-    return drawn("page.html.j2", **shown, sentences=sentences(shown), cost=cost_of(shown), outcomes=OUTCOMES)
+    return drawn(
+        "page.html.j2", **shown, sentences=sentences(shown), cost=cost_of(shown), caveats=caveats, outcomes=OUTCOMES,
+        told_by=outcome, marks=MARKS,
+    )  # fmt: skip
 
 
 def drawn(template: str, **given: Any) -> str:

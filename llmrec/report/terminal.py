@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmrec.evaluation.verdict import main_metric
+from llmrec.report import caveats
 
 METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@20", "ndcg@20")
 BEYOND = {
@@ -19,9 +20,9 @@ BEYOND = {
 
 
 def console() -> Console:
-    """A terminal of at least 100 columns, so that tables in logs are not cut."""
+    """A terminal of at least 140 columns where it is none, so that tables in logs are not cut."""
     found = Console()
-    return found if found.is_terminal else Console(width=max(found.width, 120))
+    return found if found.is_terminal else Console(width=max(found.width, 140))
 
 
 def print_summary(stage: str, summary: Mapping[str, Any]) -> None:
@@ -85,15 +86,18 @@ def print_explanation(summary: Mapping[str, Any]) -> None:
 
 
 def print_evaluation(summary: Mapping[str, Any]) -> None:
-    """Metrics of every ranking, with bootstrap intervals of one of them and of the first ranking's lead; what rankings
-    are beside right; the first ranking and the best other in every group; what each source finds."""
-    groups = [("all users with a held-out item", summary["all_users"])]
-    groups += [(f"users that '{name}' ranks too", rows) for name, rows in summary["same_users"].items()]
+    """Metrics of every ranking and how many users it ranks, with bootstrap intervals of one of them and of the first
+    ranking's lead; what rankings are beside right; the first ranking and the best other in every group; what each
+    source finds."""
+    whose = "all users" if summary.get("users_share", 1.0) == 1 else "all users of the share that was scored"
+    groups = [(f"{whose} with a held-out item", summary["all_users"])]
+    groups += [(f"users that '{name}' ranks too", rows) for name, rows in summary["same_users"].items() if rows]
     key = main_metric(summary["all_users"][0]["values"])
     for title, rows in groups:
-        shown = [m for m in METRICS if m in rows[0]["values"]] or list(rows[0]["values"])
+        shown = [m for m in METRICS if m in rows[0]["values"]] or list(rows[0]["values"])[: len(METRICS)]
         table = Table(title=f"{title}: {rows[0]['users']:,}", title_justify="left")
         table.add_column("ranking")
+        table.add_column("ranked", justify="right")
         for metric in (*shown, f"{key} 95%"):
             table.add_column(metric, justify="right")
         table.add_column(f"{rows[0]['name']} leads by, 95%", justify="right", min_width=18)
@@ -103,8 +107,10 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
             lead = "" if first else "{:+.4f} to {:+.4f}".format(*row["lead"][key])
             p_value = "" if first else f"{row['p_value'][key]:.4f}"
             values = (f"{row['values'][m]:.4f}" for m in shown)
-            table.add_row(row["name"], *values, _span(row["interval"][key]), lead, p_value)
+            table.add_row(row["name"], text(row.get("ranked")), *values, _span(row["interval"][key]), lead, p_value)
         console().print(table)
+    for told in (*caveats.of_users(summary), *caveats.of_parts(summary)):
+        console().print(told, markup=False, highlight=False)
     cutoff = key.split("@")[1]
     print_rows(
         f"beyond accuracy: the first {cutoff} places of all users with a held-out item",
@@ -127,15 +133,21 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
     recall, alone = (list(summary["sources"][0][name]) for name in ("recall", "alone"))
     print_rows(
         "sources of candidates: the share of held-out items that each finds, and finds alone",
-        ["source", *recall, *alone],
-        [
-            [of["name"], *(f"{share:.4f}" for share in (*of["recall"].values(), *(of["alone"] or {}).values()))]
-            for of in summary["sources"]
-        ],
+        ["source", "users", *recall, *alone],
+        [[of["name"], of.get("users"), *_found_by(of)] for of in summary["sources"]],
     )
-    console().print(f"recall of the candidates: {summary['recall_of_candidates']:.4f}; all figures: {summary['table']}")
+    console().print(
+        f"recall of the candidates that were scored: {summary['recall_of_candidates']:.4f}; all figures: "
+        f"{summary['table']}"
+    )
     if "report" in summary:
         console().print(f"the same as a page, with the run, its training and some users: {summary['report']}")
+
+
+def _found_by(source: Mapping[str, Any]) -> list[str]:
+    if source.get("users") == 0:
+        return ["nothing for anybody"]
+    return [f"{share:.4f}" for share in (*source["recall"].values(), *(source["alone"] or {}).values())]
 
 
 def _print_segments(summary: Mapping[str, Any], key: str) -> None:

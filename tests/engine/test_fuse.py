@@ -170,6 +170,7 @@ def test_what_each_part_adds_is_evaluated(made: dict[str, Any]) -> None:
     wanted = made["settings"]
     told = stages.run("evaluate", wanted, quietly)
     page = storage.read_bytes(told["report"]).decode()
+    assert not told["parts_unknown"]
     rows = {row["name"]: row["values"]["ndcg@5"] for row in told["all_users"]}
     assert {"the ranker alone", *(f"fused without {name}" for name in PARTS)} <= set(rows)
     alone = settings(

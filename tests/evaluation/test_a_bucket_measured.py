@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
-from llmrec import config, schema
+from llmrec import config, schema, storage
 from llmrec.config import Privacy
-from llmrec.engine import evaluate, evaluate_items, labelled_pairs, measured, score_parts
+from llmrec.engine import evaluate, evaluate_items, gate, labelled_pairs, measured, score_parts
 from llmrec.engine.evaluate_bucket import measured as measured_bucket
 from llmrec.engine.evaluate_items import Catalogue
 from llmrec.engine.measured import from_bytes, to_bytes, together
-from llmrec.engine.ranking_lists import OURS, Asked, _with_less
+from llmrec.engine.ranking_lists import BY_POPULARITY, OURS, Asked, _with_less
+from llmrec.engine.run import as_run
 from llmrec.errors import UserError
 from llmrec.evaluation import beyond, segments
 from llmrec.fusion import ablations
@@ -85,7 +87,14 @@ def known(layout: Layout) -> Catalogue:
     return Catalogue(
         ids, ids.cast(pa.string()), beyond.item_facts(had, USERS), (grouping,),
         (segments.by_popularity("popularity", had), grouping), beyond.unit_categories([genres]),
+        requests.Rules(ids, np.zeros(ITEMS, bool), True, 100),
     )  # fmt: skip
+
+
+def units(layout: Layout, candidates: str = "merged") -> list[dict[str, Any]]:
+    where = buckets.bucket_files(layout.candidates(candidates))
+    return [{"bucket": b, "uri": uri, "candidates": where[b]}
+            for b, uri in buckets.bucket_files(layout.targets).items()]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +104,8 @@ def parts(layout: Layout) -> list[measured.Measured]:
                          "label": [u % 3 == 0 for u in range(USERS)]})  # fmt: skip
     which = buckets.bucket_of(labelled["user_id"], 2)
     return [
-        measured_bucket({"bucket": b, "uri": uri}, asked, known(layout), labelled.filter(pa.array(which == b)))
-        for b, uri in buckets.bucket_files(layout.targets).items()
+        measured_bucket(unit, asked, known(layout), labelled.filter(pa.array(which == unit["bucket"])))
+        for unit in units(layout)
     ]
 
 
@@ -172,6 +181,15 @@ def test_probabilities_and_what_happened(layout: Layout, parts: list[measured.Me
     assert [p for p, _ in got] == pytest.approx([p for p, _ in wanted])
 
 
+def test_of_probabilities_without_parts_it_is_not_known_what_each_adds(
+    layout: Layout, parts: list[measured.Measured]
+) -> None:
+    found = together(parts)
+    unfused = replace(found, predicted=found.predicted[:0], observed=found.observed[:0])
+    assert evaluate._parts_unknown(found, "") and not evaluate._parts_unknown(found, layout.score_parts(RUN))
+    assert not evaluate._parts_unknown(unfused, "")
+
+
 def test_labelled_pairs_have_the_scores_of_kept_parts(layout: Layout, parts: list[measured.Measured]) -> None:
     pairs = together(parts).pairs
     assert len(np.unique(pairs.user)) == USERS == len(pairs.scores)
@@ -231,6 +249,112 @@ def test_a_fusion_without_what_weighs_nothing_ranks_as_the_run(layout: Layout, r
     asked = Asked(config.build(values), made, {OURS: ""}, fitted, RUN, made.score_parts(RUN), ())
     found = _with_less(0, asked, replace(known(layout), rerank=how, bonus=added), bool(how), 5)
     assert found["fused without nothing"] == ours and len({tuple(of) for of in ours.values()}) > 5
+
+
+def test_every_ranking_tells_how_many_users_it_has_lists_for(parts: list[measured.Measured]) -> None:
+    found = together(parts)
+    rows = {row.name: row for row in evaluate._rows(found, settings().evaluate, 0)}
+    assert rows[OURS].users == USERS and rows[OURS].ranked == sum(u % 6 > 0 for u in range(USERS)) < USERS
+    assert rows["item_item"].ranked == USERS
+
+
+@pytest.mark.parametrize("share", [0.3, 1e-9])
+def test_of_a_run_that_scored_a_share_of_users_these_alone_are_measured(layout: Layout, share: float) -> None:
+    storage.write_json(
+        storage.join(layout.run(RUN), "plan.json"), {"score": {"users_share": share, "exclude_seen": False}}
+    )
+    asked = as_run(config.build({"evaluate": {"cutoffs": [2, 5]}, "score": {"requires": "x"}}), layout, RUN)
+    storage.delete(storage.join(layout.run(RUN), "plan.json"))
+    assert asked.score == config.Score(users_share=share, exclude_seen=False), "as the run had it, not as it is set now"
+    assert as_run(asked, layout, RUN) is asked
+    given = Asked(asked, layout, {OURS: layout.rankings}, None, RUN, "", ())
+    done = [measured_bucket(unit, given, known(layout), None) for unit in units(layout)]
+    found = together([from_bytes(*to_bytes(part)) for part in done])
+    users, truth, lists = tables(layout)
+    kept = [u for u in users if xxhash.xxh64_intdigest(str(u).encode()) / 2.0**64 < share]
+    wanted = [ndcg(lists.get(u, []), set(truth[u])) for u in kept]
+    np.testing.assert_allclose(found.values[found.names.index(OURS), 5], wanted)
+    assert found.users == len(kept) == len(found.history) and (0 < len(kept) < USERS) == (share > 0.1)
+
+
+def test_no_ranking_reaches_beyond_the_candidates_that_were_scored(
+    layout: Layout, parts: list[measured.Measured]
+) -> None:
+    """Those of the table that score was given, in long form, without what it filters, cut at score.max_candidates."""
+    users, truth, _ = tables(layout)
+    past = buckets.read_parquet(layout.histories)
+    past = dict(zip(past["user_id"].to_pylist(), past["item_ids"].to_pylist(), strict=True))
+    merged = buckets.read_parquet(layout.candidates())
+    lists = dict(zip(merged["user_id"].to_pylist(), merged["item_ids"].to_pylist(), strict=True))
+    own = {u: [*past[u], *reversed(lists[u])] for u in users if u != users[0]}
+    for b in range(2):
+        rows = [(u, i) for u, items in own.items() if buckets.bucket_of(pa.array([u]), 2)[0] == b for i in items]
+        table = pa.table(dict(zip(("user_id", "item_id"), map(pa.array, zip(*rows, strict=True)), strict=True)))
+        buckets.write_parquet(table, buckets.bucket_file(layout.candidates("own"), b))
+    blocked = np.arange(ITEMS) % 5 == 0
+    of = replace(known(layout), rules=requests.Rules(known(layout).ids, blocked, True, 4))
+    asked = Asked(settings(), layout, {OURS: layout.rankings}, None, RUN, "", ())
+    found = together([measured_bucket(unit, asked, of, None) for unit in units(layout, "own")])
+    scored = {u: [i for i in items if i not in past[u] and i % 5][:4] for u, items in own.items()} | {users[0]: []}
+    wanted = [np.mean([i in scored[u] for i in truth[u]]) for u in users]
+    np.testing.assert_allclose(found.within_reach, wanted)
+    assert 0 < found.within_reach.mean() < together(parts).within_reach.mean() == 1
+    assert len(set(wanted) - {0.0, 1.0}) > 0, "a user may have some"
+    by_popularity = {u: sorted(items, key=lambda i: -(i % 7)) for u, items in scored.items()}
+    at = found.names.index(BY_POPULARITY)
+    np.testing.assert_allclose(found.values[at, 5], [ndcg(by_popularity[u], set(truth[u])) for u in users])
+
+
+def test_a_further_ranking_of_nobody_has_no_rows(layout: Layout, tmp_path: Path) -> None:
+    kind = schema.rankings(pa.int64(), pa.int64())
+    shown = rankings.read(layout.rankings).select(kind.names).cast(kind)
+    for name, moved in (("same", 0), ("strangers", 1000)):
+        users = pa.compute.add(shown["user_id"], moved)
+        table = shown.set_column(kind.get_field_index("user_id"), kind.field("user_id"), users)
+        which = buckets.bucket_of(users, 2)
+        files = []
+        for b in range(2):
+            part, path = table.filter(pa.array(which == b)), rankings.staged_path(name, b)
+            size = buckets.write_parquet(part, f"{tmp_path}/{name}/{path}")
+            files.append(rankings.StagedFile(b, path, size, part.num_rows))
+        rankings.publish(f"{tmp_path}/{name}", files, 2, kind, name)
+    further = {name: f"{tmp_path}/{name}" for name in ("strangers", "same")}
+    asked = settings(rankings=further)
+    given = Asked(asked, layout, {OURS: layout.rankings, **further}, None, RUN, "", ())
+    found = together([measured_bucket(unit, given, known(layout), None) for unit in units(layout)])
+    rows = evaluate._same_users(found, asked.evaluate)
+    assert list(rows) == ["strangers", "same"] and rows["strangers"] == []
+    of = {row.name: row for row in rows["same"]}
+    assert of["same"].values == of[OURS].values
+    assert of["same"].users == of["same"].ranked == sum(u % 6 > 0 for u in range(USERS))
+
+
+def test_for_how_many_users_a_source_has_candidates(layout: Layout) -> None:
+    some = {"even": lambda u: u % 2 == 0, "third": lambda u: u % 3 == 0, "none": lambda u: False}
+    for name, has in some.items():
+        for b in range(2):
+            table = buckets.read_parquet(buckets.bucket_file(layout.candidates(), b))
+            lists = [
+                i if has(u) else [] for u, i in zip(*(table[c].to_pylist() for c in table.column_names), strict=True)
+            ]
+            table = pa.table({"user_id": table["user_id"], "item_ids": pa.array(lists, pa.list_(pa.int64()))})
+            buckets.write_parquet(table, buckets.bucket_file(layout.candidates(name), b))
+    asked = settings()
+    asked = asked.model_copy(update={"recall": asked.recall.model_copy(update={"merge": tuple(some)})})
+    given = Asked(asked, layout, {OURS: layout.rankings}, None, RUN, "", ())
+    done = [measured_bucket(unit, given, known(layout), None) for unit in units(layout)]
+    found = together([from_bytes(*to_bytes(part)) for part in done])
+    wanted = [sum(map(has, range(USERS))) for has in some.values()]
+    assert found.brought.tolist() == [*wanted, sum(u % 2 == 0 or u % 3 == 0 for u in range(USERS))]
+    assert [source.users for source in evaluate._sources(found, asked)] == found.brought.tolist()
+    assert found.ranked[found.names.index("even")].sum() == USERS / 2, "an empty list ranks nobody"
+
+
+def test_the_gate_counts_who_has_a_list_in_the_staged_run(layout: Layout) -> None:
+    staged = {b: f"{layout.rankings}/{rankings.staged_path(RUN, b)}" for b in range(2)}
+    truth = buckets.bucket_files(layout.targets)
+    (row,) = gate._measure(pa.table({"part": [0]}), "", None, [2], 1, truth, staged, 0).to_pylist()
+    assert row["users"] == USERS and row["ranked"] == sum(u % 6 > 0 for u in range(USERS))
 
 
 def write(table: dict[str, Any]) -> Callable[[Path], str]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llmrec.evaluation.verdict import Verdict, main_metric, outcome, verdict
+from llmrec.evaluation.verdict import Verdict, against_best, main_metric, outcome, verdict
 
 
 def row(name: str, value: float, low: float = 0.0, high: float = 0.0) -> dict[str, Any]:
@@ -24,6 +24,15 @@ def test_the_best_of_the_other_recommenders_is_the_baseline() -> None:
     assert baseline is not None and baseline.name == "ease" and baseline.outcome == "better"
     assert (baseline.ours, baseline.theirs, baseline.low, baseline.high) == (0.12, 0.1, 0.005, 0.035)
     assert baseline.difference == pytest.approx(0.02) and baseline.share == pytest.approx(0.2)
+
+
+def test_the_best_other_is_that_by_the_metric_that_is_asked_for() -> None:
+    rows = [row("ours", 0.12), row("ease", 0.1, -0.01, 0.03), row("item_item", 0.3)]
+    of = {metric: against_best(rows, "ours", ["ease", "item_item", "gone"], metric) for metric in rows[0]["values"]}
+    found = {metric: (c.name, c.ours, c.theirs, c.low, c.outcome) for metric, c in of.items() if c is not None}
+    assert found["ndcg@10"] == ("item_item", 0.12, 0.3, 0.0, "unclear")
+    assert found["recall@10"] == ("ease", 0.88, 0.9, 9.0, "better")
+    assert against_best(rows, "ours", ["gone"], "ndcg@10") is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ OURS = "llm ranking"
 
 def row(name: str, value: float) -> dict[str, Any]:
     return {
-        "name": name, "users": 1943, "values": dict.fromkeys(METRICS, value),
+        "name": name, "users": 1943, "ranked": 1943, "values": dict.fromkeys(METRICS, value),
         "interval": dict.fromkeys(METRICS, (value - 0.01, value + 0.01)), "lead": dict.fromkeys(METRICS, (0.0, 0.0)),
     }  # fmt: skip
 
@@ -27,18 +27,24 @@ def shown(**changes: Any) -> dict[str, Any]:
     """As `engine.report.gather` gives it, of a run that is not fused, trained or timed."""
     rows = [row(OURS, 0.12), row("item_item", 0.1), row("popularity", 0.05)]
     compared = {c["name"]: c for c in (comparison("item_item", 0.1, 0.01, 0.03), comparison("popularity", 0.05, 0, 1))}
-    source = {"recall": {"recall@100": 0.6}, "alone": {"alone@100": 0.1}, "interval": {"recall@100": (0.5, 0.7)}}
+    source = {
+        "users": 1900,
+        "recall": {"recall@100": 0.6},
+        "alone": {"alone@100": 0.1},
+        "interval": {"recall@100": (0.5, 0.7)},
+    }
     return {
         "verdict": {
             "metric": "ndcg@10", "users": 1943, "baseline": compared["item_item"], "without_ranker": None,
         },
-        "comparisons": compared, "ablations": [], "same_users": {}, "ours": OURS, "metric": "ndcg@10",
+        "comparisons": compared, "by_metric": dict.fromkeys(METRICS, compared["item_item"]),
+        "ablations": [], "same_users": {}, "ours": OURS, "metric": "ndcg@10",
         "baselines": ["item_item", "popularity"],
         "run": {"run_id": "r-1", "table": "s3://b/rankings", "published": None},
         "settings": [{"key": "data.buckets", "value": "4", "default": "16"}],
         "period": None, "summaries": {}, "score": None, "price_per_hour": 0.0, "importance": None, "curves": None,
         "evaluation": {
-            "all_users": rows, "same_users": {}, "recall_of_candidates": 0.61, "run_id": "r-1",
+            "all_users": rows, "same_users": {}, "recall_of_candidates": 0.61, "run_id": "r-1", "users_share": 1.0,
             "sources": [
                 {"name": "item_item", **source},
                 {"name": "all of them", **source, "alone": None},
@@ -97,7 +103,8 @@ def with_all(**changes: Any) -> dict[str, Any]:
     return {
         **found,
         "same_users": {
-            "zero-shot": {"rows": evaluation["all_users"][:2], "comparisons": {"item_item": fused[0]}},
+            "zero-shot": {"rows": evaluation["all_users"][:2], "comparisons": {"item_item": fused[0]},
+                          "by_metric": {}},
         },
         "run": {**found["run"], "published": {"version": 3, "time": "2026-01-02 03:04 UTC"}},
         "period": ["1997-09-20", "1998-04-22"],
@@ -105,6 +112,11 @@ def with_all(**changes: Any) -> dict[str, Any]:
             "prepare": {
                 "users": 2000, "items": 1682, "events_kept": 99_990, "rows_in": 100_000,
                 "set_aside": {"null_id": 10}, "items_set_aside": {}, "edges": 0, "edges_set_aside": {}, "seconds": 9.0,
+            },
+            "recall": {
+                "users": 2001, "per_user": {"item_item": 80.0, "merged": 95.5}, "short_lists": 203, "no_candidates": 7,
+                "queries": 55, "empty_sources": ["graph"], "found_of_exact": {"text": 0.9876},
+                "quarantine": "s3://b/quarantine/recall", "seconds": 3.0,
             },
             "train": {
                 "steps": 30, "steps_planned": 40, "users": 2000, "tokens": 123_456, "decisions": 7890,

@@ -5,8 +5,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from pages import comparison, shown, with_all
+from pages import comparison, row, shown, with_all
 
+from llmrec.engine import report
+from llmrec.report.gate import print_gate
 from llmrec.report.headline import sentences
 from llmrec.report.page import render
 
@@ -62,10 +64,14 @@ def test_a_page_shows_everything_that_is_there() -> None:
         "r-1", "version 3, 2026-01-02 03:04 UTC", "s3://b/rankings", "1,682", "99,990", "1997-09-20", "1998-04-22",
         "null_id", "data.buckets", "0.1200", "0.1100 to 0.1300", "+0.0100 to +0.0300", "ours is better",
         "not told apart", "0.012 ", "coverage@10", "0.345", "0.456", "zero-shot", "fused without ranker",
-        "-0.0100 to +0.0120", "60.0%", "0.6000", "61.0%", "30 of 40 planned steps", "0.1234", "history length",
+        "-0.0100 to +0.0120", "60.0%", "0.6000", "61.0%", "scored hold 61.0% of a user's held-out items",
+        "30 of 40 planned steps", "0.1234", "history length",
         "1 to 5", "6 or more 0 nobody", "77", "users.age", "young", "0.0310",
         "Between held-out items", "rarely", "0.0770", "head", "77.7%", "1.55", "0.0456",
         "0.7654", "41,624", "15,593", "94,295", "4.3%", "2.65", "r-0", "194.2 s", "Amistad", "at rank 1 of 20",
+        "no_candidates, see s3://b/quarantine/recall 7",
+        "in the mean over 2,001 users: item_item 80, merged 95.5", "asks for: 203; with none: 7",
+        "Found nothing for anybody: graph.", "typed something: 55", "found: text 0.9876",
         "not among the 20 ranked", "Flubber · Star Maps", "6.1%", "5.125",
     ):  # fmt: skip
         assert part in tree.text, part
@@ -167,3 +173,114 @@ def test_without_another_recommender_it_says_so() -> None:
     (told,) = sentences(found)
     assert told.startswith("Nothing to compare with") and "0.1200" in told
     read(render(found))
+
+
+def test_whom_our_ranking_has_no_list_for_is_said() -> None:
+    found = shown()
+    told = "have no list in llm ranking"
+    assert told not in read(render(found)).text and "all 1,943 users" in read(render(found)).text
+    found["evaluation"]["all_users"][0]["ranked"] = 1900
+    text = read(render(found)).text
+    assert "43 of 1,943 users have no list in llm ranking and count as 0 there." in text
+    assert "llm ranking 1,900 0.1200" in text and "item_item 1,943 0.1000" in text
+
+
+def test_of_a_share_of_users_it_says_so() -> None:
+    found = shown()
+    found["evaluation"]["users_share"] = 0.25
+    text = read(render(found)).text
+    assert "The run scored a share of 0.25 of users (score.users_share): these alone are measured" in text
+    assert "1,943 users with held-out events of the share that was scored" in text and "all 1,943" not in text
+
+
+def test_an_evaluation_of_an_earlier_version_has_a_page() -> None:
+    found = with_all()
+    del found["evaluation"]["users_share"]
+    for of in found["evaluation"]["all_users"]:
+        del of["ranked"]
+    assert "have no list in" not in read(render(found)).text
+
+
+@pytest.mark.parametrize("ranked", [90, 100])
+def test_the_gate_says_who_would_lose_their_list(ranked: int, capsys: pytest.CaptureFixture[str]) -> None:
+    print_gate({"run_id": "r", "published_run": None, "users": 100, "ranked": ranked, "decisions": [], "holds": True})
+    assert ("10 of these users have no list in the staged run" in capsys.readouterr().out) == (ranked < 100)
+
+
+def test_a_source_that_brought_nothing_is_told_from_one_that_missed() -> None:
+    found = with_all()
+    missed = {**found["evaluation"]["sources"][0], "recall": {"recall@100": 0.0}, "alone": {"alone@100": 0.0}}
+    found["evaluation"]["sources"][1:1] = [{**missed, "name": "ease"}, {**missed, "name": "graph", "users": 0}]
+    text = read(render(found)).text
+    assert "ease 1,900 0.0000 0.0000" in text and "graph 0 brought nothing to anybody all of them 1,900" in text
+
+
+def test_recall_that_set_nobody_aside() -> None:
+    found = with_all()
+    found["summaries"]["recall"] |= {"no_candidates": 0, "empty_sources": [], "queries": 0, "found_of_exact": {}}
+    text = read(render(found)).text
+    assert "no_candidates" not in text and "Found nothing" not in text and "with none: 0." in text
+    assert "typed something" not in text and "exact search" not in text
+
+
+def test_a_further_ranking_with_nobody_in_common_is_not_left_out() -> None:
+    found = with_all()
+    found["same_users"]["strangers"] = {"rows": [], "comparisons": {}, "by_metric": {}}
+    found["evaluation"]["same_users"] = {"zero-shot": found["same_users"]["zero-shot"]["rows"], "strangers": []}
+    text = read(render(found)).text
+    assert "Users that “strangers” ranks too: 0, nobody in common" in text
+    assert text.count("has a list for none of these users") == 1
+
+
+def test_a_fused_run_without_parts_says_that_it_cannot_tell_what_each_adds() -> None:
+    told = "is not known: the run kept no score parts; with score.keep_parts: true the next run can tell."
+    found = shown(importance={"ranker": 0.4, "item_item": 0.6})
+    found["evaluation"]["parts_unknown"] = True
+    assert sentences(found)[1].endswith(told)
+    text = read(render(found)).text
+    assert text.count(told) == 2, "after the verdict, and where the parts would be"
+    assert told not in read(render(with_all())).text
+
+
+def test_every_metric_has_its_interval_and_says_whether_it_is_told_apart() -> None:
+    found = with_all()
+    best = comparison("item_item", 0.3, -0.25, -0.15) | {"name": "popularity"}
+    found["by_metric"] = {"recall@10": found["comparisons"]["item_item"], "mrr@10": best}
+    rows = found["evaluation"]["all_users"]
+    rows[1]["lead"] = {"recall@10": (0.01, 0.03), "ndcg@10": (-0.01, 0.01), "mrr@10": (-0.2, -0.1)}
+    rows[1]["interval"] = {"recall@10": (0.081, 0.122), "ndcg@10": (0.083, 0.124), "mrr@10": (0.085, 0.126)}
+    rows[2]["p_value"] = {"mrr@10": 0.0456}
+    text = read(render(found)).text
+    assert "recall@10 0.1200 0.1100 to 0.1300 item_item 0.1000 0.0810 to 0.1220 +0.0100 to +0.0300 ours is bet" in text
+    assert "mrr@10 0.1200 0.1100 to 0.1300 popularity 0.3000 0.0400 to 0.0600 -0.2500 to -0.1500 ours is worse" in text
+    assert "ours is worse 0.046" in text
+    cells = "item_item 0.1000 + 0.0810 to 0.1220 0.1000 = 0.0830 to 0.1240 0.1000 - 0.0850 to 0.1260"
+    assert cells in text and "+: ours is better, -: ours is worse, =: not told apart" in text
+
+
+def test_by_every_metric_ours_stands_beside_the_best_other_of_it() -> None:
+    ours, one, other = row(report.OURS, 0.12), row("item_item", 0.1), row("popularity", 0.05)
+    other["values"] = {**other["values"], "mrr@10": 0.11}
+    found = report._by_metric([ours, one, other, row("fused without ranker", 0.9)], ["item_item", "popularity"])
+    assert {metric: of["name"] for metric, of in found.items()} == {
+        "recall@10": "item_item", "ndcg@10": "item_item", "mrr@10": "popularity"
+    }  # fmt: skip
+    assert report._by_metric([ours], ["item_item"]) == {}
+
+
+def test_fairness_is_drawn_with_its_intervals() -> None:
+    found = with_all()
+    nothing = dict.fromkeys(("ratio", "low", "high"))
+    groups = found["evaluation"]["fairness"]["items"][0]["groups"]
+    groups.append({"name": "none", "catalogue": 0.0, "truth": 0.0, "exposure": 0.0, **nothing})
+    page = render(found)
+    fairness = page[page.index('<h2 id="fairness">') : page.index('<h2 id="calibration">')]
+    tracks = re.findall(r'<div class="track">(.*?)</div>', fairness, re.DOTALL)
+    placed = [re.findall(r'class="(\w+)" style="left:([\d.]+)%(?:;width:([\d.]+)%)?"', track) for track in tracks]
+    # The gaps 0.031, 0.01 to 0.05, and 0.077, 0.06 to 0.09, from no gap on; the ratio 1.55, 1.4 to 1.7, beside 1.
+    assert placed == [
+        [("zero", "0.0", ""), ("span", "20.0", "80.0"), ("dot", "62.0", "")],
+        [("zero", "0.0", ""), ("span", "66.67", "33.33"), ("dot", "85.56", "")],
+        [("zero", "58.82", ""), ("span", "82.35", "17.65"), ("dot", "91.18", "")],
+    ]
+    assert "none 0.0% 0.0% 0.0% - - to -" in read(page).text

@@ -40,16 +40,18 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
     figures = ("coverage", "gini", "novelty", "diversity", "popularity_percentile", "popularity_lift")
     beyond = {f"{name}@{k}": 0.375 if name != "diversity" else None for name in figures for k in cutoffs}
     of_group = {"values": values, "interval": dict.fromkeys(values, (0.1, 0.15))}
-    row = {"name": "ranker", "users": 943, **of_group, "beyond": beyond, "p_value": {}}
+    row = {"name": "ranker", "users": 943, "ranked": 931, **of_group, "beyond": beyond, "p_value": {}}
     compared = {"lead": dict.fromkeys(values, (-0.01, 0.02)), "p_value": dict.fromkeys(values, 0.0333)}
-    second = row | {"name": "popularity", **compared}
+    second = row | {"name": "popularity", "ranked": 943, **compared}
     third = second | {"name": "worst", "values": dict.fromkeys(values, 0.01)}
     sources = [
-        {"name": "item_item", "recall": {"recall@100": 0.6543}, "alone": {"alone@100": 0.0321}},
-        {"name": "all of them", "recall": {"recall@100": 0.7}, "alone": None},
+        {"name": "item_item", "users": 901, "recall": {"recall@100": 0.6543}, "alone": {"alone@100": 0.0321}},
+        {"name": "graph", "users": 0, "recall": {"recall@100": 0.0}, "alone": {"alone@100": 0.0}},
+        {"name": "all of them", "users": 943, "recall": {"recall@100": 0.7}, "alone": None},
     ]
     summary = {
-        "all_users": [row, third, second], "same_users": {"zero-shot": [row]}, "sources": sources,
+        "all_users": [row, third, second], "same_users": {"zero-shot": [row], "strangers": []}, "parts_unknown": True,
+        "sources": sources,
         "segments": [{"by": "history_length", "of": "user", "groups": [
             {"name": "0", "users": 0, "rows": []},
             {"name": "1-4", "users": 77, "rows": [{"name": name, **of_group} for name in ("ranker", "popularity")]},
@@ -72,6 +74,10 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
     out = " ".join(capsys.readouterr().out.split())
     for part in (
         "943",
+        "931",
+        "12 of 943 users have no list in ranker and count as 0 there.",
+        "with score.keep_parts: true the next run can tell",
+        "“strangers” has a list for none of these users (nobody in common)",
         "ranker",
         "popularity",
         "zero-shot",
@@ -82,6 +88,8 @@ def test_an_evaluation_shows_each_ranking_with_an_interval(
         "item_item",
         "alone@100",
         "0.6543",
+        "901",
+        "nothing for anybody",
         "0.0321",
         "all of them",
         "0.0333",

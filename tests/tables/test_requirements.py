@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from llmrec import schema
+from llmrec import config, schema
 from llmrec.engine import tasks
 from llmrec.errors import UserError
 from llmrec.layout import Layout
@@ -40,7 +39,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     layout, ids = Layout(str(tmp_path)), pa.array(["a", "b", "c"])
 
     def asked(relation: str) -> Any:
-        return tasks._required(SimpleNamespace(score=SimpleNamespace(requires=relation), layout=layout), ids)
+        return tasks._required(config.Score(requires=relation), layout, ids)
 
     assert asked("") is None
     with pytest.raises(UserError, match=r"score\.requires: .*edges.* is not there; set data\.edges"):
