@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import subprocess
 from pathlib import Path
 
@@ -101,6 +102,18 @@ def test_a_person_may_say_an_id(layout: Layout) -> None:
     assert named("7", layout.rankings, ON, layout) == expected("7")
     with pytest.raises(UserError, match="user 'anna': ids in the log are int64"):
         named("anna", layout.rankings, ON, layout)
+
+
+@pytest.mark.parametrize("text", [str(2**63 - 1), str(-(2**63)), "-7", " 0042 "])
+def test_every_id_of_64_bits_can_be_said(text: str) -> None:
+    found = pseudonyms.ids([text], "int64")
+    assert found.type == pa.int64() and found.to_pylist() == [int(text)]
+
+
+@pytest.mark.parametrize("text", [str(2**63), str(-(2**63) - 1), "1" * 20, "", "7.0", "+7"])
+def test_what_is_no_id_of_64_bits_is_told(text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"user '{text}': ids in the log are int64")):
+        pseudonyms.ids([text], "int64")
 
 
 def test_a_key_under_the_name_of_a_setting_is_refused() -> None:
