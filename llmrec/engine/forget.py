@@ -20,7 +20,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from llmrec import config, storage
-from llmrec.engine import kept_out, ledger
+from llmrec.engine import kept_out, ledger, warm_start
 from llmrec.errors import UserError
 from llmrec.layout import Layout, reasons_table
 from llmrec.schema import CONTENT_HASH, KEY, ORIGIN, RANK, REASON, USER
@@ -60,12 +60,14 @@ class Removed:
 
 @dataclass(frozen=True)
 class Done:
-    """What forget did. runs_deleted: earlier published runs that can no longer be read, and unfinished ones; searched:
+    """What forget did. runs_deleted: earlier published runs that can no longer be read, and unfinished ones;
+    ranker_knows: the trained ranker may tell of them, so that the next training does not go on from it; searched:
     files, afterwards; left: places where a user still is."""
 
     users: int
     removed: list[Removed]
     runs_deleted: list[str]
+    ranker_knows: bool
     searched: int
     left: list[str]
 
@@ -131,6 +133,9 @@ def forget(
     """
     for target in exports:
         export.manifest(target)
+    known, asked = forgotten.read(layout), pa.array(users.texts, pa.string())
+    first = known is None or not known.among(asked).all()
+    anew = first and warm_start.to_begin_anew(layout)  # before the list, by which it would seem to be done
     forgotten.add(layout, list(users.texts))  # first: prepare, run before this ends, must not bring them back
     tally = _Tally()
     if files := storage.list_files(layout.scratch()):
@@ -157,7 +162,7 @@ def forget(
         _of_export(storage.absolute(target), users, layout, tally)
     say("searching all files again")
     searched, left = search(settings, layout, users, exports)
-    return Done(len(users.texts), tally.removed(), sorted(tally.runs), searched, left)
+    return Done(len(users.texts), tally.removed(), sorted(tally.runs), anew, searched, left)
 
 
 def search(settings: config.Config, layout: Layout, users: Users, exports: Sequence[str] = ()) -> tuple[int, list[str]]:

@@ -30,6 +30,8 @@ def print_forgotten(done: Mapping[str, Any]) -> None:
     )  # fmt: skip
     if done["runs_deleted"]:
         console().print(f"runs that cannot be read any more: {', '.join(done['runs_deleted'])}")
+    if done["ranker_knows"]:
+        console().print("the trained ranker may tell of them: the next training begins with model.base")
     print_left(done["searched"], done["left"])
 
 
