@@ -536,7 +536,8 @@ def forget(
     users: Annotated[list[str] | None, typer.Argument(help="Users' ids, or their pseudonyms.")] = None,
     file: Annotated[str, typer.Option("--users", help="Parquet with a column of users, or a text, one a line.")] = "",
     exports: Annotated[
-        list[str] | None, typer.Option("--export", help="A target of llmrec export; again for more.")
+        list[str] | None,
+        typer.Option("--export", help="A target of llmrec export beside export.target; again for more."),
     ] = None,
     config_file: ConfigFile = None,
     root: Root = None,

@@ -188,6 +188,11 @@ def write_bytes(uri: str, data: bytes) -> None:
         raise UserError(f"{uri}: cannot be written ({reason}); mend that and run the same command again") from None
 
 
+def is_leftover(uri: str) -> bool:
+    """Whether a file is what a process that was killed in `write_bytes` left, a part of another one."""
+    return not is_s3(uri) and re.search(r"\.\d+\.tmp$", uri) is not None
+
+
 def read_json(uri: str) -> Any:
     return json.loads(read_bytes(uri))
 
