@@ -162,6 +162,7 @@ def check_of(variable: str) -> str:
 
 
 def _key(variable: str) -> bytes:
+    storage.keep_secret(variable)  # in tasks, too, which get no configuration
     found = os.environ.get(variable, "").encode("utf-8", "surrogateescape")
     if not found:
         raise UserError(

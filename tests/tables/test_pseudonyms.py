@@ -77,6 +77,14 @@ def test_another_key_is_refused_and_neither_is_stored_or_shown(layout: Layout, m
         assert KEY.encode() not in storage.read_bytes(uri)
 
 
+def test_a_key_by_another_name_is_not_shown_by_who_has_used_it(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task gets the pseudonyms, and no configuration."""
+    monkeypatch.setenv("TASKS_KEY", other := KEY[::-1])
+    assert other in storage.redact(f"a traceback with {other}")
+    pseudonyms.Pseudonyms("TASKS_KEY", pseudonyms.check_of("TASKS_KEY"), "string").ready()
+    assert other not in storage.redact(f"a traceback with {other}")
+
+
 def test_tables_do_not_change_from_ids_to_pseudonyms_or_back(layout: Layout) -> None:
     buckets.write_parquet(pa.table({"user_id": [1]}), buckets.bucket_file(layout.histories, 0))
     with pytest.raises(UserError, match=r"users' ids as they are.*choose another root"):
