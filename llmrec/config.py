@@ -1136,7 +1136,7 @@ class Privacy(Section):
     )
 
     never: tuple[str, ...] = Field(
-        (), description="columns of items, users, the log or requests whose values no table, prompt or log may hold"
+        (), description="columns of items, users, the log or requests whose values no table and no prompt may hold"
     )
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ def print_checked(done: Mapping[str, Any]) -> None:
         print_rows(
             "found", ["column", "where", "values"], [[f["column"], f["place"], f["values"]] for f in done["found"]]
         )
-    what = f"{done['files']:,} files and {done['prompts']:,} prompts"
+    what = f"{done['files']:,} files, {done['logs']:,} logs and {done['prompts']:,} prompts"
     console().print(f"{what}: {'values FOUND in them' if done['found'] else 'none of these values is in them'}")
 
 
