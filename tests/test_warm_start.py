@@ -46,6 +46,7 @@ def test_a_ranker_that_knows_who_was_forgotten_is_no_start_but_the_next_one_is(s
     starting_ranker(settings, layout, "cut-off")  # leaves a copy of it
     who = forget.named(settings, layout, ["3"])
     assert forget.forget(settings, layout, who, [], print).ranker_knows
+    assert forget.forget(settings, layout, who, [], print).ranker_knows  # as of one that was cut off
     for run in ("cut-off", "run-new"):
         assert starting_ranker(settings, layout, run) == ("", None)
     assert storage.list_files(layout.ranker) and not storage.list_files(copies_of_previous(layout))
@@ -63,7 +64,7 @@ def test_a_copy_that_knows_him_is_no_start_either(settings: config.Config) -> No
     layout = Layout.of(settings)
     starting_ranker(settings, layout, "run-old")
     storage.delete(f"{layout.ranker}/{RANKER_FILE}")
-    assert forget.forget(settings, layout, forget.named(settings, layout, ["3"]), [], print).ranker_knows
+    assert not forget.forget(settings, layout, forget.named(settings, layout, ["3"]), [], print).ranker_knows
     assert starting_ranker(settings, layout, "run-new") == ("", None)
 
 

@@ -146,8 +146,8 @@ def forget(
     """
     targets = _exports(settings, exports)
     known, asked = forgotten.read(layout), pa.array(users.texts, pa.string())
-    first = known is None or not known.among(asked).all()
-    anew = first and warm_start.to_begin_anew(layout)  # before the list, by which it would seem to be done
+    if known is None or not known.among(asked).all():
+        warm_start.to_begin_anew(layout)  # before the list, by which it would seem to be done
     forgotten.add(layout, list(users.texts))  # first: prepare, run before this ends, must not bring them back
     tally = _Tally()
     if files := storage.list_files(layout.scratch()):
@@ -181,7 +181,9 @@ def forget(
                 tally.add(_of_redis(settings.export.redis), DELETED, lists, files=0)
     say("searching all files again")
     searched, left = search(settings, layout, users, exports)
-    return Done(len(users.texts), tally.removed(), sorted(tally.runs), anew, searched, left)
+    return Done(
+        len(users.texts), tally.removed(), sorted(tally.runs), warm_start.knows_forgotten(layout), searched, left
+    )
 
 
 def search(settings: config.Config, layout: Layout, users: Users, exports: Sequence[str] = ()) -> tuple[int, list[str]]:

@@ -26,7 +26,7 @@ def starting_ranker(config: Config, layout: Layout, run: str) -> tuple[str, Rank
     """
     start = config.train.start
     if start == PREVIOUS:
-        if _knows_forgotten(layout):
+        if knows_forgotten(layout):
             return "", None
         start = copy_of_previous(layout, run)
         if not storage.exists(storage.join(start, COMPLETE)):
@@ -45,18 +45,17 @@ def starting_ranker(config: Config, layout: Layout, run: str) -> tuple[str, Rank
     return start, card
 
 
-def to_begin_anew(layout: Layout) -> bool:
-    """Let training not go on from the ranker that is there now, but from the base, until another is saved in its place;
-    whether there is one, or one that a run cut off went on from, which goes."""
-    left = storage.list_files(copies_of_previous(layout))
-    storage.delete(copies_of_previous(layout))
-    if not storage.exists(storage.join(layout.ranker, RANKER_FILE)):
-        return bool(left)
-    storage.write_json(layout.ranker_that_knows, {"files": _contents(layout)})
-    return True
+def to_begin_anew(layout: Layout) -> None:
+    """Let training not go on from the ranker that is there now, but from the base, until another is saved in its place.
+    Copies that runs which were cut off went on from are deleted."""
+    if storage.list_files(copies_of_previous(layout)):
+        storage.delete(copies_of_previous(layout))
+    if storage.exists(storage.join(layout.ranker, RANKER_FILE)):
+        storage.write_json(layout.ranker_that_knows, {"files": _contents(layout)})
 
 
-def _knows_forgotten(layout: Layout) -> bool:
+def knows_forgotten(layout: Layout) -> bool:
+    """Whether the ranker is one of which `to_begin_anew` was said."""
     if not storage.exists(layout.ranker_that_knows):
         return False
     found: bool = storage.read_json(layout.ranker_that_knows)["files"] == _contents(layout)
