@@ -521,6 +521,9 @@ def export(
 def check_privacy(
     context: typer.Context,
     config_file: ConfigFile = None,
+    logs: Annotated[
+        list[str] | None, typer.Option("--logs", help="A directory of logs to search, too; again for more.")
+    ] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
     """Search all tables, and prompts, for values of the columns of privacy.never; exit code 3 if there are some."""
@@ -530,7 +533,7 @@ def check_privacy(
     from llmrec.engine import kept_out
     from llmrec.report.privacy import print_checked
 
-    done = asdict(kept_out.check(loaded, layout, progress_line("check-privacy")))
+    done = asdict(kept_out.check(loaded, layout, progress_line("check-privacy"), logs or []))
     print_checked(done)
     if json_file:
         storage.write_json(json_file, done)
@@ -543,7 +546,8 @@ def forget(
     users: Annotated[list[str] | None, typer.Argument(help="Users' ids, or their pseudonyms.")] = None,
     file: Annotated[str, typer.Option("--users", help="Parquet with a column of users, or a text, one a line.")] = "",
     exports: Annotated[
-        list[str] | None, typer.Option("--export", help="A target of llmrec export; again for more.")
+        list[str] | None,
+        typer.Option("--export", help="A target of llmrec export beside export.target; again for more."),
     ] = None,
     config_file: ConfigFile = None,
     root: Root = None,

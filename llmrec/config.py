@@ -1136,7 +1136,7 @@ class Privacy(Section):
     )
 
     never: tuple[str, ...] = Field(
-        (), description="columns of items, users, the log or requests whose values no table, prompt or log may hold"
+        (), description="columns of items, users, the log or requests whose values no table and no prompt may hold"
     )
 
     @model_validator(mode="after")
@@ -1336,16 +1336,22 @@ def build(values: dict[str, Any], arguments: Sequence[str] = (), origin: str = "
     """A configuration from nested values and command-line arguments; see `load`."""
     try:
         if not arguments:
-            return Config(**values)
+            return _key_kept_secret(Config(**values))
         source: CliSettingsSource[Any] = CliSettingsSource(
             Config, cli_parse_args=list(arguments), cli_exit_on_error=False, cli_prog_name="job", cli_avoid_json=True
         )
-        return Config(**values, _cli_settings_source=source)  # type: ignore[call-arg]
+        return _key_kept_secret(Config(**values, _cli_settings_source=source))  # type: ignore[call-arg]
     except ValidationError as error:
         raise UserError("\n".join(_explain(problem, origin) for problem in error.errors())) from None
     except SettingsError as error:
         text = str(error.__cause__ or error).removeprefix("error parsing CLI: ")
         raise UserError(f"command line: {text}; see --help for the settings") from None
+
+
+def _key_kept_secret(found: Config) -> Config:
+    """The configuration, whose secret variable is not shown from now on."""
+    storage.keep_secret(found.privacy.key_variable)
+    return found
 
 
 def varied(base: Config, changes: Mapping[str, Any], origin: str) -> Config:

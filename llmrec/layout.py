@@ -84,6 +84,11 @@ class Layout:
         return self._at("privacy", "forgotten.json")
 
     @property
+    def ranker_that_knows(self) -> str:
+        """Which ranker was trained on users who were forgotten since."""
+        return self._at("privacy", "ranker.json")
+
+    @property
     def targets(self) -> str:
         return self._at("tables", "targets")
 

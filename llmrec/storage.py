@@ -30,6 +30,9 @@ REDIS_PASSWORD = "LLMREC_REDIS_PASSWORD"
 SERVE_TOKEN = "LLMREC_SERVE_TOKEN"
 PSEUDONYM_KEY = "LLMREC_PSEUDONYM_KEY"
 OWN_SECRETS = (REDIS_PASSWORD, SERVE_TOKEN, PSEUDONYM_KEY)  # of what is no store
+TRACKERS_SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY")
+# The one that privacy.key_variable names is added when a configuration is read, and where the key is used.
+_secret_variables = {*SECRET_VARIABLES, *OWN_SECRETS, *TRACKERS_SECRETS}
 STORE_VARIABLES = (
     *SECRET_VARIABLES, "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP",
     "AWS_EC2_METADATA_DISABLED", "AWS_PROFILE",
@@ -199,6 +202,11 @@ def write_bytes(uri: str, data: bytes) -> None:
         raise UserError(f"{uri}: cannot be written ({reason}); mend that and run the same command again") from None
 
 
+def is_leftover(uri: str) -> bool:
+    """Whether a file is what a process that was killed in `write_bytes` left, a part of another one."""
+    return not is_s3(uri) and re.search(r"\.\d+\.tmp$", uri) is not None
+
+
 def read_json(uri: str) -> Any:
     return json.loads(read_bytes(uri))
 
@@ -366,11 +374,16 @@ def environment() -> dict[str, str]:
     return {name: os.environ[name] for name in STORE_VARIABLES if name in os.environ}
 
 
+def keep_secret(variable: str) -> None:
+    """Let `redact` blot out the value of this environment variable, too, in this process."""
+    _secret_variables.add(variable)
+
+
 def redact(text: str) -> str:
     """Text with the values of the secret variables, and credentials inside URIs, blotted out."""
-    for name in (*SECRET_VARIABLES, *OWN_SECRETS):
-        if value := os.environ.get(name):
-            text = text.replace(value, "***")
+    values = {os.environ.get(name, "") for name in _secret_variables} - {""}
+    for value in sorted(values, key=len, reverse=True):  # or of one that begins with another the end would stay
+        text = text.replace(value, "***")
     return re.sub(r"(s3|https?|rediss?)://[^\s'@]+@", r"\1://***@", text)
 
 

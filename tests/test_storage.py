@@ -72,6 +72,16 @@ def test_redact_blots_out_secrets_and_credentials_in_uris(monkeypatch: pytest.Mo
     assert text == "key *** id *** at s3://***@bucket/x and https://***@host/y, s3://bucket/z"
 
 
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "SHOP_KEY"])
+def test_the_trackers_secrets_and_the_key_by_whatever_name_are_blotted_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.build({"privacy": {"key_variable": "SHOP_KEY"}})
+    monkeypatch.setenv(name, f"{SECRET}-longer")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)  # what the other begins with
+    assert storage.redact(f"a {SECRET}-longer, b {SECRET}") == "a ***, b ***"
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"{tmp_path}/deep/er/file.json"
     storage.write_json(uri, {"b": 1, "a": [2]})

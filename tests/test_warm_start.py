@@ -8,10 +8,11 @@ import pytest
 from served import settings_of
 
 from llmrec import config, storage
+from llmrec.engine import forget
 from llmrec.engine.train import _model_card, _run_name
 from llmrec.engine.training_histories import Counted
 from llmrec.engine.training_worker import METRIC, STEPS, VALIDATIONS
-from llmrec.engine.warm_start import COMPLETE, starting_ranker
+from llmrec.engine.warm_start import COMPLETE, copies_of_previous, starting_ranker
 from llmrec.layout import Layout
 from llmrec.ranker.card import RANKER_FILE
 from llmrec.ranker.model import Ranker
@@ -38,6 +39,33 @@ def test_a_run_that_was_killed_while_it_saved_leaves_the_ranker_before(settings:
 def test_nothing_to_go_on_from(settings: config.Config) -> None:
     storage.delete(Layout.of(settings).ranker)
     assert starting_ranker(settings, Layout.of(settings), "run") == ("", None)
+
+
+def test_a_ranker_that_knows_who_was_forgotten_is_no_start_but_the_next_one_is(settings: config.Config) -> None:
+    layout = Layout.of(settings)
+    starting_ranker(settings, layout, "cut-off")  # leaves a copy of it
+    who = forget.named(settings, layout, ["3"])
+    assert forget.forget(settings, layout, who, [], print).ranker_knows
+    assert forget.forget(settings, layout, who, [], print).ranker_knows  # as of one that was cut off
+    for run in ("cut-off", "run-new"):
+        assert starting_ranker(settings, layout, run) == ("", None)
+    assert storage.list_files(layout.ranker) and not storage.list_files(copies_of_previous(layout))
+    storage.write_bytes(f"{layout.ranker}/README.md", b"made anew")
+    assert starting_ranker(settings, layout, "run-new")[1] is not None
+    # Who is on the list already changes nothing, another does.
+    assert not forget.forget(settings, layout, who, [], print).ranker_knows
+    assert starting_ranker(settings, layout, "run-newer")[1] is not None
+    assert forget.forget(settings, layout, forget.named(settings, layout, ["4"]), [], print).ranker_knows
+    assert starting_ranker(settings, layout, "run-newer") == ("", None)
+
+
+def test_a_copy_that_knows_him_is_no_start_either(settings: config.Config) -> None:
+    """The run that would have saved another in the ranker's place was killed while it did."""
+    layout = Layout.of(settings)
+    starting_ranker(settings, layout, "run-old")
+    storage.delete(f"{layout.ranker}/{RANKER_FILE}")
+    assert not forget.forget(settings, layout, forget.named(settings, layout, ["3"]), [], print).ranker_knows
+    assert starting_ranker(settings, layout, "run-new") == ("", None)
 
 
 def test_the_card_is_there_when_all_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,11 +86,11 @@ def compress(
     truth = buckets.bucket_files(layout.targets)
     rankers, seconds = {_named(card.layers): (whole, card.layers)}, dict[str, float]()
     storing = layout.scratch("compress")
-    storage.delete(storing)  # of one that was cut off
+    _clear(layout, storing)  # of one that was cut off
     if layers:
         teacher = _teach(settings, layout, whole, storing, say)
         for depth in sorted(set(layers), reverse=True):
-            say(f"{depth} of {card.layers} layers, taught by all")
+            say(f"{depth} of {card.layers} layers, taught by all" + _no_promise(settings))
             made = train.train(_student(settings, whole, depth, teacher), layout.compressed(f"layers-{depth}"), say)
             rankers[_named(depth)] = (made.ranker, depth)
             seconds[_named(depth)] = round(made.seconds, 1)
@@ -116,8 +116,21 @@ def compress(
                 )
             )  # fmt: skip
     assert first is not None
-    storage.delete(storing)
+    _clear(layout, storing)
     return Compressed(len(first["ndcg"]), len(first["overlap"]), variants, seconds)
+
+
+def _clear(layout: Layout, storing: str) -> None:
+    """Delete the tables that were scored only to be measured or to teach, and what tells of their runs."""
+    for uri, _ in storage.list_files(layout.runs, f"/{score.PLAN}"):
+        if storage.read_json(uri)["output"].startswith(f"{storing}/"):
+            storage.delete(uri.removesuffix(f"/{score.PLAN}"))
+    storage.delete(storing)
+
+
+def _no_promise(settings: config.Config) -> str:
+    """What has to be said of a student where training is private."""
+    return "" if settings.train.private.epsilon is None else "; without privacy: train.private is not of it"
 
 
 def _named(layers: int) -> str:
@@ -139,18 +152,23 @@ def _teach(settings: config.Config, layout: Layout, whole: str, storing: str, sa
 
 
 def _student(settings: config.Config, whole: str, depth: int, teacher: str) -> config.Config:
-    return settings.model_copy(update={
-        "model": settings.model.model_copy(update={"layers": depth}),
-        "train": settings.train.model_copy(update={"start": whole, "new_events": False, "teacher": teacher}),
-    })  # fmt: skip
+    """Its training promises nothing of users: what teaches it has seen all of them."""
+    changes = {
+        "model.layers": depth, "train.start": whole, "train.new_events": False, "train.teacher": teacher,
+        "train.private": config.PrivateTraining(),
+    }  # fmt: skip
+    return config.varied(settings, changes, "compress")
 
 
 def _scoring(settings: config.Config, **changed: Any) -> config.Config:
-    """The score stage by the ranker alone."""
-    of = {"keep_parts": False, "reuse": "", "ensemble": ()} | changed
-    return settings.model_copy(update={
-        "score": settings.score.model_copy(update=of), "fusion": config.Fusion(), "rerank": config.Rerank(),
-    })  # fmt: skip
+    """The score stage by the ranker alone, by one process an actor, since int8 is not split and all are to be timed
+    alike."""
+    alone = {
+        "keep_parts": False, "reuse": "", "ensemble": (), "tensor_parallel": 1,
+        "gpus_per_actor": settings.score.gpus_per_actor / settings.score.tensor_parallel,
+    }  # fmt: skip
+    changes = {f"score.{name}": value for name, value in (alone | changed).items()}
+    return config.varied(settings, changes | {"fusion": config.Fusion(), "rerank": config.Rerank()}, "compress")
 
 
 def _scored_anew(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> score.Scored:

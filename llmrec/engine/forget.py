@@ -20,11 +20,21 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from llmrec import config, storage
-from llmrec.engine import kept_out, ledger
+from llmrec.engine import kept_out, ledger, warm_start
 from llmrec.errors import UserError
 from llmrec.layout import Layout, reasons_table
 from llmrec.schema import CONTENT_HASH, KEY, ORIGIN, RANK, REASON, USER
-from llmrec.tables import augmentations, buckets, contents, export, forgotten, pseudonyms, rankings, runs
+from llmrec.tables import (
+    augmentations,
+    buckets,
+    contents,
+    export,
+    forgotten,
+    pseudonyms,
+    rankings,
+    redis_lists,
+    runs,
+)
 from llmrec.tables.rankings import STAGED, StagedFile
 
 REWRITTEN, DELETED = "rows taken out", "deleted"
@@ -60,12 +70,14 @@ class Removed:
 
 @dataclass(frozen=True)
 class Done:
-    """What forget did. runs_deleted: earlier published runs that can no longer be read, and unfinished ones; searched:
+    """What forget did. runs_deleted: earlier published runs that can no longer be read, and unfinished ones;
+    ranker_knows: the trained ranker may tell of them, so that the next training does not go on from it; searched:
     files, afterwards; left: places where a user still is."""
 
     users: int
     removed: list[Removed]
     runs_deleted: list[str]
+    ranker_knows: bool
     searched: int
     left: list[str]
 
@@ -126,16 +138,24 @@ def forget(
 ) -> Done:
     """Take users out of all tables under the root, of rankings and reasons, and out of exports, and keep them out.
 
+    exports: targets beside that of the settings. The Redis server of the settings is looked into, too.
+
     Raises:
-        UserError: a table was changed by another job meanwhile, or an export is none.
+        UserError: a table was changed by another job meanwhile, an export is none, or the Redis server does not answer;
+            the same command goes on from there.
     """
-    for target in exports:
-        export.manifest(target)
+    targets = _exports(settings, exports)
+    known, asked = forgotten.read(layout), pa.array(users.texts, pa.string())
+    if known is None or not known.among(asked).all():
+        warm_start.to_begin_anew(layout)  # before the list, by which it would seem to be done
     forgotten.add(layout, list(users.texts))  # first: prepare, run before this ends, must not bring them back
     tally = _Tally()
     if files := storage.list_files(layout.scratch()):
         storage.delete(layout.scratch())
         tally.add("scratch", DELETED, 0, len(files))
+    for uri in filter(storage.is_leftover, files_of(settings, layout, targets)):
+        storage.delete(uri)
+        tally.add(_path(uri, layout).rsplit("/", 1)[0], DELETED)
     tables = tables_of(settings, layout)
     for table in tables:
         say(f"looking through {table}")
@@ -153,17 +173,23 @@ def forget(
     if storage.exists(layout.report) and _in_text(layout.report, users.texts):
         storage.delete(layout.report)
         tally.add(_path(layout.report, layout), DELETED)
-    for target in exports:
-        _of_export(storage.absolute(target), users, layout, tally)
+    for target in targets:
+        _of_export(target, users, layout, tally)
+    if settings.export.redis.url:
+        with redis_lists.connected(settings.export.redis) as client:
+            if lists := redis_lists.delete_users(client, settings.export.redis, users.texts):
+                tally.add(_of_redis(settings.export.redis), DELETED, lists, files=0)
     say("searching all files again")
     searched, left = search(settings, layout, users, exports)
-    return Done(len(users.texts), tally.removed(), sorted(tally.runs), searched, left)
+    return Done(
+        len(users.texts), tally.removed(), sorted(tally.runs), warm_start.knows_forgotten(layout), searched, left
+    )
 
 
 def search(settings: config.Config, layout: Layout, users: Users, exports: Sequence[str] = ()) -> tuple[int, list[str]]:
     """How many files there are, and the places in them where a user is: by columns of users and keys in JSON, and if an
     id can be told from other texts, anywhere."""
-    files = files_of(settings, layout, exports)
+    files = files_of(settings, layout, _exports(settings, exports))
 
     def places(uri: str) -> list[str]:
         path = _path(uri, layout)
@@ -172,7 +198,29 @@ def search(settings: config.Config, layout: Layout, users: Users, exports: Seque
             found = [path] if _pruned(_json(uri), users.texts)[1] else []
         return found or ([path] if users.telling and _in_text(uri, users.telling) else [])
 
-    return len(files), [place for of in storage.each(places, files) for place in of]
+    left = [place for of in storage.each(places, files) for place in of]
+    if settings.export.redis.url:
+        with redis_lists.connected(settings.export.redis) as client:
+            if redis_lists.held(client, settings.export.redis, users.texts):
+                left.append(_of_redis(settings.export.redis))
+    return len(files), left
+
+
+def _exports(settings: config.Config, asked: Sequence[str]) -> list[str]:
+    """Targets of exports, absolute: those that a person names, and that of the settings if anything was exported there.
+
+    Raises:
+        UserError: one is none.
+    """
+    for target in asked:
+        export.manifest(target)
+    own = settings.export.target
+    found = [*asked, own] if own and export.files(own) else asked
+    return list(dict.fromkeys(map(storage.absolute, found)))
+
+
+def _of_redis(server: config.Redis) -> str:
+    return f"{redis_lists.address(server)}, {server.prefix}:*"
 
 
 def tables_of(settings: config.Config, layout: Layout) -> list[str]:
@@ -187,8 +235,9 @@ def tables_of(settings: config.Config, layout: Layout) -> list[str]:
 
 def files_of(settings: config.Config, layout: Layout, exports: Sequence[str] = ()) -> list[str]:
     """All that was written: under the root, in tables elsewhere and in exports; the inputs are left out."""
-    places = [layout.root, *tables_of(settings, layout), *map(storage.absolute, exports)]
+    places = [layout.root, *tables_of(settings, layout)]
     files = dict.fromkeys(uri for place in places for uri, _ in storage.list_files(place))
+    files |= dict.fromkeys(uri for target in exports for uri in export.files(target))
     inputs = kept_out.inputs_of(settings)
     return [uri for uri in files if not any(f"{uri}/".startswith(f"{given}/") for given in inputs)]
 
@@ -334,8 +383,10 @@ def _of_generated(layout: Layout, tally: _Tally) -> None:
 
 
 def _of_export(target: str, users: Users, layout: Layout, tally: _Tally) -> None:
-    for uri in _with_users([uri for uri, _ in storage.list_files(target)], users, layout):
+    for uri in _with_users(export.files(target), users, layout):
         tally.add(target, REWRITTEN, _rewritten(uri, users, uri))
+    if not storage.exists(storage.join(target, export.MANIFEST)):  # the first export there was cut off
+        return
     made = export.manifest(target)
     sizes = dict(storage.list_files(target))
     for file in made["files"]:

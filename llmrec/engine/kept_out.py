@@ -56,11 +56,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Checked:
-    """prompts, files: that were searched."""
+    """prompts, files, logs: how many were searched; logs: files of the directories that were named as such."""
 
     columns: list[Column]
     prompts: int
     files: int
+    logs: int
     found: list[Found]
 
 
@@ -68,7 +69,7 @@ def after_prepare(settings: config.Config, layout: Layout, say: Callable[[str], 
     """Search what prepare has written, in tasks, and the prompts that follow; how many values were looked for.
 
     Raises:
-        UserError: some were found.
+        UserError: some were found. What prepare has written is deleted then.
     """
     wanted, columns = _wanted(settings)
     if not wanted:
@@ -78,16 +79,20 @@ def after_prepare(settings: config.Config, layout: Layout, say: Callable[[str], 
     say(f"looking for {len(wanted):,} values of {', '.join(c.name for c in columns)} in {len(files)} files")
     rows = each([{"uri": uri} for uri in files], _search_row, {"wanted": wanted, "root": layout.root})
     found = [Found(*(row[name] for name in ("column", "place", "values"))) for row in rows]
-    refuse(found + _in_texts(PROMPTS, prompts(settings, layout), wanted))
+    found += _in_texts(PROMPTS, prompts(settings, layout), wanted)
+    if found:
+        for table in tables:
+            storage.delete(table)
+    refuse(found, "; the tables were deleted")
     return len(wanted)
 
 
-def check(settings: config.Config, layout: Layout, say: Callable[[str], None]) -> Checked:
-    """Search all that lies under the root and in the tables of rankings and reasons, except the input, and the prompts
-    of some users.
+def check(settings: config.Config, layout: Layout, say: Callable[[str], None], logs: Sequence[str] = ()) -> Checked:
+    """Search all that lies under the root and in the tables of rankings and reasons, except the input, the prompts of
+    some users, and the files of directories of logs.
 
     Raises:
-        UserError: nothing is to be kept out, or there are no tables yet.
+        UserError: nothing is to be kept out, there are no tables yet, or a log is not there or cannot be read.
     """
     if not settings.privacy.never:
         raise UserError("privacy.never names no column; name those whose values must not leave")
@@ -96,14 +101,38 @@ def check(settings: config.Config, layout: Layout, say: Callable[[str], None]) -
     files = list(dict.fromkeys(uri for table in tables for uri, _ in storage.list_files(storage.absolute(table))))
     inputs = inputs_of(settings)
     files = [uri for uri in files if not any(f"{uri}/".startswith(f"{given}/") for given in inputs)]
+    told = _logs(logs)
     texts = prompts(settings, layout)
-    say(f"looking for {len(wanted):,} values in {len(files):,} files and {len(texts):,} prompts")
-    found = storage.each(lambda uri: _search(uri, wanted, layout.root), files)
-    return Checked(columns, len(texts), len(files), [f for of in found for f in of] + _in_texts(PROMPTS, texts, wanted))
+    say(f"looking for {len(wanted):,} values in {len(files) + len(told):,} files and {len(texts):,} prompts")
+    hits = storage.each(lambda uri: _search(uri, wanted, layout.root), files)
+    hits += storage.each(lambda uri: _search_log(uri, wanted), told)
+    found = [f for of in hits for f in of] + _in_texts(PROMPTS, texts, wanted)
+    return Checked(columns, len(texts), len(files), len(told), found)
 
 
-def refuse(found: Sequence[Found]) -> None:
+def _logs(directories: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for directory in directories:
+        there = [uri for uri, _ in storage.list_files(directory)]
+        if not there:
+            raise UserError(f"--logs {directory}: no files there")
+        found += there
+    return list(dict.fromkeys(found))
+
+
+def _search_log(uri: str, wanted: Mapping[str, str]) -> list[Found]:
+    try:
+        return _search(uri, wanted, uri)
+    except FileNotFoundError:  # it was rotated away meanwhile
+        return []
+    except OSError as error:
+        raise UserError(f"{uri}: cannot be read ({error.strerror or str(error).splitlines()[0]})") from None
+
+
+def refuse(found: Sequence[Found], done: str = "") -> None:
     """
+    done: what has followed already.
+
     Raises:
         UserError: something was found.
     """
@@ -111,7 +140,7 @@ def refuse(found: Sequence[Found]) -> None:
         more = f", and {len(found) - 1} more places" if len(found) > 1 else ""
         raise UserError(
             f"privacy.never: {found[0].place} holds {found[0].values:,} values of '{found[0].column}'{more}; take them "
-            "out of the input, or name the column that brings them, too, and prepare again"
+            f"out of the input, or name the column that brings them, too, and prepare again{done}"
         )
 
 

@@ -22,7 +22,7 @@ import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from llmrec import config, storage
+from llmrec import assets, config, storage
 from llmrec.config import Config, SettingsSearch, Train
 from llmrec.engine import search_space, search_trials, training_histories
 from llmrec.engine.search_suggestions import Suggestions
@@ -32,6 +32,7 @@ from llmrec.engine.session import quiet
 from llmrec.engine.training_worker import BEST, METRIC, STEPS, VALIDATIONS
 from llmrec.errors import UserError
 from llmrec.layout import Layout
+from llmrec.tables import embeddings
 
 READING_CPUS = 1  # for Ray Data's tasks of a trial: without, its workers would wait for ever
 NO_CPU = {"memory": 1}  # bytes; Ray Tune refuses to ask for nothing
@@ -99,7 +100,10 @@ def name_of(settings: Config, layout: Layout) -> str:
     for part, asked in NOT_COMPARED.items():
         for name in asked:
             what[part].pop(name)
-    read = (layout.histories, layout.items, layout.item_augmentations)
+    what["negatives_from"] = settings.recall.item_item.model_dump(mode="json")
+    read = [layout.histories, layout.items, layout.item_augmentations, layout.users, layout.edges]
+    read += [storage.join(layout.embeddings, embeddings.DESCRIPTION)] * (settings.model.items == "token")
+    read += assets.files_of(settings.model.base, settings.train.start)
     content = [storage.manifest(uri) for uri in read if storage.exists(uri)]
     return "search-" + hashlib.sha256(json.dumps([what, content], sort_keys=True).encode()).hexdigest()[:12]
 

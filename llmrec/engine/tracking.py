@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,11 @@ def tracked(
         summary = work()
     except Exception as error:
         told = storage.redact(str(user_error_in(error) or f"{type(error).__name__}: {error}"))
-        _leave(_record(stage, config, layout, {}, started, told[:LONGEST]), config.tracking, say, strict=False)
+        failed = partial(_record, stage, config, layout, {}, started, time.time(), told[:LONGEST])
+        _leave(failed, stage, config.tracking, say, strict=False)
         raise
-    _leave(_record(stage, config, layout, summary, started), config.tracking, say, config.tracking.strict)
+    done = partial(_record, stage, config, layout, summary, started, time.time())
+    _leave(done, stage, config.tracking, say, config.tracking.strict)
     return summary
 
 
@@ -99,21 +102,22 @@ def parameters(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield re.sub(r"[^\w\-. /]", "_", prefix + str(key)), storage.redact(str(value))[:LONGEST]
 
 
-def _leave(record: Record, tracking: Tracking, say: Callable[[str], None], strict: bool) -> None:
+def _leave(
+    make: Callable[[], Record], stage: str, tracking: Tracking, say: Callable[[str], None], strict: bool
+) -> None:
+    """make: the record, for which files are read that the store may not give."""
     for name, on, leave in (
         ("mlflow", tracking.mlflow.uri, _to_mlflow), ("wandb", tracking.wandb.project, _to_wandb)
     ):  # fmt: skip
         if not on:
             continue
         try:
-            leave(record, tracking)
+            leave(make(), tracking)
         except Exception as error:
-            # Whatever a server or its client comes up with: the work is done.
+            # Whatever a server, its client or the store comes up with: the work is done.
             reason = storage.redact(" ".join(str(error).split()))[:300] or type(error).__name__
             if strict:
-                raise UserError(
-                    f"tracking.{name}: {record.stage} is done, but its record was not taken: {reason}"
-                ) from error
+                raise UserError(f"tracking.{name}: {stage} is done, but its record was not taken: {reason}") from error
             say(f"warning: tracking.{name}: no record of this run: {reason}")
 
 
@@ -130,8 +134,9 @@ def _to_wandb(record: Record, tracking: Tracking) -> None:
 
 
 def _record(
-    stage: str, config: Config, layout: Layout, summary: Mapping[str, Any], started: float, error: str = ""
-) -> Record:
+    stage: str, config: Config, layout: Layout, summary: Mapping[str, Any], started: float, ended: float,
+    error: str = "",
+) -> Record:  # fmt: skip
     values = config.model_dump(mode="json")
     tags = {"stage": stage, "root": storage.redact(layout.root), "package_version": _version(), "code": _code()}
     model = summary.get("model_version") or (summary.get("version") if stage == "train" else None)
@@ -140,7 +145,7 @@ def _record(
     files = {"config.yaml": storage.redact(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).encode()}
     files |= {name: storage.read_bytes(uri) for name, uri in _artefacts(stage, layout, summary).items()}
     return Record(
-        stage, started, time.time(), tags, dict(parameters(values)), dict(numbers(summary)),
+        stage, started, ended, tags, dict(parameters(values)), dict(numbers(summary)),
         _curves(stage, layout, summary), files, error,
     )  # fmt: skip
 

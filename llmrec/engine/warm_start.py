@@ -17,14 +17,17 @@ PREVIOUS, COMPLETE = "previous", "complete"
 def starting_ranker(config: Config, layout: Layout, run: str) -> tuple[str, RankerCard | None]:
     """Where the ranker lies that train.start names, and its card; "" and None for the untouched base.
 
-    The previous ranker is copied beside the run's checkpoints first: the run will write another in its place, and may
-    be cut off in that and have to resume. run: the training run's name.
+    The previous ranker is none to go on from if it knows users who were forgotten since (`to_begin_anew`). It is copied
+    beside the run's checkpoints first: the run will write another in its place, and may be cut off in that and have to
+    resume. run: the training run's name.
 
     Raises:
         UserError: no ranker lies there, or one of another kind than the configuration asks for.
     """
     start = config.train.start
     if start == PREVIOUS:
+        if knows_forgotten(layout):
+            return "", None
         start = copy_of_previous(layout, run)
         if not storage.exists(storage.join(start, COMPLETE)):
             found = _previous(layout)
@@ -40,6 +43,28 @@ def starting_ranker(config: Config, layout: Layout, run: str) -> tuple[str, Rank
     card = read_card(_local(start))
     _check_same(card, config)
     return start, card
+
+
+def to_begin_anew(layout: Layout) -> None:
+    """Let training not go on from the ranker that is there now, but from the base, until another is saved in its place.
+    Copies that runs which were cut off went on from are deleted."""
+    if storage.list_files(copies_of_previous(layout)):
+        storage.delete(copies_of_previous(layout))
+    if storage.exists(storage.join(layout.ranker, RANKER_FILE)):
+        storage.write_json(layout.ranker_that_knows, {"files": _contents(layout)})
+
+
+def knows_forgotten(layout: Layout) -> bool:
+    """Whether the ranker is one of which `to_begin_anew` was said."""
+    if not storage.exists(layout.ranker_that_knows):
+        return False
+    found: bool = storage.read_json(layout.ranker_that_knows)["files"] == _contents(layout)
+    return found
+
+
+def _contents(layout: Layout) -> list[list[Any]]:
+    """Bytes and content tag of each file of the ranker: the same wherever the root is."""
+    return [[size, tag] for _, size, tag in storage.manifest(layout.ranker)]
 
 
 def copies_of_previous(layout: Layout) -> str:

@@ -18,7 +18,7 @@ def print_checked(done: Mapping[str, Any]) -> None:
         print_rows(
             "found", ["column", "where", "values"], [[f["column"], f["place"], f["values"]] for f in done["found"]]
         )
-    what = f"{done['files']:,} files and {done['prompts']:,} prompts"
+    what = f"{done['files']:,} files, {done['logs']:,} logs and {done['prompts']:,} prompts"
     console().print(f"{what}: {'values FOUND in them' if done['found'] else 'none of these values is in them'}")
 
 
@@ -30,6 +30,8 @@ def print_forgotten(done: Mapping[str, Any]) -> None:
     )  # fmt: skip
     if done["runs_deleted"]:
         console().print(f"runs that cannot be read any more: {', '.join(done['runs_deleted'])}")
+    if done["ranker_knows"]:
+        console().print("the trained ranker may tell of them: the next training begins with model.base")
     print_left(done["searched"], done["left"])
 
 

@@ -107,6 +107,13 @@ def manifest(target: str) -> dict[str, Any]:
     return found
 
 
+def files(target: str) -> list[str]:
+    """URIs of all that exports have written there, the manifest and what was cut off too; not of others' files."""
+    target = storage.absolute(target)
+    paths = [uri.removeprefix(target + "/") for uri, _ in storage.list_files(target)]
+    return [storage.join(target, path) for path in paths if path == MANIFEST or _FILE.fullmatch(path)]
+
+
 def rows_in(uri: str) -> int:
     """Of an export's file: rows, or lines of JSON."""
     return storage.read_bytes(uri).count(b"\n") if uri.endswith(".jsonl") else buckets.rows_in(uri)

@@ -146,7 +146,8 @@ def ids(texts: Sequence[str], kind: str) -> pa.Array:
     if kind == "string":
         return pa.array(texts, pa.string())
     for text in texts:
-        if not re.fullmatch("-?[0-9]{1,18}", text.strip()):
+        # No more than the 19 digits of the largest, so that nobody's long text is made a number first.
+        if not re.fullmatch("-?[0-9]{1,19}", text.strip()) or not -(2**63) <= int(text) < 2**63:
             raise UserError(f"user '{text}': ids in the log are {kind}")
     return pa.array([int(text) for text in texts], pa.int64())
 
@@ -161,6 +162,7 @@ def check_of(variable: str) -> str:
 
 
 def _key(variable: str) -> bytes:
+    storage.keep_secret(variable)  # in tasks, too, which get no configuration
     found = os.environ.get(variable, "").encode("utf-8", "surrogateescape")
     if not found:
         raise UserError(

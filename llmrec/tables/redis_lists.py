@@ -140,6 +140,23 @@ def delete_old(client: Redis, settings: config.Redis) -> list[str]:
     return old
 
 
+def held(client: Redis, settings: config.Redis, users: Sequence[str]) -> int:
+    """How many lists of these users there are, in all versions."""
+    return sum(client.exists(*keys) for keys in _keys_of(client, settings, users))
+
+
+def delete_users(client: Redis, settings: config.Redis, users: Sequence[str]) -> int:
+    """Delete these users' lists in all versions, the one that is served too; how many they were."""
+    return sum(client.unlink(*keys) for keys in _keys_of(client, settings, users))
+
+
+def _keys_of(client: Redis, settings: config.Redis, users: Sequence[str]) -> Iterator[list[str]]:
+    """Keys of users in every version that may have some, a batch at a time."""
+    for version in map(_text, client.hkeys(_versions(settings))):
+        for start in range(0, len(users), settings.batch):
+            yield [f"{settings.prefix}:{version}:{user}" for user in users[start : start + settings.batch]]
+
+
 def _current(settings: config.Redis) -> str:
     return f"{settings.prefix}:current"
 

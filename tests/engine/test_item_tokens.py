@@ -407,6 +407,8 @@ def test_smaller_rankers_are_made_and_measured_beside_the_whole_one(made: config
     assert 0.8 < eighth.overlap <= 1 and 0 < pruned.overlap <= 1 and pruned.pairs_per_second > 0
     assert storage.manifest(layout.ranker) == before
     assert not storage.list_files(layout.scratch("compress")) and not storage.list_files(layout.scratch("fuse"))
+    plans = [storage.read_json(uri) for uri, _ in storage.list_files(layout.runs, "/plan.json")]
+    assert not [plan for plan in plans if "/scratch/" in plan["output"]]
 
     student = Ranker.from_pretrained(storage.local_directory(pruned.ranker, tmp_path))
     assert student.card.layers == 1 == len(student.backbone.layers) and student.card.trained

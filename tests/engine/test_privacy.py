@@ -177,6 +177,7 @@ def test_a_value_that_another_column_brings_stops_prepare(prepared: dict[str, An
         "tables/items/items.parquet, column 'title', holds 1 values of 'supplier'" in told and "wholesale" not in told
     )
     assert not storage.exists(Layout(str(tmp_path / "root")).summary("prepare"))
+    assert not storage.list_files(str(tmp_path / "root" / "tables"), ".parquet")
     never = ["--privacy.never", '["phone", "suplier"]', "--root", str(tmp_path / "other")]
     assert "'suplier', a column of none of the inputs" in failure("prepare", config.build(SETTINGS, never))
     assert not storage.list_files(str(tmp_path / "other"))

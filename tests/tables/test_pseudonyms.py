@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import subprocess
 from pathlib import Path
 
@@ -76,6 +77,14 @@ def test_another_key_is_refused_and_neither_is_stored_or_shown(layout: Layout, m
         assert KEY.encode() not in storage.read_bytes(uri)
 
 
+def test_a_key_by_another_name_is_not_shown_by_who_has_used_it(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task gets the pseudonyms, and no configuration."""
+    monkeypatch.setenv("TASKS_KEY", other := KEY[::-1])
+    assert other in storage.redact(f"a traceback with {other}")
+    pseudonyms.Pseudonyms("TASKS_KEY", pseudonyms.check_of("TASKS_KEY"), "string").ready()
+    assert other not in storage.redact(f"a traceback with {other}")
+
+
 def test_tables_do_not_change_from_ids_to_pseudonyms_or_back(layout: Layout) -> None:
     buckets.write_parquet(pa.table({"user_id": [1]}), buckets.bucket_file(layout.histories, 0))
     with pytest.raises(UserError, match=r"users' ids as they are.*choose another root"):
@@ -101,6 +110,18 @@ def test_a_person_may_say_an_id(layout: Layout) -> None:
     assert named("7", layout.rankings, ON, layout) == expected("7")
     with pytest.raises(UserError, match="user 'anna': ids in the log are int64"):
         named("anna", layout.rankings, ON, layout)
+
+
+@pytest.mark.parametrize("text", [str(2**63 - 1), str(-(2**63)), "-7", " 0042 "])
+def test_every_id_of_64_bits_can_be_said(text: str) -> None:
+    found = pseudonyms.ids([text], "int64")
+    assert found.type == pa.int64() and found.to_pylist() == [int(text)]
+
+
+@pytest.mark.parametrize("text", [str(2**63), str(-(2**63) - 1), "1" * 20, "", "7.0", "+7"])
+def test_what_is_no_id_of_64_bits_is_told(text: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"user '{text}': ids in the log are int64")):
+        pseudonyms.ids([text], "int64")
 
 
 def test_a_key_under_the_name_of_a_setting_is_refused() -> None:

@@ -67,6 +67,23 @@ def test_old_versions_go_and_those_of_others_stay(redis_server: Any) -> None:
     assert set(found.hgetall("shop:versions")) == {"b-v1", "d-v3"}
 
 
+def test_lists_of_users_are_deleted_in_every_version_and_no_others(redis_server: Any) -> None:
+    settings, found = wanted(redis_server.url), redis_server.client()
+    users = [1, 11, "zoë: *?[x]", 4, 5]
+    write(settings, "a-v0", users)
+    write(settings, "b-v1", users)
+    write(settings, "c-v2", users, serve=False)  # cut off here
+    found.set("shopping:a-v0:1", "mine")
+    with redis_lists.connected(settings) as client:
+        gone = ["1", "zoë: *?[x]", "4", "nobody"]
+        assert redis_lists.held(client, settings, gone) == 9
+        assert redis_lists.delete_users(client, settings, gone) == 9
+        assert redis_lists.held(client, settings, gone) == 0
+        assert redis_lists.served(client, settings) == "b-v1"
+    left = {f"shop:{version}:{user}" for version in ("a-v0", "b-v1", "c-v2") for user in (11, 5)}
+    assert set(found.keys()) == {*left, "shop:current", "shop:versions", "shopping:a-v0:1"}
+
+
 def test_lists_expire_and_the_same_run_renews_them(redis_server: Any) -> None:
     settings, found = wanted(redis_server.url, expire_seconds=500), redis_server.client()
     write(settings, "a-v0", [1, 2, 3])
