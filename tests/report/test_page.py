@@ -153,3 +153,10 @@ def test_without_another_recommender_it_says_so() -> None:
     (told,) = sentences(found)
     assert told.startswith("Nothing to compare with") and "0.1200" in told
     read(render(found))
+
+
+def test_a_ranker_that_was_kept_has_no_steps_to_tell_of() -> None:
+    whole = with_all()
+    whole["summaries"]["train"] |= {"steps": 0, "steps_planned": 0, "best": None}
+    text = read(render(whole)).text
+    assert "the ranker before is kept" in text and "planned steps" not in text
