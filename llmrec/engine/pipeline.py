@@ -76,7 +76,7 @@ def pipeline(settings: config.Config, layout: Layout, say: Callable[[str], Say],
             if name == PUBLISH:
                 assert inputs is not None
                 done.run_id = done.summaries["score"]["run_id"]
-                now = drift.profile_scores(inputs, layout, str(done.run_id), before, say("drift"))
+                now, kept = drift.profile_scores(inputs, layout, str(done.run_id), before, say("drift"))
                 _drifted(done, settings.drift, now, before, (*OF_INPUTS, *OF_SCORES), "drift of scores")
                 if _stopped(done, accept) or not _passes(done, settings, layout, asked, table, say(GATE)):
                     break
@@ -88,7 +88,7 @@ def pipeline(settings: config.Config, layout: Layout, say: Callable[[str], Say],
                     break
             if name == PUBLISH:
                 done.published, done.new = True, bool(done.summaries[name]["new"])
-                drift.keep(now, layout)
+                drift.keep(kept, layout)
     except BaseException:
         done.steps.append(Step(current, "failed", 0.0, ""))
         done.seconds = round(time.monotonic() - started, 1)
