@@ -56,6 +56,7 @@ class Scored:
     model: str
     model_version: str
     rule: str
+    work: str
     output: str
     ledger: str
     quarantine: str
@@ -107,7 +108,7 @@ def score(
         storage.join(layout.run(job.run_id), PLAN),
         {"output": job.output, "units": units, "model": job.model_uri, "score": settings.score.model_dump(mode="json")},
     )
-    if settings.score.reuse:
+    if settings.score.reuse and missing:
         say(
             f"copying users of whom nothing changed since run {job.earlier.run_id}"
             if job.earlier
@@ -239,6 +240,7 @@ def _summary(
         model=job.model_uri,
         model_version=job.model_version,
         rule=job.rule,
+        work=job.work,
         output=job.output,
         ledger=ledger.write_table(job.layout, job.run_id, entries),
         quarantine=job.layout.quarantine(f"score/{job.run_id}"),
