@@ -316,16 +316,16 @@ def drift(
     say = progress_line("drift")
     with terminating(), connected(loaded.cluster, layout.root):
         before = guard.reference(layout, readable=not accept)
-        now = guard.profile_inputs(loaded.drift, layout, before, say)
+        now = kept = guard.profile_inputs(loaded.drift, layout, before, say)
         if storage.exists(layout.summary("score")):
             run_id = storage.read_json(layout.summary("score"))["summary"]["run_id"]
-            now = guard.profile_scores(now, layout, run_id, before, say)
+            now, kept = guard.profile_scores(now, layout, run_id, before, say)
     done = guard.compare(loaded.drift, now, before, (*guard.OF_INPUTS, *guard.OF_SCORES))
     print_drift(asdict(done))
     if json_file:
         storage.write_json(json_file, asdict(done))
     if accept:
-        guard.keep(now, layout)
+        guard.keep(kept, layout)
         typer.echo(f"kept: {layout.profile}")
     elif done.stop:
         raise typer.Exit(EXIT_REFUSED)

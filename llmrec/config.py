@@ -945,6 +945,15 @@ class Pipeline(Section):
     )
     job: str = Field("llmrec", description="the name under which it gets them")
 
+    @model_validator(mode="after")
+    def _gateway(self) -> Pipeline:
+        found = re.fullmatch(r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})", self.pushgateway)
+        if self.pushgateway and (found is None or not 0 < int(found[1]) < 65_536):
+            raise ValueError(
+                "pushgateway is host:port, such as gateway.example:9091, without http://, a path, a name or a password"
+            )
+        return self
+
 
 class Redis(Section):
     """A Redis server that serves users' lists. Its password is what the variable LLMREC_REDIS_PASSWORD holds, here and

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import staging
 from served import settings_of
 
 from llmrec import config, schema, storage
@@ -68,3 +69,46 @@ def test_weights_of_another_ranker_are_refused_unless_they_are_named(tmp_path: P
         run_id(wanted)
     named = wanted.model_copy(update={"fusion": wanted.fusion.model_copy(update={"model": layout.fusion})})
     assert run_id(named) == fused
+
+
+def publish(job: run.Job) -> None:
+    """As score and publish leave a run."""
+    copied = job.earlier.run_id if job.earlier else None
+    summary = {"run_id": job.run_id, "rule": job.rule, "work": job.work, "output": job.output, "buckets": job.buckets}
+    storage.write_json(job.layout.run_summary(job.run_id), summary | {"reused": copied})
+    staging.publish(job.output, job.run_id, range(5))
+
+
+def test_a_run_that_copies_from_the_shown_one_is_that_one_where_nothing_changed(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """Or every day without news would make, copy and commit another."""
+    sections = {"score": {"blocked_items": blocked(tmp_path, [3]), "reuse": "shown"}}
+    wanted = settings_of(str(tmp_path), tmp_path, tiny_model, "text", sections)
+
+    def resolved() -> run.Job:
+        return run.resolve(wanted, Layout.of(wanted))[0]
+
+    first = resolved()
+    assert first.earlier is None
+    publish(first)
+    again = resolved()
+    assert (again.run_id, again.earlier) == (first.run_id, None)
+
+    blocked(tmp_path, [3, 4])
+    second = resolved()
+    assert second.run_id != first.run_id and second.earlier == run.Earlier(first.run_id, first.output)
+    assert resolved().run_id == second.run_id, "what was cut off before it was shown goes on"
+    publish(second)
+    again = resolved()
+    assert (again.run_id, again.earlier) == (second.run_id, second.earlier)
+
+
+def test_a_shown_run_that_does_not_say_what_went_into_it_is_copied_from(tmp_path: Path, tiny_model: Path) -> None:
+    wanted = settings_of(str(tmp_path), tmp_path, tiny_model, "text", {"score": {"reuse": "shown"}})
+    first = run.resolve(wanted, Layout.of(wanted))[0]
+    publish(first)
+    where = first.layout.run_summary(first.run_id)
+    storage.write_json(where, {name: value for name, value in storage.read_json(where).items() if name != "work"})
+    again = run.resolve(wanted, Layout.of(wanted))[0]
+    assert again.earlier == run.Earlier(first.run_id, first.output) and again.run_id != first.run_id

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from served import settings_of
+from served import ITEMS, settings_of
 
 from llmrec import config, storage
 from llmrec.engine import forget
-from llmrec.engine.train import _model_card, _run_name
+from llmrec.engine.prompts import load_prompts
+from llmrec.engine.train import _model_card, _run_name, train
 from llmrec.engine.training_histories import Counted
 from llmrec.engine.training_worker import METRIC, STEPS, VALIDATIONS
 from llmrec.engine.warm_start import COMPLETE, copies_of_previous, starting_ranker
+from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.ranker.card import RANKER_FILE
+from llmrec.ranker.card import RANKER_FILE, model_version
 from llmrec.ranker.model import Ranker
+from llmrec.tables import buckets
 
 
 @pytest.fixture
@@ -100,3 +104,59 @@ def test_a_model_card_tells_no_metric_where_nothing_validated(settings: config.C
     assert f"| {METRIC} | 0.2500 |" in _model_card(
         settings, there, seen | {METRIC: 0.25, VALIDATIONS: [(60, 0.25)]}, None
     )
+
+
+@pytest.fixture
+def quiet_day(tmp_path: Path, tiny_model: Path) -> config.Config:
+    """A ranker of yesterday, a new item, and one user with an event that is new to the ranker, for two workers."""
+    sections = {
+        "train": {"start": "previous", "new_events": True, "workers": 2}, "items": {"encoder": "", "id": True},
+        "data": {"split": "time"},
+    }  # fmt: skip
+    day = settings_of(str(tmp_path / "root"), tmp_path, tiny_model, "token", sections)
+    layout, ranker = Layout.of(day), Ranker.from_pretrained(day.score.model)
+    ranker.card = ranker.card.model_copy(update={"trained": True, "trained_until": 50})
+    ranker.save_pretrained(layout.ranker, "")
+    past = {"user_id": [1, 2], "item_ids": [[3, 4], [5, 6]], "timestamps": [[9, 50], [9, 51]]}
+    buckets.write_parquet(
+        pa.table(past | {"train_length": pa.array([2, 2], pa.int32())}), buckets.bucket_file(layout.histories, 0)
+    )
+    for uri, _ in storage.list_files(layout.histories)[1:]:
+        storage.delete(uri)
+    items = buckets.read_parquet(layout.items)
+    new = items.slice(3, 1).set_column(0, "item_id", pa.array([99]))
+    buckets.write_parquet(pa.concat_tables([items, new]), layout.items)
+    return day
+
+
+def test_a_day_with_too_few_new_events_keeps_the_ranker_which_foretells_the_new_item(quiet_day: config.Config) -> None:
+    layout, said = Layout.of(quiet_day), list[str]()
+    before, version = storage.manifest(layout.ranker), model_version(layout.ranker)
+    done = train(quiet_day, layout, said.append)
+    assert (done.steps, done.users, done.start, done.best, done.version) == (0, 1, "previous", None, version)
+    assert said == [
+        "1 users have training events that are new to the previous ranker, and train.workers = 2 takes 2 at least; it "
+        "is kept as it is"
+    ]
+    assert storage.manifest(layout.ranker) == before and not storage.list_files(f"{layout.training}/start")
+    ranker = Ranker.from_pretrained(layout.ranker)
+    load_prompts(ranker, layout)
+    assert ranker.items is not None and len(ranker.items) == ITEMS + 1
+    rows = ranker.items.eval()(0).vectors
+    assert rows[ITEMS].isfinite().all() and rows[ITEMS].any()
+
+
+def test_the_ranker_that_is_kept_is_put_back_where_a_run_was_cut_off_in_saving(quiet_day: config.Config) -> None:
+    layout = Layout.of(quiet_day)
+    version = model_version(layout.ranker)
+    starting_ranker(quiet_day, layout, "run-old")
+    storage.delete(f"{layout.ranker}/{RANKER_FILE}")
+    assert train(quiet_day, layout, lambda line: None).version == version == model_version(layout.ranker)
+
+
+def test_too_few_to_train_on_is_an_error_where_no_ranker_is_there_to_keep(quiet_day: config.Config) -> None:
+    layout = Layout.of(quiet_day)
+    storage.delete(layout.ranker)
+    few = quiet_day.model_copy(update={"train": quiet_day.train.model_copy(update={"workers": 3})})
+    with pytest.raises(UserError, match=r"2 users with 2 or more training events; too few to train on"):
+        train(few, layout, lambda line: None)

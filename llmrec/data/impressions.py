@@ -97,7 +97,10 @@ def counted(good: pl.DataFrame, positions: int) -> pl.DataFrame:
 
 
 def added(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Several of `counted` as one."""
+    """Several of `counted` as one. An empty one may have lost the types of its columns."""
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return pl.DataFrame(schema={ITEM: pl.String, POSITION: pl.Int64, "shown": pl.Int64, "taken": pl.Int64})
     return pl.concat(parts).group_by(ITEM, POSITION).agg(pl.col("shown", "taken").sum()).sort(ITEM, POSITION)
 
 

@@ -19,7 +19,7 @@ from llmrec.engine import ledger, recall, score, train
 from llmrec.engine.kept_lists import nothing_held_out
 from llmrec.engine.publish import publish
 from llmrec.engine.ranking_lists import lists_of, lists_of_rows
-from llmrec.engine.run import resolve
+from llmrec.engine.run import PLAN, resolve
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import bootstrap, metrics
@@ -122,9 +122,9 @@ def compress(
 
 def _clear(layout: Layout, storing: str) -> None:
     """Delete the tables that were scored only to be measured or to teach, and what tells of their runs."""
-    for uri, _ in storage.list_files(layout.runs, f"/{score.PLAN}"):
+    for uri, _ in storage.list_files(layout.runs, f"/{PLAN}"):
         if storage.read_json(uri)["output"].startswith(f"{storing}/"):
-            storage.delete(uri.removesuffix(f"/{score.PLAN}"))
+            storage.delete(uri.removesuffix(f"/{PLAN}"))
     storage.delete(storing)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ TEXT_LENGTH, ACTIVITY, ITEM_MIX, SCORES, SOURCE_MIX, SHOWN_MIX = (
     "text_length", "activity", "item_mix", "scores", "source_mix", "shown_mix",
 )  # fmt: skip
 OF_INPUTS, OF_SCORES = (TEXT_LENGTH, ACTIVITY, ITEM_MIX), (SCORES, SOURCE_MIX, SHOWN_MIX)
+OWN_SCORES = "own_scores"
 MIXES = (ITEM_MIX, SHOWN_MIX)  # of which the most frequent items are told apart
 WATCHED = 100
 SAMPLE = 2000  # scores of a bucket, by which the edges of their groups are chosen
@@ -36,7 +37,8 @@ DAY = 86_400
 @dataclass(frozen=True)
 class Profile:
     """Counts by the name of a distribution and of its groups. newest_event: unix seconds, None if there is no event;
-    edges: between the groups of scores; run_id: whose scores, None if it has none yet."""
+    edges: between the groups of scores; run_id: whose scores, None if it has none yet. Scores of a profile that was
+    taken to be compared with another are in the other's groups; of one that is kept in tenths of its own."""
 
     counts: dict[str, dict[str, float]]
     newest_event: int | None
@@ -84,8 +86,9 @@ def reference(layout: Layout, readable: bool = True) -> Profile | None:
 
 
 def keep(profile: Profile, layout: Layout) -> None:
-    """What is compared with from now on."""
-    storage.write_json(layout.profile, asdict(profile))
+    """What is compared with from now on; of the items of a mix, its own most frequent alone are told apart."""
+    mixes = {name: drift.watched(profile.counts[name], (), WATCHED) for name in MIXES if name in profile.counts}
+    storage.write_json(layout.profile, asdict(replace(profile, counts=profile.counts | mixes)))
 
 
 def profile_inputs(
@@ -107,23 +110,25 @@ def profile_inputs(
 
 def profile_scores(
     inputs: Profile, layout: Layout, run_id: str, before: Profile | None, say: Callable[[str], None]
-) -> Profile:
+) -> tuple[Profile, Profile]:
     """`inputs` and, of a run that is staged or published: its scores, the sources of what it shows, and which items.
+    Twice: scores in the groups of `before`, to be compared with it, and in tenths of their own, to be kept.
 
     Raises:
         UserError: the run is unknown or incomplete.
     """
     run, entries = complete(layout, run_id)
     units = [{"uri": storage.join(run["output"], entry.path)} for entry in entries.values() if entry.rows]
-    edges = before.edges if before is not None else []
-    if not edges:
-        edges = drift.deciles(np.concatenate([np.empty(0), *storage.each(_sample, [u["uri"] for u in units])]))
-    rows = reporting(each(units, _rankings, {"edges": edges}), len(units), say, "drift")
+    sampled = [row[SCORE] for row in each(units, _sample, {})]
+    own = drift.deciles(np.concatenate([np.empty(0), *sampled]))
+    edges = before.edges if before is not None and before.edges else own
+    rows = reporting(each(units, _rankings, {"edges": edges, "own": own}), len(units), say, "drift")
     counts = inputs.counts | {
         SCORES: _added(rows, SCORES), SOURCE_MIX: _added(rows, SOURCE_MIX),
         SHOWN_MIX: _watched(_added(rows, SHOWN_MIX), SHOWN_MIX, before),
     }  # fmt: skip
-    return Profile(counts, inputs.newest_event, edges, run_id)
+    kept = counts | {SCORES: _added(rows, OWN_SCORES)}
+    return Profile(counts, inputs.newest_event, edges, run_id), Profile(kept, inputs.newest_event, own, run_id)
 
 
 def compare(
@@ -166,17 +171,19 @@ def _histories(batch: pa.Table, since: int | None) -> pa.Table:
     return _table({ACTIVITY: drift.by_size(lengths), ITEM_MIX: _tally(items)})
 
 
-def _sample(uri: str) -> np.ndarray:
-    scores = buckets.read_parquet(uri, [SCORE])[SCORE].to_numpy()
-    return scores[:: max(1, len(scores) // SAMPLE)]
+def _sample(batch: pa.Table) -> pa.Table:
+    (unit,) = batch.to_pylist()
+    scores = buckets.read_parquet(unit["uri"], [SCORE])[SCORE].to_numpy()
+    return pa.table({SCORE: [scores[:: max(1, len(scores) // SAMPLE)]]})
 
 
-def _rankings(batch: pa.Table, edges: list[float]) -> pa.Table:
+def _rankings(batch: pa.Table, edges: list[float], own: list[float]) -> pa.Table:
     (unit,) = batch.to_pylist()
     table = buckets.read_parquet(unit["uri"], [ITEM, SCORE, SOURCE])
+    scores = table[SCORE].to_numpy()
     return _table({
-        SCORES: drift.by_edges(table[SCORE].to_numpy(), edges), SOURCE_MIX: _tally(table[SOURCE]),
-        SHOWN_MIX: _tally(table[ITEM]),
+        SCORES: drift.by_edges(scores, edges), OWN_SCORES: drift.by_edges(scores, own),
+        SOURCE_MIX: _tally(table[SOURCE]), SHOWN_MIX: _tally(table[ITEM]),
     })  # fmt: skip
 
 

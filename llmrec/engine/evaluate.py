@@ -104,17 +104,17 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     settings = as_run(settings, layout, run_id)
     if max(wanted.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
-    scored = buckets.bucket_files(candidates_table(settings.score, layout))
-    units = [
-        {BUCKET: b, "uri": uri, CANDIDATES: scored.get(b, "")}
-        for b, uri in buckets.bucket_files(layout.targets).items()
-    ]
     prepared = len(buckets.bucket_files(layout.histories))
     for name, table in opened.items():
         if (there := int(rankings.shown(table)["buckets"])) != prepared:
             raise UserError(
                 f"{tables[name]}: has {there} buckets, {layout.histories} has {prepared}; score and publish it again"
             )
+    scored = buckets.bucket_files(candidates_table(settings.score, layout))
+    units = [
+        {BUCKET: b, "uri": uri, CANDIDATES: scored.get(b, "")}
+        for b, uri in buckets.bucket_files(layout.targets).items()
+    ]
     attributes = evaluate_items.attributes(wanted, layout)
     rules = tasks.of_candidates(placed(settings.score), layout)
     known = evaluate_items.catalogue(wanted, settings.items.separator, rules, layout)

@@ -8,14 +8,13 @@ log. What was shown and not taken only counts in the first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llmrec import schema, storage
 from llmrec.config import Data, Feedback, Privacy
@@ -79,19 +78,21 @@ class FedBack:
 def feedback(settings: Feedback, data: Data, privacy: Privacy, layout: Layout, say: Callable[[str], None]) -> FedBack:
     """Write tables/feedback: user_id, item_id, timestamp, weight and, with data.event_weights, event.
 
+    The table has no rows where no impression is usable, or nothing was taken.
+
     Raises:
-        UserError: no impressions lie there, too many are bad, nothing was taken at all, a column is missing, or the key
-            of pseudonyms is missing, too short or another than before.
+        UserError: no impressions lie there, their files disagree on the type of ids, too many are bad, a column is
+            missing, or the key of pseudonyms is missing, too short or another than before.
     """
     if not settings.impressions:
         raise UserError("feedback.impressions is not set; give a Parquet file or directory of what users were shown")
-    files = storage.list_files(settings.impressions, ".parquet")
+    files = [uri for uri, _ in storage.list_files(settings.impressions, ".parquet")]
     if not files:
         raise UserError(f"{settings.impressions}: no Parquet files there")
-    units = [{FILE: uri, NUMBER: number} for number, (uri, _) in enumerate(files)]
+    units = [{FILE: uri, NUMBER: number} for number, uri in enumerate(files)]
+    kind = _id_types(settings.impressions, files, data)[data.columns.user]
     names = None
     if privacy.pseudonyms and privacy.brought != "pseudonyms":
-        kind = schema.id_type(buckets.schema_of(files[0][0]), data.columns.user, files[0][0])
         names = pseudonyms.begun(privacy, layout, kind)
     given: dict[str, Any] = {"data": data, "settings": settings, "names": names, "gone": forgotten.read(layout)}
     say(f"counting the impressions of {len(units)} files")
@@ -100,15 +101,19 @@ def feedback(settings: Feedback, data: Data, privacy: Privacy, layout: Layout, s
     for row in rows:
         reasons.update(dict(zip(row["reasons"], row["counts"], strict=True)))
     total = sum(reasons.values())
-    good, left_out = reasons.pop("good", 0), reasons[forgotten.REASON]
-    bad = total - good - left_out
-    if bad > data.max_bad_share * total or not good:
-        told = ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items())) or "it is empty"
+    bad = total - reasons.pop("good", 0) - reasons[forgotten.REASON]
+    if bad > data.max_bad_share * total:
+        told = ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items()) if n)
         raise UserError(
             f"{settings.impressions}: of {total:,} impressions {bad:,} are bad ({told}), more than "
             f"data.max_bad_share = {data.max_bad_share} allows; nothing was written"
         )
     counts = added([_frame(row) for row in rows])
+    if not counts["taken"].sum():
+        say(
+            f"nothing was taken of {counts['shown'].sum():,} usable impressions, so that no event comes of them; is "
+            f"feedback.outcome = '{settings.outcome}' the right column?"
+        )
     examined, converged = _examined(counts, settings)
     storage.delete(layout.quarantine("feedback"))
     storage.delete(layout.feedback)
@@ -134,16 +139,12 @@ def feedback(settings: Feedback, data: Data, privacy: Privacy, layout: Layout, s
 
 
 def _examined(counts: pl.DataFrame, settings: Feedback) -> tuple[np.ndarray, bool | None]:
-    """float64[positions], how probable it is that each is looked at, and whether an estimate came to rest."""
-    if settings.correction == "none":
+    """float64[positions], how probable it is that each is looked at, and whether an estimate came to rest. All alike
+    where nothing was taken, which tells nothing of them."""
+    if settings.correction == "none" or not (settings.examination or counts["taken"].sum()):
         return np.ones(settings.positions), None
     if settings.examination:
         return np.asarray(settings.examination), None
-    if not counts["taken"].sum():
-        raise UserError(
-            f"{settings.impressions}: nothing was taken of {counts['shown'].sum():,} impressions; is "
-            f"feedback.outcome = '{settings.outcome}' the right column?"
-        )
     items = counts[ITEM].rank("dense").to_numpy().astype(np.int64) - 1
     found = position_bias.examination(
         items, counts[POSITION].to_numpy() - 1, counts["shown"].to_numpy(), counts["taken"].to_numpy()
@@ -158,16 +159,24 @@ def _of_place(examined: np.ndarray, position: int, settings: Feedback) -> tuple[
     )
 
 
+def _id_types(impressions: str, files: Sequence[str], data: Data) -> dict[str, pa.DataType]:
+    """The types of users' and items' ids, by their columns. Reads footers only."""
+    found = {}
+    schemas = storage.each(buckets.schema_of, files)
+    for column in (data.columns.user, data.columns.item):
+        kinds = {schema.id_type(of, column, uri): uri for of, uri in zip(schemas, files, strict=True)}
+        if len(kinds) > 1:
+            told = ", ".join(sorted(f"{kind} in {uri}" for kind, uri in kinds.items()))
+            raise UserError(f"{impressions}: files disagree on the type of ids in column '{column}' ({told})")
+        (found[column],) = kinds
+    return found
+
+
 def _read(
     uri: str, data: Data, settings: Feedback, names: Pseudonyms | None, gone: Forgotten | None
 ) -> tuple[pl.DataFrame, int]:
     """The judged impressions of a file, and how many others are of users who were forgotten."""
-    fs, path = storage.filesystem(uri)
-    try:
-        there = pq.read_schema(path, filesystem=fs).names
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{uri}: not a readable Parquet file ({str(error).splitlines()[0][:120]})") from None
-    columns = data.columns
+    there, columns = buckets.schema_of(uri).names, data.columns
     context = [name for name in columns_of(data.context, columns) if name in there and name != columns.timestamp]
     wanted = (columns.user, columns.item, columns.timestamp, settings.position, settings.outcome, RUN_ID, *context)
     rows = buckets.read_parquet(uri, [name for name in dict.fromkeys(wanted) if name in there])
@@ -226,7 +235,7 @@ def _write(
     of_runs = good.group_by(run).agg(
         shown=pl.len().cast(pl.Int64), taken=pl.col(TAKEN).sum().cast(pl.Int64),
         weight=pl.col(WEIGHT).filter(TAKEN).sum().cast(pl.Float64),
-    )  # fmt: skip
+    ).filter(pl.col("shown") > 0)  # fmt: skip
     told = events[WEIGHT].cast(pl.Float64)
     return pa.table({
         "outcomes": [len(events)], "weight": [float(told.sum())], "squares": [float((told**2).sum())],

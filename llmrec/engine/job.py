@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -47,12 +47,17 @@ def whole_pipeline(loaded: config.Config, json_file: str | None, accept: bool) -
     layout = Layout.of(loaded)
     storage.check(layout.root)
     from llmrec.engine import stages
-    from llmrec.engine.pipeline import pipeline
+    from llmrec.engine.pipeline import checked, not_begun, pipeline
     from llmrec.report.pipeline import print_pipeline
 
-    stages.check("pipeline", loaded)
-
-    with terminating(), connected(loaded.cluster, layout.root):
+    with terminating(), ExitStack() as session:
+        try:
+            stages.check("pipeline", loaded)
+            checked(loaded)
+            session.enter_context(connected(loaded.cluster, layout.root))
+        except BaseException:
+            not_begun(loaded, layout, progress_line("metrics"))
+            raise
         done = asdict(pipeline(loaded, layout, progress_line, accept))
     print_pipeline(done)
     if json_file:

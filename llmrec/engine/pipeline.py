@@ -16,6 +16,7 @@ from llmrec import config, storage
 from llmrec.engine import drift, stages
 from llmrec.engine.drift import OF_INPUTS, OF_SCORES, Drifted, Profile
 from llmrec.engine.gate import Gated, gate
+from llmrec.errors import UserError
 from llmrec.evaluation import conditions
 from llmrec.evaluation.verdict import main_metric
 from llmrec.layout import Layout
@@ -23,8 +24,8 @@ from llmrec.report import prometheus
 from llmrec.tables import rankings
 
 Say = Callable[[str], None]
-Status = Literal["ran", "reused", "refused", "failed"]
-PUBLISH, GATE = "publish", "gate"
+Status = Literal["ran", "reused", "skipped", "accepted", "refused", "failed"]
+FEEDBACK, PUBLISH, GATE = "feedback", "publish", "gate"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Step:
 @dataclass
 class Pipelined:
     """What a pipeline did. run_id: of what was scored, None if it did not come to that; published: readers see it now;
-    new: since this pipeline; refused: why it is not shown, empty if it is; metrics: the file for Prometheus."""
+    new: since this pipeline; refused: why it is not shown, empty if it is, or was left staged as score.publish = false
+    asks; metrics: the file for Prometheus."""
 
     run_id: str | None = None
     published: bool = False
@@ -54,6 +56,26 @@ class Pipelined:
     seconds: float = 0.0
 
 
+def checked(settings: config.Config) -> list[conditions.Condition]:
+    """What the gate asks.
+
+    Raises:
+        UserError: a condition is none, or nothing is held out that it could be asked of.
+    """
+    asked = [conditions.parse(text) for text in settings.evaluate.promote_if]
+    if asked and settings.data.split == "none":
+        raise UserError(
+            "evaluate.promote_if asks what only held-out events tell, and data.split = none holds none out; set "
+            "data.split to time or leave_one_out, or leave evaluate.promote_if out"
+        )
+    return asked
+
+
+def not_begun(settings: config.Config, layout: Layout, say: Say) -> None:
+    """Let the metrics tell of a pipeline that failed before it began, or the success before it would stand."""
+    _tell(_empty(settings, layout), settings, layout, say, succeeded=False)
+
+
 def pipeline(settings: config.Config, layout: Layout, say: Callable[[str], Say], accept: bool = False) -> Pipelined:
     """Run what has to be run, and publish it if nothing speaks against that.
 
@@ -62,43 +84,58 @@ def pipeline(settings: config.Config, layout: Layout, say: Callable[[str], Say],
     Raises:
         UserError: of a stage; what came before it stays, and the metrics tell of the failure.
     """
-    started, asked = time.monotonic(), [conditions.parse(text) for text in settings.evaluate.promote_if]
-    table = storage.absolute(settings.score.output or layout.rankings)
-    done = Pipelined(table=table, metrics=layout.metrics)
-    staged = settings.model_copy(update={"score": settings.score.model_copy(update={"publish": False})})
-    names = [n for n in stages.order(settings) if n != "evaluate" or settings.data.split != "none"]
-    before = drift.reference(layout)
+    started, done = time.monotonic(), _empty(settings, layout)
     inputs: Profile | None = None
-    current = ""
+    current = "begin"
     try:
-        for name in names:
+        asked = checked(settings)
+        before = drift.reference(layout)
+        settings = _without_feedback(settings, done, say(FEEDBACK))
+        staged = settings.model_copy(update={"score": settings.score.model_copy(update={"publish": False})})
+        for name in [n for n in stages.order(settings) if n != "evaluate" or settings.data.split != "none"]:
             current = name
             if name == PUBLISH:
                 assert inputs is not None
                 done.run_id = done.summaries["score"]["run_id"]
-                now = drift.profile_scores(inputs, layout, str(done.run_id), before, say("drift"))
-                _drifted(done, settings.drift, now, before, (*OF_INPUTS, *OF_SCORES), "drift of scores")
-                if _stopped(done, accept) or not _passes(done, settings, layout, asked, table, say(GATE)):
+                now, kept = drift.profile_scores(inputs, layout, str(done.run_id), before, say("drift"))
+                _drifted(done, settings.drift, now, before, (*OF_INPUTS, *OF_SCORES), "drift of scores", accept)
+                if _stopped(done, accept) or not _passes(done, settings, layout, asked, say(GATE)):
+                    break
+                if not settings.score.publish and _shown(done.table) != done.run_id:
+                    done.steps.append(Step(PUBLISH, "skipped", 0.0, "score.publish = false"))
                     break
             _stage(name, staged if name in ("score", PUBLISH) else settings, done, say(name))
             if name == "prepare":
                 inputs = drift.profile_inputs(settings.drift, layout, before, say("drift"))
-                _drifted(done, settings.drift, inputs, before, OF_INPUTS, "drift of inputs")
+                _drifted(done, settings.drift, inputs, before, OF_INPUTS, "drift of inputs", accept)
                 if _stopped(done, accept):
                     break
             if name == PUBLISH:
                 done.published, done.new = True, bool(done.summaries[name]["new"])
-                drift.keep(now, layout)
+                drift.keep(kept, layout)
     except BaseException:
         done.steps.append(Step(current, "failed", 0.0, ""))
         done.seconds = round(time.monotonic() - started, 1)
-        with contextlib.suppress(Exception):  # what ended it is what is told, also if it was the store
-            _tell(done, settings, layout, say("metrics"), succeeded=False)
+        _tell(done, settings, layout, say("metrics"), succeeded=False)
         raise
     done.report = done.summaries.get("evaluate", {}).get("report", "")
     done.seconds = round(time.monotonic() - started, 1)
     _tell(done, settings, layout, say("metrics"), succeeded=not done.refused)
     return done
+
+
+def _empty(settings: config.Config, layout: Layout) -> Pipelined:
+    return Pipelined(table=storage.absolute(settings.score.output or layout.rankings), metrics=layout.metrics)
+
+
+def _without_feedback(settings: config.Config, done: Pipelined, say: Say) -> config.Config:
+    """The settings, without impressions where none lie there: before anything is published, nothing was shown."""
+    where = settings.feedback.impressions
+    if not where or storage.list_files(where, ".parquet"):
+        return settings
+    say(f"{where}: no Parquet files there; going on without impressions")
+    done.steps.append(Step(FEEDBACK, "skipped", 0.0, "no impressions there"))
+    return settings.model_copy(update={"feedback": settings.feedback.model_copy(update={"impressions": ""})})
 
 
 def _stage(name: str, settings: config.Config, done: Pipelined, say: Say) -> None:
@@ -136,12 +173,14 @@ def _what(name: str, summary: dict[str, Any]) -> str:
 
 
 def _drifted(
-    done: Pipelined, settings: config.Drift, now: Profile, before: Profile | None, names: tuple[str, ...], what: str
-) -> None:
+    done: Pipelined, settings: config.Drift, now: Profile, before: Profile | None, names: tuple[str, ...], what: str,
+    accept: bool,
+) -> None:  # fmt: skip
     done.drift = drift.compare(settings, now, before, names)
     moved = [f"{of.of} {of.psi:.3f}" for of in done.drift.drifts if of.level != "steady"]
     told = "nothing to compare with yet" if before is None else ", ".join(moved) or "steady"
-    done.steps.append(Step(what, "refused" if done.drift.stop else "ran", 0.0, told))
+    status: Status = "ran" if not done.drift.stop else "accepted" if accept else "refused"
+    done.steps.append(Step(what, status, 0.0, told))
 
 
 def _stopped(done: Pipelined, accept: bool) -> bool:
@@ -153,11 +192,14 @@ def _stopped(done: Pipelined, accept: bool) -> bool:
 
 
 def _passes(
-    done: Pipelined, settings: config.Config, layout: Layout, asked: list[conditions.Condition], table: str, say: Say
+    done: Pipelined, settings: config.Config, layout: Layout, asked: list[conditions.Condition], say: Say
 ) -> bool:
     """Whether the conditions hold of the staged run; nobody asks them of one that is shown already."""
-    shown = rankings.snapshot(table).run_id if rankings.opened(table) is not None else None
-    if not asked or shown == done.run_id:
+    if not asked:
+        say("no condition (evaluate.promote_if)")
+        done.steps.append(Step(GATE, "skipped", 0.0, "no condition (evaluate.promote_if)"))
+        return True
+    if _shown(done.table) == done.run_id:
         return True
     started = time.monotonic()
     found = gate(settings, layout, asked, done.run_id, say)
@@ -170,10 +212,27 @@ def _passes(
     return found.holds
 
 
+def _shown(table: str) -> str | None:
+    return rankings.snapshot(table).run_id if rankings.opened(table) is not None else None
+
+
 def _tell(done: Pipelined, settings: config.Config, layout: Layout, say: Say, succeeded: bool) -> None:
-    """Metrics as a file under the root and, if so set, to a gateway, whose silence is no reason to fail."""
-    run = rankings.snapshot(done.table) if rankings.opened(done.table) is not None else None
-    registry = prometheus.registry(asdict(done), None if run is None else run.time.timestamp(), succeeded)
-    storage.write_bytes(layout.metrics, prometheus.text(registry))
-    if settings.pipeline.pushgateway and not prometheus.pushed(registry, settings.pipeline):
-        say(f"pipeline.pushgateway = {settings.pipeline.pushgateway}: no answer; the metrics are in {layout.metrics}")
+    """Metrics as a file under the root and, if so set, to a gateway. What hinders it is told, and no reason to fail."""
+    try:
+        _metrics(done, settings, layout, say, succeeded)
+    except Exception as error:  # noqa: BLE001 - of whichever store; the run is what it is without
+        told = storage.redact((str(error).splitlines() or [type(error).__name__])[0])
+        say(f"{layout.metrics} does not tell of this pipeline: {told[:200]}")
+
+
+def _metrics(done: Pipelined, settings: config.Config, layout: Layout, say: Say, succeeded: bool) -> None:
+    published: float | None = None
+    with contextlib.suppress(UserError):  # what cannot be read has no metric
+        if rankings.opened(done.table) is not None:
+            published = rankings.snapshot(done.table).time.timestamp()
+    registry = prometheus.registry(asdict(done), published, succeeded)
+    try:
+        storage.write_bytes(layout.metrics, prometheus.text(registry))
+    finally:
+        if settings.pipeline.pushgateway and not prometheus.pushed(registry, settings.pipeline):
+            say(f"pipeline.pushgateway = {settings.pipeline.pushgateway}: no answer; see {layout.metrics}")

@@ -46,7 +46,7 @@ class Job:
     fusion: None where the ranker's score alone ranks; item_weights: columns of items and their exponents; rerank: how
     lists are chosen of what ranks best.
     prompt: the model's own, if it was trained; buckets: how many users are hashed into; rule: what, besides the input,
-    a user's rows depend on.
+    a user's rows depend on; work: a hash of both, the same for runs that differ in what they copy from.
     """
 
     score: config.Score
@@ -65,6 +65,7 @@ class Job:
     rerank: config.Rerank = field(default_factory=config.Rerank)
     ensemble: tuple[str, ...] = ()
     fusion_of_new: Fusion | None = None
+    work: str = ""
 
     def attempts_file(self, bucket: int) -> str:
         """What was being scored of a bucket, for the attempt after a death."""
@@ -85,7 +86,8 @@ class Job:
 
 def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str, Any]]]:
     """The job, named by a hash of its settings, model and inputs, and its units: `bucket`, and the
-    files `histories`, `candidates`, `users` and `interests` (empty if nothing is known of any).
+    files `histories`, `candidates`, `users` and `interests` (empty if nothing is known of any). Where score.reuse names
+    a run that had the same of all, the job is that run.
 
     Raises:
         UserError: an input is missing, or the tables do not go together.
@@ -120,12 +122,16 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     fused = [*fused, asdict(of_new)] if fused and of_new else fused
     chosen = settings.rerank.model_dump(mode="json") if settings.rerank != config.Rerank() else None
     rule = _hash([wanted.model_dump(mode="json", exclude=set(OF_COST | where)), version, untrained, fused, chosen])
-    earlier = _earlier(wanted, layout, output, rule, len(histories))
-    reuse = None if earlier is None else earlier.run_id
-    run_id = _hash([rule, candidates, output, inputs, reuse])
+    work = _hash([rule, candidates, output, inputs])
+    before = _reused(wanted, layout, output)
+    if before is not None and before.get("work") == work:
+        run_id, earlier = before["run_id"], _copied_from(before, layout)
+    else:
+        earlier = _earlier(before, rule, len(histories))
+        run_id = _hash([rule, candidates, output, inputs, None if earlier is None else earlier.run_id])
     job = Job(
         wanted, settings.model, prompt, layout, output, run_id, model_uri, version, len(histories), rule,
-        earlier, fusion, settings.fusion.item_weights, settings.rerank, _ensemble(wanted), of_new,
+        earlier, fusion, settings.fusion.item_weights, settings.rerank, _ensemble(wanted), of_new, work,
     )  # fmt: skip
     known, interests = user_files(job.prompt, layout)
     units = [
@@ -262,23 +268,37 @@ def _fusion(wanted: config.Fusion, layout: Layout, version: str) -> tuple[Fusion
     return fitted.full, fitted.new_users
 
 
-def _earlier(wanted: config.Score, layout: Layout, output: str, rule: str, count: int) -> Earlier | None:
-    """The run that `score.reuse` names, if its rows can stand in this one."""
-    if not wanted.reuse:
-        return None
+def _reused(wanted: config.Score, layout: Layout, output: str) -> dict[str, Any] | None:
+    """The summary of the run that `score.reuse` names; None if it names none, or none is shown yet.
+
+    Raises:
+        UserError: that run is not complete.
+    """
     run_id = wanted.reuse
     if run_id == "shown":
         table = rankings.opened(output)
         if table is None:
             return None  # the first run of a daily job has none before it
         run_id = rankings.shown(table)["run_id"]
+    if not run_id:
+        return None
     where = layout.run_summary(run_id)
     if not storage.exists(where):
         raise UserError(f"score.reuse = {wanted.reuse}: no complete run '{run_id}' under {layout.root}")
-    run = storage.read_json(where)
-    if run["rule"] != rule or run["buckets"] != count:
+    return storage.read_json(where)
+
+
+def _earlier(run: dict[str, Any] | None, rule: str, count: int) -> Earlier | None:
+    """That run, if its rows can stand in one of this rule."""
+    if run is None or run["rule"] != rule or run["buckets"] != count:
         return None
-    return Earlier(run_id, run["output"])
+    return Earlier(run["run_id"], run["output"])
+
+
+def _copied_from(run: dict[str, Any], layout: Layout) -> Earlier | None:
+    """What a run copied from itself, if that is still there."""
+    where = layout.run_summary(run["reused"]) if run["reused"] else ""
+    return Earlier(run["reused"], storage.read_json(where)["output"]) if where and storage.exists(where) else None
 
 
 def _hash(value: Any) -> str:

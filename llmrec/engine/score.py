@@ -56,6 +56,7 @@ class Scored:
     model: str
     model_version: str
     rule: str
+    work: str
     output: str
     ledger: str
     quarantine: str
@@ -111,7 +112,7 @@ def score(
     if job.fusion is not None:  # the file may hold that of a later ranker by the time somebody asks what parts added
         fitted = storage.read_bytes(fusion_uri(settings.fusion, layout))
         storage.write_bytes(layout.fusion_of(job.run_id), fitted)
-    if settings.score.reuse:
+    if settings.score.reuse and missing:
         say(
             f"copying users of whom nothing changed since run {job.earlier.run_id}"
             if job.earlier
@@ -243,6 +244,7 @@ def _summary(
         model=job.model_uri,
         model_version=job.model_version,
         rule=job.rule,
+        work=job.work,
         output=job.output,
         ledger=ledger.write_table(job.layout, job.run_id, entries),
         quarantine=job.layout.quarantine(f"score/{job.run_id}"),

@@ -59,5 +59,5 @@ def _train(settings: Config, layout: Layout, queue: Any) -> dict[str, Any]:
     quiet()
     from llmrec.engine import train
 
-    plan = train.planned(settings, layout)
+    plan = train.planned(settings, layout, train.begin_with(settings, layout))
     return train.fit(settings, layout, plan, lambda _: None, [Reported(queue)])[1]

@@ -37,7 +37,7 @@ from llmrec.engine.training_worker import (
     begin,
     run_worker,
 )
-from llmrec.engine.warm_start import copies_of_previous, starting_ranker
+from llmrec.engine.warm_start import COMPLETE, PREVIOUS, copies_of_previous, starting_ranker
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.card import RANKER_FILE, RankerCard, model_version
@@ -74,6 +74,18 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What a training begins with. name: of the run, by all that it depends on; ranker: where that lies from which it
+    goes on, empty: the untouched base; since: unix seconds, only later events are trained; None: all are; there: what
+    can be trained on."""
+
+    name: str
+    ranker: str
+    since: int | None
+    there: Counted
+
+
+@dataclass(frozen=True)
 class Planned:
     """A training before it starts. there: what can be trained on; trained: bool[n_items], the items with events that
     are trained; name: of the run, by all that it depends on."""
@@ -87,13 +99,17 @@ class Planned:
 def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained:
     """Fine-tune, take the best checkpoint by validation, save the ranker under the root.
 
-    Runs that were cut off resume: the same settings over the same histories go on from the last checkpoint.
+    Runs that were cut off resume: the same settings over the same histories go on from the last checkpoint. Where only
+    new events train the previous ranker on and too few users have any, it is kept: 0 steps.
 
     Raises:
         UserError: there is nothing to train on, the model cannot be loaded, or workers failed more often than allowed.
     """
     started = time.monotonic()
-    plan = planned(config, layout)
+    begun = begin_with(config, layout)
+    if begun.since is not None and config.train.start == PREVIOUS and begun.there.users < config.train.workers:
+        return _kept(begun, config, layout, say, started)
+    plan = planned(config, layout, begun)
     checkpoint, metrics = fit(config, layout, plan, say)
 
     ranker, _ = begin(plan.task, plan.trained)
@@ -128,14 +144,12 @@ def train(config: Config, layout: Layout, say: Callable[[str], None]) -> Trained
     )
 
 
-def planned(config: Config, layout: Layout) -> Planned:
-    """What workers need to train, the tables read and the settings held against them.
+def begin_with(config: Config, layout: Layout) -> Begun:
+    """Where training starts and who there is to train on.
 
     Raises:
-        UserError: there is nothing to train on, or the model cannot be found.
+        UserError: the settings do not go together, or the model cannot be found.
     """
-    import ray
-
     if config.model.head == "yes_no":
         raise UserError(
             "model.head = yes_no scores an untouched model; to train, set model.head to linear, or model.items to token"
@@ -148,9 +162,21 @@ def planned(config: Config, layout: Layout) -> Planned:
         assets.resolve_model(config.model.base)  # a wrong name is told before workers start
     since = _since(config, card)
     there = training_histories.count(layout.histories, training_only, since)
-    private = config.train.private.epsilon is not None
-    if private:  # nobody's events choose the checkpoint, or tell its day
+    if config.train.private.epsilon is not None:  # nobody's events choose the checkpoint, or tell its day
         there = replace(there, held_out=0, newest=None)
+    return Begun(name, earlier, since, there)
+
+
+def planned(config: Config, layout: Layout, begun: Begun) -> Planned:
+    """What workers need to train, the tables read and the settings held against them. begun: of `begin_with`.
+
+    Raises:
+        UserError: there is nothing to train on.
+    """
+    import ray
+
+    earlier, since, there = begun.ranker, begun.since, begun.there
+    training_only, private = config.train.events == "training", config.train.private.epsilon is not None
     users, held_out = there.users, there.held_out
     if users < config.train.workers:
         enough = training_histories.MIN_EVENTS
@@ -180,7 +206,7 @@ def planned(config: Config, layout: Layout) -> Planned:
         _context_values(config, layout, training_only), earlier, since, _mechanism(config, users, steps),
         assets.placed(config.model.base),
     )  # fmt: skip
-    return Planned(task, there, trained, name)
+    return Planned(task, there, trained, begun.name)
 
 
 def _mechanism(config: Config, users: int, steps: int) -> Mechanism | None:
@@ -342,14 +368,39 @@ def _run_name(config: Config, layout: Layout) -> str:
     return "run-" + hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _kept(begun: Begun, config: Config, layout: Layout, say: Callable[[str], None], started: float) -> Trained:
+    """Leave the previous ranker as it is: what it foretells of new items it does wherever it is bound to them. It stays
+    trained up to the day that it was, so that the few events that are new to it train it when there are more."""
+    users, workers = begun.there.users, config.train.workers
+    say(
+        f"{users} users have training events that are new to the previous ranker, and train.workers = {workers} takes "
+        f"{workers} at least; it is kept as it is"
+    )
+    cache = assets.cache_directory() / "models"
+    if not storage.exists(storage.join(layout.ranker, RANKER_FILE)):  # a run was cut off while it wrote another there
+        _put(storage.local_directory(begun.ranker, cache), layout)
+        storage.delete(storage.join(layout.ranker, COMPLETE))  # which is of the copy
+    version = model_version(storage.local_directory(layout.ranker, cache))
+    _forget_run(layout, begun.name)
+    return Trained(
+        ranker=layout.ranker, version=version, users=users, steps=0, steps_planned=0, start=PREVIOUS,
+        tokens=0, decisions=0, metric=METRIC, best=None, trainable_parameters=0, seconds=time.monotonic() - started,
+    )  # fmt: skip
+
+
 def _save(ranker: Ranker, layout: Layout, card: str) -> str:
     with tempfile.TemporaryDirectory() as temporary:
         ranker.save_pretrained(temporary, card)
         version = model_version(temporary)
-        storage.delete(storage.join(layout.ranker, RANKER_FILE))  # without it there is no ranker
-        storage.delete(layout.ranker)
-        storage.upload_directory(Path(temporary), layout.ranker, last=RANKER_FILE)
+        _put(Path(temporary), layout)
     return version
+
+
+def _put(saved: Path, layout: Layout) -> None:
+    """A ranker in the place of the one before."""
+    storage.delete(storage.join(layout.ranker, RANKER_FILE))  # without it there is no ranker
+    storage.delete(layout.ranker)
+    storage.upload_directory(saved, layout.ranker, last=RANKER_FILE)
 
 
 def _forget_run(layout: Layout, name: str) -> None:

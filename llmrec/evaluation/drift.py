@@ -84,7 +84,7 @@ def by_edges(values: np.ndarray, edges: Sequence[float]) -> dict[str, int]:
 
 def watched(counts: Mapping[str, float], before: Iterable[str], most: int) -> dict[str, float]:
     """The `most` largest counts, those of the groups that were watched before, and OTHERS, of all the rest."""
-    top = sorted(counts, key=lambda name: (-counts[name], name))[:most]
+    top = sorted(counts.keys() - {OTHERS}, key=lambda name: (-counts[name], name))[:most]
     kept = {name: counts.get(name, 0.0) for name in dict.fromkeys([*top, *before]) if name != OTHERS}
     return kept | {OTHERS: math.fsum(counts.values()) - math.fsum(kept.values())}
 

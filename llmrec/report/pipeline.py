@@ -25,6 +25,8 @@ def print_pipeline(done: Mapping[str, Any]) -> None:
     elif done["published"]:
         told = "published" if done["new"] else "shown already"
         console().print(f"run {done['run_id']} is {told}: {done['table']}")
+    else:
+        console().print(f"run {done['run_id']} is staged (score.publish = false); jobs/publish.py shows it to readers")
     if done["report"]:
         console().print(f"report: {done['report']}")
     console().print(f"metrics: {done['metrics']}; {done['seconds']:,.0f} s in all")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest, push_to_gateway
@@ -24,7 +25,7 @@ def registry(done: Mapping[str, Any], published_at: float | None, succeeded: boo
         return Gauge(f"llmrec_{name}", about, labels, registry=found)
 
     gauge("pipeline_finished_timestamp_seconds", "When the pipeline ended").set(time.time())
-    gauge("pipeline_success", "1 if it published, or had nothing new to publish; 0 if refused or failed").set(succeeded)
+    gauge("pipeline_success", "1 if it published, staged or had nothing new; 0 if refused or failed").set(succeeded)
     gauge("pipeline_refused", "1 if a guard or a condition refused to publish").set(bool(done["refused"]))
     gauge("pipeline_seconds", "How long the pipeline took").set(done["seconds"])
     if published_at is not None:
@@ -70,6 +71,6 @@ def pushed(of: CollectorRegistry, settings: Pipeline) -> bool:
     """Whether a Pushgateway took the metrics in place of those of the run before."""
     try:
         push_to_gateway(settings.pushgateway, job=settings.job, registry=of, timeout=PUSH_SECONDS)
-    except OSError:
+    except (OSError, HTTPException, ValueError):  # nothing there, no HTTP, no address
         return False
     return True

@@ -148,7 +148,17 @@ def test_the_cron_job_makes_the_same_job_but_of_the_pipeline(rayjob: dict[str, A
     script = shlex.split(made.pop("entrypoint"))[1]
     assert script == "jobs/pipeline.py" and (REPO / script).is_file()
     rayjob["spec"].pop("entrypoint")
-    assert made == rayjob["spec"]
+    assert made | {"backoffLimit": rayjob["spec"]["backoffLimit"]} == rayjob["spec"]
+
+
+def test_a_refusal_is_not_retried_and_a_day_ends_before_the_next_begins() -> None:
+    """A RayCronJob has no concurrency policy; the deadline, which is per attempt, keeps two apart."""
+    spec = load(CRON)["spec"]
+    minute, hour, *every_day = spec["schedule"].split()
+    assert every_day == ["*", "*", "*"] and minute.isdigit() and hour.isdigit()
+    attempts = spec["jobTemplate"]["backoffLimit"] + 1
+    assert attempts == 1, "exit code 3 would be refused again on another cluster"
+    assert attempts * spec["jobTemplate"]["activeDeadlineSeconds"] < 24 * 3600
 
 
 def test_rayjob_fits_the_kuberay_schema(rayjob: dict[str, Any], rayjob_schema: dict[str, Any]) -> None:

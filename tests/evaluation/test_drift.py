@@ -50,3 +50,7 @@ def test_what_was_frequent_before_is_still_told_apart() -> None:
     now = drift.watched({"c": 9, "d": 8, "a": 1}, before, 2)
     assert now == {"c": 9, "d": 8, "a": 1, "b": 0, "others": 0}
     assert drift.of_watched(before, now) == {"a": 1, "b": 0, "others": 17}
+
+
+def test_others_are_none_of_the_most_frequent() -> None:
+    assert drift.watched({"a": 5, "b": 4, "c": 1, "others": 9}, (), 2) == {"a": 5, "b": 4, "others": 10}

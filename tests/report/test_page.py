@@ -284,3 +284,10 @@ def test_fairness_is_drawn_with_its_intervals() -> None:
         [("zero", "58.82", ""), ("span", "82.35", "17.65"), ("dot", "91.18", "")],
     ]
     assert "none 0.0% 0.0% 0.0% - - " in read(page).text
+
+
+def test_a_ranker_that_was_kept_has_no_steps_to_tell_of() -> None:
+    whole = with_all()
+    whole["summaries"]["train"] |= {"steps": 0, "steps_planned": 0, "best": None}
+    text = read(render(whole)).text
+    assert "the ranker before is kept" in text and "planned steps" not in text
