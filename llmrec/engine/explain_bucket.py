@@ -92,6 +92,18 @@ class Known:
     vocabulary: check.Vocabulary | None
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a table says of items, one row a value. row: int64[m], of the catalogue; names, values: m each."""
+
+    row: np.ndarray
+    names: list[str]
+    values: list[str]
+
+    def traits(self, items: int) -> Traits:
+        return Traits.build(self.row, self.names, self.values, items)
+
+
 def know(wanted: Explaining) -> tuple[Prompts, Known]:
     """What all actors read: the catalogue tokenised, and what items have in common.
 
@@ -109,13 +121,14 @@ def know(wanted: Explaining) -> tuple[Prompts, Known]:
     attributes, facts = _attributes(items, settings), _facts(wanted, ids)
     vocabulary = None
     if settings.model:
-        values = {trait.value for of in (attributes, facts) for trait in of.known}
-        vocabulary = check.Vocabulary.of(titles.to_pylist(), values)
+        # All values, not the shared ones alone: what a single item has is as wrong in a sentence about others.
+        values = {*attributes.values, *facts.values}
+        vocabulary = check.Vocabulary.of(titles.to_pylist(), values, wanted.template.words)
     nothing = Rules(ids, np.zeros(len(ids), bool), exclude_seen=False, limit=np.iinfo(np.int32).max)
-    return prompts, Known(nothing, titles, attributes, facts, vocabulary)
+    return prompts, Known(nothing, titles, attributes.traits(len(ids)), facts.traits(len(ids)), vocabulary)
 
 
-def _attributes(items: pa.Table, settings: config.Explain) -> Traits:
+def _attributes(items: pa.Table, settings: config.Explain) -> Told:
     rows, names, values = [np.empty(0, np.int64)], list[str](), list[str]()
     for name in settings.attributes:
         flat, offsets = flatten(texts(items[name], name, settings.separator, "explain.attributes"))
@@ -124,10 +137,10 @@ def _attributes(items: pa.Table, settings: config.Explain) -> Traits:
         rows.append(row[there.to_numpy(zero_copy_only=False)])
         values += flat.filter(there).to_pylist()
         names += [name] * (len(values) - len(names))
-    return Traits.build(np.concatenate(rows), names, values, items.num_rows)
+    return Told(np.concatenate(rows), names, values)
 
 
-def _facts(wanted: Explaining, ids: pa.Array) -> Traits:
+def _facts(wanted: Explaining, ids: pa.Array) -> Told:
     uri, relations = wanted.job.layout.edges, wanted.settings.relations
     if not storage.exists(uri):
         if relations:
@@ -135,7 +148,7 @@ def _facts(wanted: Explaining, ids: pa.Array) -> Traits:
                 f"explain.relations names '{relations[0]}', and {uri} is not there; set data.edges and run "
                 "jobs/prepare.py"
             )
-        return Traits.build(np.empty(0, np.int64), [], [], len(ids))
+        return Told(np.empty(0, np.int64), [], [])
     edges = buckets.read_parquet(uri, [HEAD, RELATION, TAIL])
     if relations:
         there = pa.compute.unique(edges[RELATION]).to_pylist()
@@ -149,7 +162,7 @@ def _facts(wanted: Explaining, ids: pa.Array) -> Traits:
     rows = rows_of(edges[HEAD].combine_chunks(), ids).astype(np.int64)
     known = rows >= 0
     edges = edges.filter(pa.array(known))
-    return Traits.build(rows[known], edges[RELATION].to_pylist(), edges[TAIL].to_pylist(), len(ids))
+    return Told(rows[known], edges[RELATION].to_pylist(), edges[TAIL].to_pylist())
 
 
 class Explainer:

@@ -32,7 +32,9 @@ class Template(BaseModel):
     """reason: of an item with cited history, reason_in_context: with a context, too; plain, plain_in_context: without
     cited history. The others are what goes into them: the item, one of the history, one that shares something with the
     item, a trait of each kind, and what stands between the parts of a list and before its last. names: other names of
-    columns, relations and contexts; instruction: what a generative model is told that is to reword a reason."""
+    columns, relations and contexts; instruction: what a generative model is told that is to reword a reason; words:
+    which it may use although they are not in the reason, since they name nothing: to open a sentence with a capital,
+    or anywhere in a script that has no capitals."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,6 +55,7 @@ class Template(BaseModel):
     last: str
     names: dict[str, str] = {}
     instruction: str = ""
+    words: tuple[str, ...] = ()
 
 
 def load(name: str) -> Template:
