@@ -115,7 +115,7 @@ def explain(settings: config.Config, layout: Layout, say: Callable[[str], None])
 
 
 def _resolve(settings: config.Config, layout: Layout) -> tuple[Explaining, list[dict[str, Any]], dict[str, Any]]:
-    asked = settings.explain
+    asked = settings.explaining
     template = templates.load(asked.template)
     if asked.model and not template.instruction:
         raise UserError(f"explain.model needs a template with an instruction, and {asked.template} has none; add one")

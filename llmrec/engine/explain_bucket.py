@@ -47,8 +47,8 @@ EXAMPLES = 2
 
 @dataclass(frozen=True)
 class Explaining:
-    """What explain is to do. job: the scoring run, its model loaded as explain.* says; id: of the run with all that the
-    reasons depend on; output: the reasons table."""
+    """What explain is to do. job: the scoring run, its model loaded as explain.* says; settings: as `Config.explaining`
+    gives them; id: of the run with all that the reasons depend on; output: the reasons table."""
 
     job: Job
     settings: config.Explain
@@ -129,6 +129,7 @@ def know(wanted: Explaining) -> tuple[Prompts, Known]:
 
 
 def _attributes(items: pa.Table, settings: config.Explain) -> Told:
+    assert settings.separator is not None
     rows, names, values = [np.empty(0, np.int64)], list[str](), list[str]()
     for name in settings.attributes:
         flat, offsets = flatten(texts(items[name], name, settings.separator, "explain.attributes"))

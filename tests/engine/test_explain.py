@@ -114,7 +114,7 @@ def explained(settings: config.Config, shift: float = 0.0) -> tuple[explain_buck
     buckets.write_parquet(pa.Table.from_pylist(rows), f"{layout.root}/published.parquet")
     job, (unit,) = run.resolve(settings, layout)
     job = explain_bucket.with_model(replace(job, run_id="r"), settings.explain)
-    wanted = Explaining(job, settings.explain, templates.load(settings.explain.template), "r-x", layout.reasons)
+    wanted = Explaining(job, settings.explaining, templates.load(settings.explain.template), "r-x", layout.reasons)
     made = Explainer(wanted, Beating(None), *explain_bucket.know(wanted))
     entry = made.explain({**unit, "rows": f"{layout.root}/published.parquet", "sample": 4})
     return entry, buckets.read_parquet(f"{layout.reasons}/{entry.path}").to_pylist()
