@@ -248,7 +248,7 @@ def test_rerank_is_off_and_knows_what_it_needs() -> None:
 
 
 def test_columns_are_parted_as_the_catalogue_says_unless_a_section_says_otherwise() -> None:
-    demo = config.load("jobs/configs/demo.yaml", [])
+    demo = config.load(next(str(path) for path in CONFIGS if path.stem == "demo"), [])
     assert demo.items.separator == ", " == demo.explaining.separator == demo.reranking.separator
     own = {"explain": {"separator": ""}, "rerank": {"separator": ";"}}
     found = config.build({"root": "x", "items": {"separator": "/"}, **own})

@@ -244,33 +244,39 @@ class Explainer:
         found, worst, different, pairs = list[Evidence](), 0.0, 0, 0
         for window in self._windows(range(len(work.users))):
             openings, contexts = self.replica.openings(work, window), self.replica.contexts(work, window)
+            without, unknown = self._contexts_without(work, window)
             if not self.ready:
                 self._make_ready(work, window, openings, contexts)
-            asked, left_out = list[Variants](), list[list[int]]()
-            for user, opening, context in zip(window, openings, contexts, strict=True):
+            asked, left_out, moving = list[Variants](), list[list[int]](), list[list[Trait]]()
+            for i, (user, opening, context) in enumerate(zip(window, openings, contexts, strict=True)):
                 newest = prompts.newest(work.histories[user])
                 out = list(dict.fromkeys(newest[::-1].tolist()))[: settings.history]
                 trunks = [self._trunk(opening, newest, context)]
                 trunks += [self._trunk(opening, newest[newest != item], context) for item in out]
-                if named[user]:
-                    trunks.append(self._trunk(opening, newest, None))
+                # A value that the ranker does not know leaves the trunk as it is: nothing to score, nothing to tell.
+                changed = [(of, self._trunk(opening, newest, without[of.name][i])) for of in named[user]]
+                changed = [(of, trunk) for of, trunk in changed if not np.array_equal(trunk, trunks[0])]
+                trunks += [trunk for _, trunk in changed]
+                if len(changed) > 1:
+                    trunks.append(self._trunk(opening, newest, unknown[i]))
                 candidates = prompts.catalogue.candidate.take(work.candidates[user].astype(np.int64))
                 asked.append(Variants(trunks, [candidates] * len(trunks)))
                 left_out.append(out)
+                moving.append([of for of, _ in changed])
             scored = score_variants(self.replica.ranker, asked, settings.batch_tokens, self.beating)
-            for user, out, scores in zip(window, left_out, scored, strict=True):
+            for user, out, moved, scores in zip(window, left_out, moving, scored, strict=True):
                 whole, rest = scores[0], np.stack(scores)
                 start, end = work.candidates.offsets[user : user + 2]
                 off = np.abs(whole - published[start:end]).max() / max(1.0, float(np.abs(published[start:end]).max()))
                 worst, different = max(worst, float(off)), different + bool(not off <= TOLERANCE)
                 pairs += rest.size
-                influence = whole - rest[1 : 1 + len(out)]
-                of_context = whole - rest[-1] if named[user] else None
+                influence, of_contexts = np.split(whole - rest[1:], [len(out)])
                 found += [
                     evidence.gather(
                         int(row), float(whole[i]), out, influence[:, i], settings.cited, self.known.attributes,
-                        self.known.facts, settings.shared, named[user],
-                        None if of_context is None else float(of_context[i]),
+                        self.known.facts, settings.shared,
+                        list(zip(moved, of_contexts[:, i].tolist(), strict=False)),
+                        float(of_contexts[-1, i]) if moved else None,
                     )
                     for i, row in enumerate(work.candidates[user].tolist())
                 ]  # fmt: skip
@@ -281,6 +287,20 @@ class Explainer:
                 "changed since; score and publish again before explaining"
             )
         return found, worst, pairs
+
+    def _contexts_without(
+        self, work: Work, users: Sequence[int]
+    ) -> tuple[dict[str, list[Contexts | None]], list[Contexts | None]]:
+        """What these users are asked about in as the model reads it where one context is not known, by its name, and
+        where none is."""
+        if work.contexts is None:
+            return {}, [None] * len(users)
+        asked, names = work.contexts, work.contexts.column_names
+
+        def read(unknown: Sequence[str]) -> list[Contexts | None]:
+            return self.replica.contexts(replace(work, contexts=_without(asked, unknown)), users)
+
+        return {name: read([name]) for name in names}, read(names)
 
     def _make_ready(
         self, work: Work, window: Sequence[int], openings: list[np.ndarray], contexts: list[Contexts | None]
@@ -363,6 +383,12 @@ def _named(work: Work, user: int) -> tuple[Trait, ...]:
         return ()
     told = ((name, work.contexts[name][user].as_py()) for name in work.contexts.column_names)
     return tuple(Trait(name, value) for name, value in told if value is not None)
+
+
+def _without(contexts: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Contexts of which nobody's of these names are known."""
+    nothing = pa.nulls(contexts.num_rows, pa.string())
+    return pa.table({name: nothing if name in names else contexts[name] for name in contexts.column_names})
 
 
 def _allowed(of: Evidence, reason: str, template: Template, titles: Sequence[str]) -> check.Allowed:

@@ -80,7 +80,7 @@ def settings(tmp_path: Path, tiny_model: Path) -> config.Config:
 
 
 def naive(settings: config.Config) -> dict[int, Any]:
-    """user -> a function from what is left out of his trunk (and whether it has its context) to scores of his items."""
+    """user -> a function from what is left out of his trunk (and whether his context is known) to his items' scores."""
     layout = Layout.of(settings)
     ranker = Ranker.from_pretrained(settings.score.model)
     prompts = load_prompts(ranker, layout)
@@ -89,10 +89,11 @@ def naive(settings: config.Config) -> dict[int, Any]:
     def scorer(user: int) -> Any:
         def scores(without: set[int] = frozenset(), in_context: bool = True) -> np.ndarray:
             past = [item for item in HISTORIES[user][-6:] if item not in without]
-            asked = ranker.read_contexts(pa.table({"place": pa.array([NOW[user]], pa.string())}))
+            asked = ranker.read_contexts(
+                pa.table({"place": pa.array([NOW[user] if in_context else None], pa.string())})
+            )
             request = prompts.request(
-                prompts.prefix(user), np.asarray(past, np.int64), np.asarray(listed[user]),
-                asked if in_context else None,
+                prompts.prefix(user), np.asarray(past, np.int64), np.asarray(listed[user]), asked
             )  # fmt: skip
             return score_pair_by_pair(ranker, request).numpy()
 

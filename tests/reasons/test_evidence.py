@@ -46,11 +46,14 @@ def test_cited_are_the_most_influential_that_raised_the_score() -> None:
     assert gather(0, 5.0, [], np.empty(0), 2, none, none, 2).cited == ()
 
 
-@pytest.mark.parametrize(("influence", "told"), [(0.3, True), (-0.3, False), (None, False)])
-def test_a_context_is_named_if_it_raised_the_score(influence: float | None, told: bool) -> None:
-    none, place = built([set()] * ITEMS), Trait("place", "home")
-    found = gather(0, 1.0, [1], np.asarray([0.5]), 3, none, none, 2, (place,), influence)
-    assert found.context == ((place,) if told else ()) and found.context_influence == influence
+def test_contexts_are_named_that_raised_the_score_each_by_itself() -> None:
+    none, (place, hour, device) = built([set()] * ITEMS), (Trait(name, "x") for name in ("place", "hour", "device"))
+    moved = [(place, 0.2), (hour, -0.4), (device, 0.3)]
+    found = gather(0, 1.0, [1], np.asarray([0.5]), 3, none, none, 2, moved, -0.1)
+    assert found.context == (device, place) and found.context_influence == -0.1
+    found = gather(0, 1.0, [1], np.asarray([0.5]), 3, none, none, 2, [(place, NOISE / 2)], NOISE / 2)
+    assert found.context == ()
+    assert gather(0, 1.0, [1], np.asarray([0.5]), 3, none, none, 2).context_influence is None
 
 
 def test_others_are_as_many_and_none_is_cited() -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from llmrec import config
 from llmrec.engine import explain_bucket
-from llmrec.engine.explain_bucket import Explaining
+from llmrec.engine.explain_bucket import Explainer, Explaining
+from llmrec.engine.prompts import Prompts
 from llmrec.engine.run import Job
+from llmrec.engine.watch import Beating
 from llmrec.layout import Layout
+from llmrec.ranker.contexts import CODE_BITS, ContextEncoder, Contexts, read
+from llmrec.ranker.influence import Variants
+from llmrec.ranker.ragged import Ragged
 from llmrec.reasons import check, templates
 from llmrec.reasons.traits import Trait
 from llmrec.tables import buckets
+from llmrec.tables.requests import Work
 
 ITEMS = [f"i{row:02}" for row in range(12)]
 KINDS = ["crime", "crime", "heist", *["comedy"] * 9]  # one of them of a single item
@@ -57,3 +64,104 @@ def test_columns_are_parted_as_the_catalogue_says(tables: Layout, tiny_model: Pa
     for separator, shared in ((", ", (Trait("genres", "Drama"),)), ("|", ())):
         wanted = explaining(tables, tiny_model, {"items": {"separator": separator}}, attributes=("genres",))
         assert explain_bucket.know(wanted)[1].attributes.shared(0, 1, 9) == shared
+
+
+class Scripted:
+    """In a replica's place: it reads contexts by an encoder, and does not score."""
+
+    def __init__(self, job: Job, prompts: Prompts, values: Mapping[str, Sequence[str]]) -> None:
+        self.job, self.prompts = job, prompts
+        self.encoder = ContextEncoder(values, 4)
+        self.ranker = None
+
+    def openings(self, work: Work, users: Sequence[int]) -> list[np.ndarray]:
+        return [self.prompts.plain] * len(users)
+
+    def contexts(self, work: Work, users: Sequence[int]) -> list[Contexts | None]:
+        if work.contexts is None:
+            return [None] * len(users)
+        asked = read(work.contexts, self.job.prompt, None, self.encoder)
+        return [asked.take(np.asarray([user])) for user in users]
+
+    def make_ready(self, few: Sequence[Any]) -> None:
+        """Nothing is to be made ready."""
+
+
+Score = Callable[[list[int], list[str], int], float]
+
+
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, wanted: Explaining, score: Score, values: Mapping[str, Sequence[str]] | None = None
+) -> Explainer:
+    """An explainer whose ranker is a function: of the rows in a trunk, oldest first, the values of its contexts that
+    the encoder knows, and the row that is scored."""
+    prompts, known = explain_bucket.know(wanted)
+    events = prompts.catalogue.event
+    (row_of,) = [{int(token): row for row, token in enumerate(events.values)}]
+    assert len(row_of) == len(ITEMS) == len(events.values), "an item is not one token"
+    values = values or {}
+
+    def told(code: int) -> list[str]:
+        found = []
+        for of in values.values():
+            code, digit = divmod(code, len(of) + 1)
+            found += [of[digit - 1]] if digit else []
+        return found
+
+    def score_variants(ranker: None, users: Sequence[Variants], *_: Any) -> list[list[np.ndarray]]:
+        found = []
+        for user in users:
+            of = list[np.ndarray]()
+            for trunk, candidates in zip(user.trunks, user.candidates, strict=True):
+                past = [row_of[t] for t in (trunk[len(prompts.plain) :] & ((1 << CODE_BITS) - 1)).tolist()]
+                context = told(int(trunk[-1]) >> CODE_BITS)
+                scores = [score(past, context, row_of[t]) for t in candidates.values.tolist()]
+                of.append(np.asarray(scores, np.float32))
+            found.append(of)
+        return found
+
+    monkeypatch.setattr(explain_bucket, "Replica", lambda job, texts: Scripted(job, texts, values))
+    monkeypatch.setattr(explain_bucket, "score_variants", score_variants)
+    return Explainer(wanted, Beating(None), prompts, known)
+
+
+def work(histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], contexts: Any = None) -> Work:
+    asked = [Ragged.of([np.asarray(of, np.int32) for of in lists]) for lists in (histories, candidates)]
+    total, none = len(asked[1].values), pa.table({})
+    users = pa.array(range(len(histories)), pa.int64())
+    return Work(
+        users, *asked, np.zeros(total, np.float32), pa.nulls(total, pa.string()), {}, none,
+        contexts=None if contexts is None else pa.table(contexts),
+    )  # fmt: skip
+
+
+def published(histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], score: Score) -> np.ndarray:
+    """Scores in no context."""
+    return np.asarray([score(list(h), [], c) for h, of in zip(histories, candidates, strict=True) for c in of])
+
+
+def test_each_context_is_left_out_by_itself_and_one_that_the_ranker_does_not_know_is_not_named(
+    tables: Layout, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"device": ["phone", "web"], "place": ["home", "work"]}
+    weights = {"phone": 0.5, "web": -0.25, "home": 1.0, "work": 2.0}
+
+    def score(past: list[int], context: list[str], row: int) -> float:
+        return 100.0 + len(past) + sum(weights[value] for value in context)
+
+    asked = {
+        "device": ["phone", "web", "fridge", "fridge", None, "phone"],
+        "place": ["home", "home", "work", "moon", "home", None],
+    }
+    histories, candidates = [[1, 2]] * 6, [[5]] * 6
+    explainer = scripted(monkeypatch, explaining(tables, tiny_model), score, values)
+    found, _, pairs = explainer._evidence(
+        work(histories, candidates, {name: pa.array(of, pa.string()) for name, of in asked.items()}),
+        published(histories, candidates, score),
+    )
+    told = [([trait.value for trait in of.context], of.context_influence) for of in found]
+    assert told == [
+        (["home", "phone"], 1.5), (["home"], 0.75), (["work"], 2.0), ([], None), (["home"], 1.0), (["phone"], 0.5)
+    ]  # fmt: skip
+    assert [len(of.cited) for of in found] == [2] * 6
+    assert pairs == 6 * 3 + 3 + 3 + 1 + 0 + 1 + 1
