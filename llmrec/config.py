@@ -856,7 +856,9 @@ class Explain(Section):
         (), description="relations of data.edges that may be named; empty: all of them, if there is a graph"
     )
     shared: Annotated[int, Field(ge=0)] = Field(
-        2, description="at most so many attributes, and so many edges, that an item shares with a cited one"
+        2,
+        description="at most so many attributes, so many edges that an item shares with a cited one, and so many "
+        "between the two",
     )
     template: str = Field("en", description="en, zh, or the path of a template of your own")
     model: str = Field(

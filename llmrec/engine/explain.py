@@ -46,8 +46,9 @@ class Explained:
     """What explain did. run_id: the published run that is explained; id: of the run with all that its reasons depend
     on; version, new: of the reasons table, see `rankings.Published`.
 
-    reasons: rows, of which some name history, attributes, facts (edges) or a context, or have a model's words;
-    violations: sentences of the model that were replaced by the template's, by why. pairs: scores of the ranker;
+    reasons: rows, of which some name history, attributes, facts (edges), links (edges between items) or a context, or
+    have a model's words; violations: sentences of the model that were replaced by the template's, by why. pairs: scores
+    of the ranker;
     pairs_per_reason: what a reason took of these; score_difference: the largest between a score here and the published
     one, relative to its size. faithfulness: see there. resumed: buckets done before this job began.
     """
@@ -65,6 +66,7 @@ class Explained:
     with_history: int
     with_attributes: int
     with_facts: int
+    with_links: int
     with_context: int
     by_model: int
     violations: dict[str, int]
@@ -238,6 +240,7 @@ def _summary(wanted: Explaining, entries: dict[int, Entry], resumed: int, versio
         with_history=counts["with_history"],
         with_attributes=counts["with_attributes"],
         with_facts=counts["with_facts"],
+        with_links=counts["with_links"],
         with_context=counts["with_context"],
         by_model=counts["by_model"],
         violations={name: counts[name] for name in VIOLATIONS if counts[name]},

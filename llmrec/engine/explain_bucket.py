@@ -22,6 +22,7 @@ from llmrec.errors import UserError
 from llmrec.evaluation import faithfulness
 from llmrec.ranker import precision
 from llmrec.ranker.contexts import Contexts
+from llmrec.ranker.graph import items_of_tails
 from llmrec.ranker.influence import Variants, score_variants
 from llmrec.ranker.item_features import texts
 from llmrec.ranker.model import load_tokenizer
@@ -30,7 +31,7 @@ from llmrec.reasons import check, evidence, templates
 from llmrec.reasons.evidence import Evidence
 from llmrec.reasons.rewording import Rewriter
 from llmrec.reasons.templates import Template
-from llmrec.reasons.traits import Trait, Traits
+from llmrec.reasons.traits import Links, Trait, Traits
 from llmrec.schema import BUCKET, HEAD, ITEM, RANK, RANKER_SCORE, RELATION, RUN_ID, TAIL, TITLE, USER
 from llmrec.tables import buckets, rankings, reasons
 from llmrec.tables.catalogue import rows_of
@@ -89,19 +90,23 @@ class Known:
     titles: pa.Array
     attributes: Traits
     facts: Traits
+    links: Links
     vocabulary: check.Vocabulary | None
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a table says of items, one row a value. row: int64[m], of the catalogue; names, values: m each."""
+    """What a table says of items, one row a value. row: int64[m], of the catalogue; names, values: m each; shown: texts
+    that stand for some of the values."""
 
     row: np.ndarray
     names: list[str]
     values: list[str]
+    shown: dict[Trait, str] = field(default_factory=dict)
 
     def traits(self, items: int) -> Traits:
-        return Traits.build(self.row, self.names, self.values, items)
+        found = Traits.build(self.row, self.names, self.values, items)
+        return replace(found, known=[Trait(of.name, self.shown.get(of, of.value)) for of in found.known])
 
 
 def know(wanted: Explaining) -> tuple[Prompts, Known]:
@@ -118,14 +123,14 @@ def know(wanted: Explaining) -> tuple[Prompts, Known]:
     items = buckets.read_parquet(uri, list(dict.fromkeys([ITEM, TITLE, *settings.attributes])))
     items = items.take(pa.compute.index_in(ids, items[ITEM].combine_chunks()))
     titles = items[TITLE].combine_chunks().cast(pa.string()).fill_null("")
-    attributes, facts = _attributes(items, settings), _facts(wanted, ids)
+    attributes, (facts, links) = _attributes(items, settings), _edges(wanted, ids, titles)
     vocabulary = None
     if settings.model:
         # All values, not the shared ones alone: what a single item has is as wrong in a sentence about others.
         values = {*attributes.values, *facts.values}
         vocabulary = check.Vocabulary.of(titles.to_pylist(), values, wanted.template.words)
     nothing = Rules(ids, np.zeros(len(ids), bool), exclude_seen=False, limit=np.iinfo(np.int32).max)
-    return prompts, Known(nothing, titles, attributes.traits(len(ids)), facts.traits(len(ids)), vocabulary)
+    return prompts, Known(nothing, titles, attributes.traits(len(ids)), facts.traits(len(ids)), links, vocabulary)
 
 
 def _attributes(items: pa.Table, settings: config.Explain) -> Told:
@@ -141,7 +146,9 @@ def _attributes(items: pa.Table, settings: config.Explain) -> Told:
     return Told(np.concatenate(rows), names, values)
 
 
-def _facts(wanted: Explaining, ids: pa.Array) -> Told:
+def _edges(wanted: Explaining, ids: pa.Array, titles: pa.Array) -> tuple[Told, Links]:
+    """What edges say of items, and those from item to item. An item that is a tail is told by its title, if it has
+    one."""
     uri, relations = wanted.job.layout.edges, wanted.settings.relations
     if not storage.exists(uri):
         if relations:
@@ -149,7 +156,8 @@ def _facts(wanted: Explaining, ids: pa.Array) -> Told:
                 f"explain.relations names '{relations[0]}', and {uri} is not there; set data.edges and run "
                 "jobs/prepare.py"
             )
-        return Told(np.empty(0, np.int64), [], [])
+        none = np.empty(0, np.int64)
+        return Told(none, [], []), Links.build(none, [], none, len(ids))
     edges = buckets.read_parquet(uri, [HEAD, RELATION, TAIL])
     if relations:
         there = pa.compute.unique(edges[RELATION]).to_pylist()
@@ -162,8 +170,16 @@ def _facts(wanted: Explaining, ids: pa.Array) -> Told:
         edges = edges.filter(pa.compute.is_in(edges[RELATION], pa.array(relations)))
     rows = rows_of(edges[HEAD].combine_chunks(), ids).astype(np.int64)
     known = rows >= 0
-    edges = edges.filter(pa.array(known))
-    return Told(rows[known], edges[RELATION].to_pylist(), edges[TAIL].to_pylist())
+    edges, rows = edges.filter(pa.array(known)), rows[known]
+    tails = items_of_tails(edges, ids)
+    named = pa.compute.not_equal(titles.take(pa.array(tails, mask=tails < 0)), "").fill_null(True)
+    edges = edges.filter(named)
+    rows, tails = (of[named.to_numpy(zero_copy_only=False)] for of in (rows, tails))
+    names, values = edges[RELATION].to_pylist(), edges[TAIL].to_pylist()
+    of_items = np.flatnonzero(tails >= 0)
+    shown = {Trait(names[i], values[i]): titles[tails[i]].as_py() for i in of_items.tolist()}
+    links = Links.build(rows[of_items], [names[i] for i in of_items.tolist()], tails[of_items], len(ids))
+    return Told(rows, names, values, shown), links
 
 
 class Explainer:
@@ -205,6 +221,7 @@ class Explainer:
             "with_history": sum(bool(of.cited) for of in found),
             "with_attributes": sum(any(c.attributes for c in of.cited) for of in found),
             "with_facts": sum(any(c.facts for c in of.cited) for of in found),
+            "with_links": sum(any(c.links for c in of.cited) for of in found),
             "with_context": sum(bool(of.context) for of in found),
             "by_model": sum(r.source == reasons.MODEL for r in told),
         })  # fmt: skip
@@ -274,7 +291,7 @@ class Explainer:
                 found += [
                     evidence.gather(
                         int(row), float(whole[i]), out, influence[:, i], settings.cited, self.known.attributes,
-                        self.known.facts, settings.shared,
+                        self.known.facts, self.known.links, settings.shared,
                         list(zip(moved, of_contexts[:, i].tolist(), strict=False)),
                         float(of_contexts[-1, i]) if moved else None,
                     )

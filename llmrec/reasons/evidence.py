@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmrec.reasons.traits import Trait, Traits
+from llmrec.reasons.traits import Link, Links, Trait, Traits
 
 # Of a score's size (of 1, if that is more): what float32 and another packing may make of no influence at all.
 NOISE = 1e-4
@@ -15,12 +15,14 @@ NOISE = 1e-4
 
 @dataclass(frozen=True)
 class Cited:
-    """An item of the history. row: of the catalogue; influence: the score with it less the score without it."""
+    """An item of the history. row: of the catalogue; influence: the score with it less the score without it;
+    attributes, facts: what it shares with the recommended item; links: edges between the two."""
 
     row: int
     influence: float
     attributes: tuple[Trait, ...]
     facts: tuple[Trait, ...]
+    links: tuple[Link, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def gather(
     most: int,
     attributes: Traits,
     facts: Traits,
+    links: Links,
     most_shared: int,
     context: Sequence[tuple[Trait, float]] = (),
     context_influence: float | None = None,
@@ -61,6 +64,7 @@ def gather(
             float(influence[i]),
             attributes.shared(row, history[i], most_shared),
             facts.shared(row, history[i], most_shared),
+            links.between(row, history[i], most_shared),
         )
         for i in order.tolist()
         if influence[i] > least

@@ -18,11 +18,12 @@ from llmrec.engine.run import Job
 from llmrec.engine.watch import Beating
 from llmrec.layout import Layout
 from llmrec.ranker.contexts import CODE_BITS, ContextEncoder, Contexts, read
+from llmrec.ranker.graph import items_of_tails
 from llmrec.ranker.influence import Variants
 from llmrec.ranker.ragged import Ragged
 from llmrec.reasons import check, templates
 from llmrec.reasons.traits import Trait
-from llmrec.tables import buckets
+from llmrec.tables import buckets, reasons
 from llmrec.tables.requests import Work
 
 ITEMS = [f"i{row:02}" for row in range(12)]
@@ -113,7 +114,7 @@ def scripted(
         for user in users:
             of = list[np.ndarray]()
             for trunk, candidates in zip(user.trunks, user.candidates, strict=True):
-                past = [row_of[t] for t in (trunk[len(prompts.plain) :] & ((1 << CODE_BITS) - 1)).tolist()]
+                past = [row_of[token % (1 << CODE_BITS)] for token in trunk[len(prompts.plain) :].tolist()]
                 context = told(int(trunk[-1]) >> CODE_BITS)
                 scores = [score(past, context, row_of[t]) for t in candidates.values.tolist()]
                 of.append(np.asarray(scores, np.float32))
@@ -138,6 +139,54 @@ def work(histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]
 def published(histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]], score: Score) -> np.ndarray:
     """Scores in no context."""
     return np.asarray([score(list(h), [], c) for h, of in zip(histories, candidates, strict=True) for c in of])
+
+
+REQUIRES = [("i05", "requires", "i01"), ("i06", "requires", "i05"), ("i02", "requires", "i01"), ("i07", "of", "art")]
+
+
+def with_edges(layout: Layout, edges: Sequence[tuple[Any, str, str]]) -> None:
+    head, relation, tail = zip(*edges, strict=True)
+    weight = pa.array([1.0] * len(edges), pa.float32())
+    buckets.write_parquet(pa.table({"head": head, "relation": relation, "tail": tail, "weight": weight}), layout.edges)
+
+
+def test_an_edge_between_the_item_and_a_cited_one_is_evidence_and_items_are_told_by_their_titles(
+    tables: Layout, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_edges(tables, REQUIRES)
+    wanted = explaining(tables, tiny_model)
+
+    def score(past: list[int], context: list[str], row: int) -> float:
+        return float(len(past))
+
+    asked = ([[1, 2, 6]], [[5, 8]])
+    explainer = scripted(monkeypatch, wanted, score)
+    found, _, _ = explainer._evidence(work(*asked), published(*asked, score))
+    told = [reason.text for reason in explainer._reasons(found)]
+    assert told == [
+        "“Title F” is recommended because of “Title G” (“Title G” requires “Title F”), “Title C” (requires Title B in "
+        "both) and “Title B” (“Title F” requires “Title B”) in your history.",
+        "“Title I” is recommended because of “Title G”, “Title C” and “Title B” in your history.",
+    ]
+    rows = pa.table({
+        "user_id": [0, 0], "rank": pa.array([1, 2], pa.int32()), "item_id": ["i05", "i08"], "run_id": ["r", "r"],
+    })  # fmt: skip
+    table = reasons.table(rows, found, explainer._reasons(found), wanted.template, pa.array(ITEMS)).to_pylist()
+    assert [[tuple(of.values()) for of in row["links"]] for row in table] == [
+        [("i06", "requires", "i05"), ("i05", "requires", "i01")], []
+    ]  # fmt: skip
+    assert [tuple(of.values()) for of in table[0]["facts"]] == [("i02", "requires", "Title B")]
+
+
+def test_tails_are_items_by_their_ids() -> None:
+    edges = pa.table({
+        "head": [1, 1, 2, 2, 3, 3], "relation": ["year", "needs"] * 3, "tail": ["3", "2", "1995", "3", "1997", "x"]
+    })  # fmt: skip
+    ids = pa.array([1, 2, 3])
+    # Of the years one is a number that is an id, too.
+    assert items_of_tails(edges, ids).tolist() == [-1, 1, -1, 2, -1, -1]
+    assert items_of_tails(edges, ids.cast(pa.string())).tolist() == [2, 1, -1, 2, -1, -1]
+    assert items_of_tails(edges.slice(0, 0), ids).tolist() == []
 
 
 def test_each_context_is_left_out_by_itself_and_one_that_the_ranker_does_not_know_is_not_named(
