@@ -24,7 +24,7 @@ from llmrec.engine.run import resolve
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.evaluation import faithfulness
-from llmrec.evaluation.faithfulness import Faithfulness
+from llmrec.evaluation.faithfulness import Faithfulness, Falls
 from llmrec.layout import Layout, reasons_table
 from llmrec.ranker.card import model_version
 from llmrec.reasons import templates
@@ -224,7 +224,9 @@ def _summary(wanted: Explaining, entries: dict[int, Entry], resumed: int, versio
     for entry in ordered:
         counts.update(entry.counts)
     rows, pairs = sum(e.rows for e in ordered), sum(e.pairs for e in ordered)
-    cited, random = ([fall for e in ordered for fall in getattr(e, name)] for name in ("cited", "random"))
+    names = ("cited", "random", "cited_events", "random_events")
+    of_users = [[of for e in ordered for of in e.falls[name]] for name in names]
+    falls = Falls(sum(e.falls["reasons"] for e in ordered), *of_users)
     settings = wanted.settings
     return Explained(
         run_id=wanted.job.run_id,
@@ -247,9 +249,7 @@ def _summary(wanted: Explaining, entries: dict[int, Entry], resumed: int, versio
         pairs=pairs,
         pairs_per_reason=round(pairs / max(rows, 1), 1),
         score_difference=max((e.difference for e in ordered), default=0.0),
-        faithfulness=faithfulness.measure(
-            cited, random, sum(e.measured for e in ordered), settings.bootstrap, settings.seed
-        ),
+        faithfulness=faithfulness.measure(falls, settings.bootstrap, settings.seed),
         buckets=len(entries),
         resumed=resumed,
         examples=[shown for e in ordered for shown in e.examples][:EXAMPLES],

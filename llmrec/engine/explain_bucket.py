@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from llmrec.engine.scorer import Replica, model_directory
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.evaluation import faithfulness
+from llmrec.evaluation.faithfulness import Falls
 from llmrec.ranker import precision
 from llmrec.ranker.contexts import Contexts
 from llmrec.ranker.graph import items_of_tails
@@ -63,8 +64,8 @@ class Entry:
     """What became of one bucket; it is whole once it has an entry.
 
     path: of its file, relative to the reasons table; counts: reasons by what they have; pairs: scores that the ranker
-    computed; difference: the largest between a score here and the published one; cited, random: of each measured user,
-    see `faithfulness.measure`; measured: his reasons, of all of them.
+    computed; difference: the largest between a score here and the published one; falls: of users whose faithfulness was
+    measured, `faithfulness.Falls` as a mapping.
     """
 
     bucket: int
@@ -75,9 +76,7 @@ class Entry:
     counts: dict[str, int]
     pairs: int
     difference: float
-    cited: list[float]
-    random: list[float]
-    measured: int
+    falls: dict[str, Any]
     seconds: float
     examples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -213,7 +212,7 @@ class Explainer:
         work = self._work(unit, rows)
         found, difference, pairs = self._evidence(work, rows[RANKER_SCORE].to_numpy())
         told = self._reasons(found)
-        cited, random, measured = self._faithfulness(work, found, unit["sample"])
+        falls = self._faithfulness(work, found, unit["sample"])
         table = reasons.table(rows, found, told, wanted.template, self.known.rules.ids)
         path = rankings.staged_path(wanted.id, unit[BUCKET])
         size = buckets.write_parquet(table, storage.join(wanted.output, path))
@@ -231,8 +230,8 @@ class Explainer:
             for of, reason in zip(rows.slice(0, EXAMPLES).to_pylist(), told, strict=False)
         ]
         return Entry(
-            unit[BUCKET], path, size, table.num_rows, len(work.users), dict(counts), pairs, difference, cited, random,
-            measured, round(time.monotonic() - started, 3), shown,
+            unit[BUCKET], path, size, table.num_rows, len(work.users), dict(counts), pairs, difference,
+            asdict(falls), round(time.monotonic() - started, 3), shown,
         )  # fmt: skip
 
     def _work(self, unit: dict[str, Any], rows: pa.Table) -> Work:
@@ -348,37 +347,39 @@ class Explainer:
                 told.append(Reason(reason, reasons.BY_TEMPLATE, wrong))
         return told
 
-    def _faithfulness(self, work: Work, found: Sequence[Evidence], sample: int) -> tuple[list[float], list[float], int]:
-        """How far scores fall without the cited items, and without others: each measured user's mean; of how many
-        reasons."""
+    def _faithfulness(self, work: Work, found: Sequence[Evidence], sample: int) -> Falls:
+        """How far scores fall without the cited items, and without others. sample: of so many users."""
         prompts, wanted = self.replica.prompts, self.wanted.settings
         hashes = buckets.user_hash(work.users)
-        cited, random, measured = list[float](), list[float](), 0
+        columns, measured = tuple(list[float]() for _ in range(4)), 0
         for window in self._windows(np.argsort(hashes, kind="stable")[:sample].tolist()):
             openings, contexts = self.replica.openings(work, window), self.replica.contexts(work, window)
             asked = []
             for user, opening, context in zip(window, openings, contexts, strict=True):
                 newest, start = prompts.newest(work.histories[user]), int(work.candidates.offsets[user])
-                trunks, rows = [self._trunk(opening, newest, context)], list[list[int]]()
+                trunks, rows, removed = [self._trunk(opening, newest, context)], list[list[int]](), list[int]()
                 for i, row in enumerate(work.candidates[user].tolist()):
                     gone = [c.row for c in found[start + i].cited]
                     others = faithfulness.others(newest.tolist(), gone, (wanted.seed, int(hashes[user]), i))
                     if others is not None:
                         rows += [[row]] * 2
-                        trunks += [self._trunk(opening, newest[~np.isin(newest, o)], context) for o in (gone, others)]
+                        without = [np.isin(newest, of) for of in (gone, others)]
+                        trunks += [self._trunk(opening, newest[~of], context) for of in without]
+                        removed += [int(of.sum()) for of in without]
                 whole = sorted({row for (row,) in rows})
                 candidates = [prompts.catalogue.candidate.take(np.asarray(of, np.int64)) for of in (whole, *rows)]
-                asked.append((Variants(trunks, candidates), whole, rows))
+                asked.append((Variants(trunks, candidates), whole, rows, removed))
             scored = score_variants(self.replica.ranker, [a for a, *_ in asked], wanted.batch_tokens, self.beating)
-            for (_, whole, rows), scores in zip(asked, scored, strict=True):
+            for (_, whole, rows, removed), scores in zip(asked, scored, strict=True):
                 if not rows:
                     continue
                 before = dict(zip(whole, scores[0].tolist(), strict=True))
-                falls = np.asarray([before[row] - float(s[0]) for (row,), s in zip(rows, scores[1:], strict=True)])
-                cited.append(float(falls[::2].mean()))
-                random.append(float(falls[1::2].mean()))
+                fallen = [before[row] - float(s[0]) for (row,), s in zip(rows, scores[1:], strict=True)]
+                means = [float(of[start::2].mean()) for of in map(np.asarray, (fallen, removed)) for start in (0, 1)]
+                for column, mean in zip(columns, means, strict=True):
+                    column.append(mean)
                 measured += len(rows) // 2
-        return cited, random, measured
+        return Falls(measured, *columns)
 
 
 class _Titles(Sequence[str]):

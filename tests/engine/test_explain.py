@@ -192,7 +192,7 @@ def test_faithfulness_is_that_of_scoring_anew_without_all_that_is_cited(settings
                 of_user.append(float(scores[user]()[row["rank"] - 1] - scores[user](gone)[row["rank"] - 1]))
         if of_user:
             falls.append(np.mean(of_user))
-    assert entry.cited == pytest.approx(falls, abs=1e-3) and 0 < len(falls) == len(entry.random)
+    assert entry.falls["cited"] == pytest.approx(falls, abs=1e-3) and 0 < len(falls) == len(entry.falls["random"])
 
 
 def test_scores_that_are_not_the_published_ones_stop_the_job(settings: config.Config) -> None:

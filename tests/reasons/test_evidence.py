@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llmrec.evaluation import faithfulness
+from llmrec.evaluation.faithfulness import Falls
 from llmrec.reasons.evidence import NOISE, gather
 from llmrec.reasons.traits import Link, Links, Trait, Traits
 
@@ -76,7 +77,7 @@ def test_contexts_are_named_that_raised_the_score_each_by_itself() -> None:
 
 
 def test_others_are_as_many_and_none_is_cited() -> None:
-    history = [5, 3, 5, 8, 1, 9]
+    history = [5, 3, 8, 1, 9]
     seen = set()
     for seed in range(30):
         chosen = faithfulness.others(history, [3, 9], (seed, 7))
@@ -87,12 +88,24 @@ def test_others_are_as_many_and_none_is_cited() -> None:
     assert faithfulness.others(history, [3, 9, 1], (0,)) is None and faithfulness.others(history, [], (0,)) is None
 
 
+def test_others_have_about_as_many_events() -> None:
+    """Each as the cited one that it stands for, or the nearest that there is."""
+    counts = {1: 5, 2: 1, 3: 4, 4: 1, 5: 1, 6: 2, 7: 5}
+    history = np.random.default_rng(0).permutation(np.repeat(list(counts), list(counts.values()))).tolist()
+    of_five = [faithfulness.others(history, [1, 2], (seed,)) for seed in range(20)]
+    assert {tuple(counts[item] for item in of) for of in of_five if of} == {(5, 1)}
+    assert {of[1] for of in of_five if of} == {4, 5}
+    assert faithfulness.others(history, [2, 1, 7], (0,))[:2] == [3, 6]
+
+
 def test_faithfulness_is_the_mean_difference_with_its_interval() -> None:
     rng = np.random.default_rng(0)
     cited, random = rng.normal(0.5, 0.1, 400).tolist(), rng.normal(0.2, 0.1, 400).tolist()
-    found = faithfulness.measure(cited, random, 1000, 2000, 0)
+    falls = Falls(1000, cited, random, [2.0] * 400, [1.0, 2.0] * 200)
+    found = faithfulness.measure(falls, 2000, 0)
     differences = np.subtract(cited, random)
     assert found.difference == pytest.approx(differences.mean())
     half = 1.96 * differences.std() / 20  # the normal interval
     assert (found.low, found.high) == pytest.approx((differences.mean() - half, differences.mean() + half), abs=0.003)
-    assert faithfulness.measure([], [], 0, 10, 0).difference is None
+    assert (found.users, found.reasons, found.cited_events, found.random_events) == (400, 1000, 2.0, 1.5)
+    assert faithfulness.measure(Falls(0, [], [], [], []), 10, 0).difference is None

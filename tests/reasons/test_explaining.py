@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from llmrec.engine.explain_bucket import Explainer, Explaining
 from llmrec.engine.prompts import Prompts
 from llmrec.engine.run import Job
 from llmrec.engine.watch import Beating
+from llmrec.evaluation import faithfulness
+from llmrec.evaluation.faithfulness import Faithfulness
 from llmrec.layout import Layout
 from llmrec.ranker.contexts import CODE_BITS, ContextEncoder, Contexts, read
 from llmrec.ranker.graph import items_of_tails
@@ -214,3 +217,53 @@ def test_each_context_is_left_out_by_itself_and_one_that_the_ranker_does_not_kno
     ]  # fmt: skip
     assert [len(of.cited) for of in found] == [2] * 6
     assert pairs == 6 * 3 + 3 + 3 + 1 + 0 + 1 + 1
+
+
+def measured(explainer: Explainer, score: Score, users: int = 60, often: int = 5) -> Faithfulness:
+    """Of users who had ten items, two of them `often` times each, the others once."""
+    rng = np.random.default_rng(1)
+    histories = []
+    for _ in range(users):
+        items = rng.permutation(10)
+        histories.append(rng.permutation(np.repeat(items, [often] * 2 + [1] * 8)).tolist())
+    candidates = [[10, 11]] * users
+    asked = work(histories, candidates)
+    found, _, _ = explainer._evidence(asked, published(histories, candidates, score))
+    return faithfulness.measure(explainer._faithfulness(asked, found, users), 1000, 0)
+
+
+def test_cited_items_that_matter_are_found_to(
+    tables: Layout, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three items the score is the sum of those that were had; of the others it knows nothing."""
+
+    def score(past: list[int], context: list[str], row: int) -> float:
+        return float(len({1, 4, 7} & set(past)))
+
+    wanted = explaining(tables, tiny_model, history=10, cited=3)
+    found = measured(scripted(monkeypatch, wanted, score), score)
+    assert (found.users, found.reasons, found.cited, found.random) == (60, 120, 3.0, 0.0)
+    assert found.low is not None and found.low > 0
+
+
+@pytest.mark.parametrize("how", ["by chance", "by length"])
+def test_cited_items_that_do_not_matter_are_not(
+    tables: Layout, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Where the score of every shorter history is drawn anew, or tells how many events it has, no item matters: as much
+    is lost with others of as many events. One at a time, some seem to."""
+
+    def score(past: list[int], context: list[str], row: int) -> float:
+        if how == "by length":
+            return len(past) / 10
+        if len(past) == 2 * 5 + 8:
+            return 1.0
+        digest = hashlib.sha256(f"{past} {row}".encode()).digest()
+        return int.from_bytes(digest[:4]) / 2**32
+
+    wanted = explaining(tables, tiny_model, history=10, cited=2 if how == "by chance" else 1)
+    found = measured(scripted(monkeypatch, wanted, score), score)
+    assert found.users > 50
+    assert found.low is not None and found.high is not None and found.low <= 0 <= found.high
+    if how == "by length":
+        assert found.cited_events == found.random_events == 5.0 and found.cited == pytest.approx(0.5)
