@@ -108,8 +108,10 @@ def test_chinese_titles_are_found_without_spaces(sentence: str, why: str | None)
         ("成龙的《Heat》适合您，因为您看过《红高粱》。", "unknown_name"),
         ("Netflix为您推荐《Heat》，因为您看过《红高粱》。", "unknown_name"),
         ("netflix为您推荐《Heat》，因为您看过《红高粱》。", "unknown_name"),
-        ("《Heat》是二零零六年的电影，您看过《红高粱》。", "unknown_number"),
-        ("《Heat》是二〇〇六的电影，您看过《红高粱》。", "unknown_number"),
+        ("《Heat》是二零零六年的电影，您看过《红高粱》。", "unknown_name"),
+        ("《Heat》是二零零六的作品，您看过《红高粱》。", "unknown_number"),
+        ("《Heat》是大家最喜欢的作品，您看过《红高粱》。", "unknown_name"),
+        ("《Heat》是二〇〇六的作品，您看过《红高粱》。", "unknown_number"),
         ("您看过《红高粱》三次，所以为您推荐《Heat》。", "unknown_number"),
         (
             "李史因的《Heat》适合您，因为您看过《红高粱》。",
