@@ -28,6 +28,7 @@ from llmrec.ranker.influence import Variants, score_variants
 from llmrec.ranker.item_features import texts
 from llmrec.ranker.model import load_tokenizer
 from llmrec.ranker.prompts import scoring_trunk
+from llmrec.ranker.templates import fill
 from llmrec.reasons import check, evidence, templates
 from llmrec.reasons.evidence import Evidence
 from llmrec.reasons.rewording import Rewriter
@@ -308,13 +309,18 @@ class Explainer:
         self, work: Work, users: Sequence[int]
     ) -> tuple[dict[str, list[Contexts | None]], list[Contexts | None]]:
         """What these users are asked about in as the model reads it where one context is not known, by its name, and
-        where none is."""
+        where none is; None where that leaves no text."""
         if work.contexts is None:
             return {}, [None] * len(users)
         asked, names = work.contexts, work.contexts.column_names
 
         def read(unknown: Sequence[str]) -> list[Contexts | None]:
-            return self.replica.contexts(replace(work, contexts=_without(asked, unknown)), users)
+            left = _without(asked, unknown)
+            told = fill(self.wanted.job.prompt.context, left.take(pa.array(users, pa.int64())), "context")
+            there = [user for user, text in zip(users, told, strict=True) if text.strip()]
+            found = self.replica.contexts(replace(work, contexts=left), there) if there else []
+            of_user = dict(zip(there, found, strict=True))
+            return [of_user.get(user) for user in users]
 
         return {name: read([name]) for name in names}, read(names)
 

@@ -23,6 +23,7 @@ from llmrec.layout import Layout
 from llmrec.ranker.contexts import CODE_BITS, ContextEncoder, Contexts, read
 from llmrec.ranker.graph import items_of_tails
 from llmrec.ranker.influence import Variants
+from llmrec.ranker.model import load_tokenizer
 from llmrec.ranker.ragged import Ragged
 from llmrec.reasons import check, templates
 from llmrec.reasons.traits import Trait
@@ -43,9 +44,13 @@ def tables(tmp_path: Path) -> Layout:
     return layout
 
 
-def explaining(layout: Layout, base: Path, sections: Mapping[str, Any] | None = None, **settings: Any) -> Explaining:
+def explaining(
+    layout: Layout, base: Path, sections: Mapping[str, Any] | None = None, context: str = "", **settings: Any
+) -> Explaining:
     sections = sections or {}
-    prompt = config.Prompt(item="{text}", before_history="w0", before_item="", after_item="", max_history=30)
+    prompt = config.Prompt(
+        item="{text}", before_history="w0", before_item="", after_item="", context=context, max_history=30
+    )
     job = Job(
         config.Score(), config.Model(base=str(base)), prompt, layout, "", "r", str(base), "v", 1, "", None
     )  # fmt: skip
@@ -71,11 +76,12 @@ def test_columns_are_parted_as_the_catalogue_says(tables: Layout, tiny_model: Pa
 
 
 class Scripted:
-    """In a replica's place: it reads contexts by an encoder, and does not score."""
+    """In a replica's place: it reads contexts by an encoder or, without values, as texts, and does not score."""
 
     def __init__(self, job: Job, prompts: Prompts, values: Mapping[str, Sequence[str]]) -> None:
         self.job, self.prompts = job, prompts
-        self.encoder = ContextEncoder(values, 4)
+        self.encoder = ContextEncoder(values, 4) if values else None
+        self.tokenizer = load_tokenizer(job.model.base)
         self.ranker = None
 
     def openings(self, work: Work, users: Sequence[int]) -> list[np.ndarray]:
@@ -84,8 +90,9 @@ class Scripted:
     def contexts(self, work: Work, users: Sequence[int]) -> list[Contexts | None]:
         if work.contexts is None:
             return [None] * len(users)
-        asked = read(work.contexts, self.job.prompt, None, self.encoder)
-        return [asked.take(np.asarray([user])) for user in users]
+        some = work.contexts.take(pa.array(users, pa.int64()))
+        asked = read(some, self.job.prompt, self.tokenizer, self.encoder)
+        return [asked.take(np.asarray([i])) for i in range(len(users))]
 
     def make_ready(self, few: Sequence[Any]) -> None:
         """Nothing is to be made ready."""
@@ -98,12 +105,12 @@ def scripted(
     monkeypatch: pytest.MonkeyPatch, wanted: Explaining, score: Score, values: Mapping[str, Sequence[str]] | None = None
 ) -> Explainer:
     """An explainer whose ranker is a function: of the rows in a trunk, oldest first, the values of its contexts that
-    the encoder knows, and the row that is scored."""
+    the encoder knows, or the words that follow the history, and the row that is scored."""
     prompts, known = explain_bucket.know(wanted)
     events = prompts.catalogue.event
     (row_of,) = [{int(token): row for row, token in enumerate(events.values)}]
     assert len(row_of) == len(ITEMS) == len(events.values), "an item is not one token"
-    values = values or {}
+    words, values = load_tokenizer(wanted.job.model.base), values or {}
 
     def told(code: int) -> list[str]:
         found = []
@@ -117,8 +124,10 @@ def scripted(
         for user in users:
             of = list[np.ndarray]()
             for trunk, candidates in zip(user.trunks, user.candidates, strict=True):
-                past = [row_of[token % (1 << CODE_BITS)] for token in trunk[len(prompts.plain) :].tolist()]
+                read = [token % (1 << CODE_BITS) for token in trunk[len(prompts.plain) :].tolist()]
+                past = [row_of[token] for token in read if token in row_of]
                 context = told(int(trunk[-1]) >> CODE_BITS)
+                context += words.convert_ids_to_tokens([token for token in read if token not in row_of])
                 scores = [score(past, context, row_of[t]) for t in candidates.values.tolist()]
                 of.append(np.asarray(scores, np.float32))
             found.append(of)
@@ -206,7 +215,7 @@ def test_each_context_is_left_out_by_itself_and_one_that_the_ranker_does_not_kno
         "place": ["home", "home", "work", "moon", "home", None],
     }
     histories, candidates = [[1, 2]] * 6, [[5]] * 6
-    explainer = scripted(monkeypatch, explaining(tables, tiny_model), score, values)
+    explainer = scripted(monkeypatch, explaining(tables, tiny_model, context="{device} {place}"), score, values)
     found, _, pairs = explainer._evidence(
         work(histories, candidates, {name: pa.array(of, pa.string()) for name, of in asked.items()}),
         published(histories, candidates, score),
@@ -217,6 +226,27 @@ def test_each_context_is_left_out_by_itself_and_one_that_the_ranker_does_not_kno
     ]  # fmt: skip
     assert [len(of.cited) for of in found] == [2] * 6
     assert pairs == 6 * 3 + 3 + 3 + 1 + 0 + 1 + 1
+
+
+def test_a_text_of_which_nothing_is_left_is_left_out(
+    tables: Layout, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody asked for something, so that the ranker never had to read an empty text."""
+    weights = {"w40": 1.0, "w41": -1.0, "w50": 2.0}
+
+    def score(past: list[int], context: list[str], row: int) -> float:
+        return 100.0 + len(past) + sum(weights[word] for word in context)
+
+    asked = {"query": ["w40", "w41", "w40"], "place": ["w50", "w50", None]}
+    histories, candidates = [[1, 2]] * 3, [[5]] * 3
+    explainer = scripted(monkeypatch, explaining(tables, tiny_model, context=" {query} {place}"), score)
+    found, _, _ = explainer._evidence(
+        work(histories, candidates, {name: pa.array(of, pa.string()) for name, of in asked.items()}),
+        published(histories, candidates, score),
+    )
+    assert [([trait.value for trait in of.context], of.context_influence) for of in found] == [
+        (["w50", "w40"], 3.0), (["w50"], 1.0), (["w40"], 1.0)
+    ]  # fmt: skip
 
 
 def measured(explainer: Explainer, score: Score, users: int = 60, often: int = 5) -> Faithfulness:
