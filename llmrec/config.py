@@ -800,7 +800,9 @@ class Rerank(Section):
         {}, exclude_if=_none, description="columns of items, and for some of their values the share of every beginning "
         "of a list that items with it have at least, such as {maker: {small: 0.2}}; as far as the window has them"
     )  # fmt: skip
-    separator: str = Field("|", description="parts the joined texts of those columns; empty: nothing is parted")
+    separator: str | None = Field(
+        None, description="parts the joined texts of those columns; empty: nothing is parted; null: items.separator"
+    )
     freshness: Freshness = Freshness()
     reserve: dict[str, Count] = Field(
         {}, exclude_if=_none, description="sources of candidates: so many places of a list are theirs at least, the "
@@ -847,12 +849,16 @@ class Explain(Section):
         (), description="columns of items, texts or lists of texts, whose values that an item shares with a cited one "
         "are named"
     )  # fmt: skip
-    separator: str = Field("|", description="parts the joined texts of those columns; empty: nothing is parted")
+    separator: str | None = Field(
+        None, description="parts the joined texts of those columns; empty: nothing is parted; null: items.separator"
+    )
     relations: tuple[str, ...] = Field(
         (), description="relations of data.edges that may be named; empty: all of them, if there is a graph"
     )
     shared: Annotated[int, Field(ge=0)] = Field(
-        2, description="at most so many attributes, and so many edges, that an item shares with a cited one"
+        2,
+        description="at most so many attributes, so many edges that an item shares with a cited one, and so many "
+        "between the two",
     )
     template: str = Field("en", description="en, zh, or the path of a template of your own")
     model: str = Field(
@@ -1190,6 +1196,19 @@ class Config(BaseSettings):
     export: Export = Export()
     serve: Serve = Serve()
     cluster: Cluster = Cluster()
+
+    @property
+    def reranking(self) -> Rerank:
+        """`rerank` with the separator that counts."""
+        return self.rerank.model_copy(update={"separator": self._separator(self.rerank.separator)})
+
+    @property
+    def explaining(self) -> Explain:
+        """`explain` with the separator that counts."""
+        return self.explain.model_copy(update={"separator": self._separator(self.explain.separator)})
+
+    def _separator(self, own: str | None) -> str:
+        return self.items.separator if own is None else own
 
     def named_columns(self) -> dict[str, tuple[str, ...]]:
         """Setting -> the columns of items, users, the log or contexts that it reads."""

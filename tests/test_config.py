@@ -251,6 +251,15 @@ def test_rerank_is_off_and_knows_what_it_needs() -> None:
     assert config.Rerank(method="dpp").by_text and not config.Rerank(method="dpp", by=("genres",)).by_text
 
 
+def test_columns_are_parted_as_the_catalogue_says_unless_a_section_says_otherwise() -> None:
+    demo = config.load(next(str(path) for path in CONFIGS if path.stem == "demo"), [])
+    assert demo.items.separator == ", " == demo.explaining.separator == demo.reranking.separator
+    own = {"explain": {"separator": ""}, "rerank": {"separator": ";"}}
+    found = config.build({"root": "x", "items": {"separator": "/"}, **own})
+    assert (found.explaining.separator, found.reranking.separator) == ("", ";")
+    assert config.build({"root": "x"}).explaining.separator == "|"
+
+
 def test_a_configuration_is_frozen() -> None:
     loaded = config.load(None)
     for section, field in ((loaded, "root"), (loaded.score, "top_k"), (loaded.recall.item_item, "decay")):

@@ -72,7 +72,7 @@ def curve(
     # The kept scores hold what freshness adds. That relevance alone is measured by the same likenesses, items are
     # compared for it, too.
     changed = {"method": methods[0], "trade": 1.0, "freshness": config.Freshness()}
-    asked = settings.rerank.model_copy(update=changed)
+    asked = settings.reranking.model_copy(update=changed)
     made = ray.remote(_catalogue).remote(asked, layout)
     points = [(NONE, 0.0), *((method, trade) for method in methods for trade in trades if trade > 0)]
     given = {"layout": layout, "asked": asked, "points": points, "top_k": k, "made": made}

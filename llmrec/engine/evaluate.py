@@ -124,7 +124,7 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     kept = layout.score_parts(run_id) if storage.exists(layout.score_parts(run_id)) else ""
     fused = _fitted(layout.fusion_of(run_id)) if kept else None
     if fused is not None:
-        chosen = rerank.of_items(settings.rerank, layout, known.ids)
+        chosen = rerank.of_items(settings.reranking, layout, known.ids)
         bonus = tasks.together([tasks.weights(settings.fusion.item_weights, layout, known.ids), chosen.bonus])
         known = replace(known, rerank=chosen.rerank, bonus=bonus)
     arguments = {

@@ -23,7 +23,7 @@ from llmrec.engine.run import resolve
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.evaluation import faithfulness
-from llmrec.evaluation.faithfulness import Faithfulness
+from llmrec.evaluation.faithfulness import Faithfulness, Falls
 from llmrec.layout import Layout, reasons_table
 from llmrec.ranker.card import model_revision
 from llmrec.reasons import templates
@@ -45,8 +45,9 @@ class Explained:
     """What explain did. run_id: the published run that is explained; id: of the run with all that its reasons depend
     on; version, new: of the reasons table, see `rankings.Published`.
 
-    reasons: rows, of which some name history, attributes, facts (edges) or a context, or have a model's words;
-    violations: sentences of the model that were replaced by the template's, by why. pairs: scores of the ranker;
+    reasons: rows, of which some name history, attributes, facts (edges), links (edges between items) or a context, or
+    have a model's words; violations: sentences of the model that were replaced by the template's, by why. pairs: scores
+    of the ranker;
     pairs_per_reason: what a reason took of these; score_difference: the largest between a score here and the published
     one, relative to its size. faithfulness: see there. resumed: buckets done before this job began.
     """
@@ -64,6 +65,7 @@ class Explained:
     with_history: int
     with_attributes: int
     with_facts: int
+    with_links: int
     with_context: int
     by_model: int
     violations: dict[str, int]
@@ -114,7 +116,7 @@ def explain(settings: config.Config, layout: Layout, say: Callable[[str], None])
 
 
 def _resolve(settings: config.Config, layout: Layout) -> tuple[Explaining, list[dict[str, Any]], dict[str, Any]]:
-    asked = settings.explain
+    asked = settings.explaining
     template = templates.load(asked.template)
     if asked.model and not template.instruction:
         raise UserError(f"explain.model needs a template with an instruction, and {asked.template} has none; add one")
@@ -215,7 +217,9 @@ def _summary(wanted: Explaining, entries: dict[int, Entry], resumed: int, versio
     for entry in ordered:
         counts.update(entry.counts)
     rows, pairs = sum(e.rows for e in ordered), sum(e.pairs for e in ordered)
-    cited, random = ([fall for e in ordered for fall in getattr(e, name)] for name in ("cited", "random"))
+    names = ("cited", "random", "cited_events", "random_events")
+    of_users = [[of for e in ordered for of in e.falls[name]] for name in names]
+    falls = Falls(sum(e.falls["reasons"] for e in ordered), *of_users)
     settings = wanted.settings
     return Explained(
         run_id=wanted.job.run_id,
@@ -231,15 +235,14 @@ def _summary(wanted: Explaining, entries: dict[int, Entry], resumed: int, versio
         with_history=counts["with_history"],
         with_attributes=counts["with_attributes"],
         with_facts=counts["with_facts"],
+        with_links=counts["with_links"],
         with_context=counts["with_context"],
         by_model=counts["by_model"],
         violations={name: counts[name] for name in VIOLATIONS if counts[name]},
         pairs=pairs,
         pairs_per_reason=round(pairs / max(rows, 1), 1),
         score_difference=max((e.difference for e in ordered), default=0.0),
-        faithfulness=faithfulness.measure(
-            cited, random, sum(e.measured for e in ordered), settings.bootstrap, settings.seed
-        ),
+        faithfulness=faithfulness.measure(falls, settings.bootstrap, settings.seed),
         buckets=len(entries),
         resumed=resumed,
         examples=[shown for e in ordered for shown in e.examples][:EXAMPLES],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,20 @@ from llmrec.engine.scorer import Replica, model_directory
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.evaluation import faithfulness
+from llmrec.evaluation.faithfulness import Falls
 from llmrec.ranker import precision
 from llmrec.ranker.contexts import Contexts
+from llmrec.ranker.graph import items_of_tails
 from llmrec.ranker.influence import Variants, score_variants
 from llmrec.ranker.item_features import texts
 from llmrec.ranker.model import load_tokenizer
 from llmrec.ranker.prompts import scoring_trunk
+from llmrec.ranker.templates import fill
 from llmrec.reasons import check, evidence, templates
 from llmrec.reasons.evidence import Evidence
 from llmrec.reasons.rewording import Rewriter
 from llmrec.reasons.templates import Template
-from llmrec.reasons.traits import Trait, Traits
+from llmrec.reasons.traits import Links, Trait, Traits
 from llmrec.schema import BUCKET, HEAD, ITEM, RANK, RANKER_SCORE, RELATION, RUN_ID, TAIL, TITLE, USER
 from llmrec.tables import buckets, rankings, reasons
 from llmrec.tables.catalogue import rows_of
@@ -47,8 +50,8 @@ EXAMPLES = 2
 
 @dataclass(frozen=True)
 class Explaining:
-    """What explain is to do. job: the scoring run, its model loaded as explain.* says; id: of the run with all that the
-    reasons depend on; output: the reasons table."""
+    """What explain is to do. job: the scoring run, its model loaded as explain.* says; settings: as `Config.explaining`
+    gives them; id: of the run with all that the reasons depend on; output: the reasons table."""
 
     job: Job
     settings: config.Explain
@@ -62,8 +65,8 @@ class Entry:
     """What became of one bucket; it is whole once it has an entry.
 
     path: of its file, relative to the reasons table; counts: reasons by what they have; pairs: scores that the ranker
-    computed; difference: the largest between a score here and the published one; cited, random: of each measured user,
-    see `faithfulness.measure`; measured: his reasons, of all of them.
+    computed; difference: the largest between a score here and the published one; falls: of users whose faithfulness was
+    measured, `faithfulness.Falls` as a mapping.
     """
 
     bucket: int
@@ -74,9 +77,7 @@ class Entry:
     counts: dict[str, int]
     pairs: int
     difference: float
-    cited: list[float]
-    random: list[float]
-    measured: int
+    falls: dict[str, Any]
     seconds: float
     examples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -89,7 +90,23 @@ class Known:
     titles: pa.Array
     attributes: Traits
     facts: Traits
+    links: Links
     vocabulary: check.Vocabulary | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a table says of items, one row a value. row: int64[m], of the catalogue; names, values: m each; shown: texts
+    that stand for some of the values."""
+
+    row: np.ndarray
+    names: list[str]
+    values: list[str]
+    shown: dict[Trait, str] = field(default_factory=dict)
+
+    def traits(self, items: int) -> Traits:
+        found = Traits.build(self.row, self.names, self.values, items)
+        return replace(found, known=[Trait(of.name, self.shown.get(of, of.value)) for of in found.known])
 
 
 def know(wanted: Explaining) -> tuple[Prompts, Known]:
@@ -106,16 +123,18 @@ def know(wanted: Explaining) -> tuple[Prompts, Known]:
     items = buckets.read_parquet(uri, list(dict.fromkeys([ITEM, TITLE, *settings.attributes])))
     items = items.take(pa.compute.index_in(ids, items[ITEM].combine_chunks()))
     titles = items[TITLE].combine_chunks().cast(pa.string()).fill_null("")
-    attributes, facts = _attributes(items, settings), _facts(wanted, ids)
+    attributes, (facts, links) = _attributes(items, settings), _edges(wanted, ids, titles)
     vocabulary = None
     if settings.model:
-        values = {trait.value for of in (attributes, facts) for trait in of.known}
-        vocabulary = check.Vocabulary.of(titles.to_pylist(), values)
+        # All values, not the shared ones alone: what a single item has is as wrong in a sentence about others.
+        values = {*attributes.values, *facts.values}
+        vocabulary = check.Vocabulary.of(titles.to_pylist(), values, wanted.template.words)
     nothing = Rules(ids, np.zeros(len(ids), bool), exclude_seen=False, limit=np.iinfo(np.int32).max)
-    return prompts, Known(nothing, titles, attributes, facts, vocabulary)
+    return prompts, Known(nothing, titles, attributes.traits(len(ids)), facts.traits(len(ids)), links, vocabulary)
 
 
-def _attributes(items: pa.Table, settings: config.Explain) -> Traits:
+def _attributes(items: pa.Table, settings: config.Explain) -> Told:
+    assert settings.separator is not None
     rows, names, values = [np.empty(0, np.int64)], list[str](), list[str]()
     for name in settings.attributes:
         flat, offsets = flatten(texts(items[name], name, settings.separator, "explain.attributes"))
@@ -124,10 +143,12 @@ def _attributes(items: pa.Table, settings: config.Explain) -> Traits:
         rows.append(row[there.to_numpy(zero_copy_only=False)])
         values += flat.filter(there).to_pylist()
         names += [name] * (len(values) - len(names))
-    return Traits.build(np.concatenate(rows), names, values, items.num_rows)
+    return Told(np.concatenate(rows), names, values)
 
 
-def _facts(wanted: Explaining, ids: pa.Array) -> Traits:
+def _edges(wanted: Explaining, ids: pa.Array, titles: pa.Array) -> tuple[Told, Links]:
+    """What edges say of items, and those from item to item. An item that is a tail is told by its title, if it has
+    one."""
     uri, relations = wanted.job.layout.edges, wanted.settings.relations
     if not storage.exists(uri):
         if relations:
@@ -135,7 +156,8 @@ def _facts(wanted: Explaining, ids: pa.Array) -> Traits:
                 f"explain.relations names '{relations[0]}', and {uri} is not there; set data.edges and run "
                 "jobs/prepare.py"
             )
-        return Traits.build(np.empty(0, np.int64), [], [], len(ids))
+        none = np.empty(0, np.int64)
+        return Told(none, [], []), Links.build(none, [], none, len(ids))
     edges = buckets.read_parquet(uri, [HEAD, RELATION, TAIL])
     if relations:
         there = pa.compute.unique(edges[RELATION]).to_pylist()
@@ -148,8 +170,16 @@ def _facts(wanted: Explaining, ids: pa.Array) -> Traits:
         edges = edges.filter(pa.compute.is_in(edges[RELATION], pa.array(relations)))
     rows = rows_of(edges[HEAD].combine_chunks(), ids).astype(np.int64)
     known = rows >= 0
-    edges = edges.filter(pa.array(known))
-    return Traits.build(rows[known], edges[RELATION].to_pylist(), edges[TAIL].to_pylist(), len(ids))
+    edges, rows = edges.filter(pa.array(known)), rows[known]
+    tails = items_of_tails(edges, ids)
+    named = pa.compute.not_equal(titles.take(pa.array(tails, mask=tails < 0)), "").fill_null(True)
+    edges = edges.filter(named)
+    rows, tails = (of[named.to_numpy(zero_copy_only=False)] for of in (rows, tails))
+    names, values = edges[RELATION].to_pylist(), edges[TAIL].to_pylist()
+    of_items = np.flatnonzero(tails >= 0)
+    shown = {Trait(names[i], values[i]): titles[tails[i]].as_py() for i in of_items.tolist()}
+    links = Links.build(rows[of_items], [names[i] for i in of_items.tolist()], tails[of_items], len(ids))
+    return Told(rows, names, values, shown), links
 
 
 class Explainer:
@@ -183,7 +213,7 @@ class Explainer:
         work = self._work(unit, rows)
         found, difference, pairs = self._evidence(work, rows[RANKER_SCORE].to_numpy())
         told = self._reasons(found)
-        cited, random, measured = self._faithfulness(work, found, unit["sample"])
+        falls = self._faithfulness(work, found, unit["sample"])
         table = reasons.table(rows, found, told, wanted.template, self.known.rules.ids)
         path = rankings.staged_path(wanted.id, unit[BUCKET])
         size = buckets.write_parquet(table, storage.join(wanted.output, path))
@@ -191,6 +221,7 @@ class Explainer:
             "with_history": sum(bool(of.cited) for of in found),
             "with_attributes": sum(any(c.attributes for c in of.cited) for of in found),
             "with_facts": sum(any(c.facts for c in of.cited) for of in found),
+            "with_links": sum(any(c.links for c in of.cited) for of in found),
             "with_context": sum(bool(of.context) for of in found),
             "by_model": sum(r.source == reasons.MODEL for r in told),
         })  # fmt: skip
@@ -200,8 +231,8 @@ class Explainer:
             for of, reason in zip(rows.slice(0, EXAMPLES).to_pylist(), told, strict=False)
         ]
         return Entry(
-            unit[BUCKET], path, size, table.num_rows, len(work.users), dict(counts), pairs, difference, cited, random,
-            measured, round(time.monotonic() - started, 3), shown,
+            unit[BUCKET], path, size, table.num_rows, len(work.users), dict(counts), pairs, difference,
+            asdict(falls), round(time.monotonic() - started, 3), shown,
         )  # fmt: skip
 
     def _work(self, unit: dict[str, Any], rows: pa.Table) -> Work:
@@ -230,33 +261,39 @@ class Explainer:
         found, worst, different, pairs = list[Evidence](), 0.0, 0, 0
         for window in self._windows(range(len(work.users))):
             openings, contexts = self.replica.openings(work, window), self.replica.contexts(work, window)
+            without, unknown = self._contexts_without(work, window)
             if not self.ready:
                 self._make_ready(work, window, openings, contexts)
-            asked, left_out = list[Variants](), list[list[int]]()
-            for user, opening, context in zip(window, openings, contexts, strict=True):
+            asked, left_out, moving = list[Variants](), list[list[int]](), list[list[Trait]]()
+            for i, (user, opening, context) in enumerate(zip(window, openings, contexts, strict=True)):
                 newest = prompts.newest(work.histories[user])
                 out = list(dict.fromkeys(newest[::-1].tolist()))[: settings.history]
                 trunks = [self._trunk(opening, newest, context)]
                 trunks += [self._trunk(opening, newest[newest != item], context) for item in out]
-                if named[user]:
-                    trunks.append(self._trunk(opening, newest, None))
+                # A value that the ranker does not know leaves the trunk as it is: nothing to score, nothing to tell.
+                changed = [(of, self._trunk(opening, newest, without[of.name][i])) for of in named[user]]
+                changed = [(of, trunk) for of, trunk in changed if not np.array_equal(trunk, trunks[0])]
+                trunks += [trunk for _, trunk in changed]
+                if len(changed) > 1:
+                    trunks.append(self._trunk(opening, newest, unknown[i]))
                 candidates = prompts.catalogue.candidate.take(work.candidates[user].astype(np.int64))
                 asked.append(Variants(trunks, [candidates] * len(trunks)))
                 left_out.append(out)
+                moving.append([of for of, _ in changed])
             scored = score_variants(self.replica.ranker, asked, settings.batch_tokens, self.beating)
-            for user, out, scores in zip(window, left_out, scored, strict=True):
+            for user, out, moved, scores in zip(window, left_out, moving, scored, strict=True):
                 whole, rest = scores[0], np.stack(scores)
                 start, end = work.candidates.offsets[user : user + 2]
                 off = np.abs(whole - published[start:end]).max() / max(1.0, float(np.abs(published[start:end]).max()))
                 worst, different = max(worst, float(off)), different + bool(not off <= TOLERANCE)
                 pairs += rest.size
-                influence = whole - rest[1 : 1 + len(out)]
-                of_context = whole - rest[-1] if named[user] else None
+                influence, of_contexts = np.split(whole - rest[1:], [len(out)])
                 found += [
                     evidence.gather(
                         int(row), float(whole[i]), out, influence[:, i], settings.cited, self.known.attributes,
-                        self.known.facts, settings.shared, named[user],
-                        None if of_context is None else float(of_context[i]),
+                        self.known.facts, self.known.links, settings.shared,
+                        list(zip(moved, of_contexts[:, i].tolist(), strict=False)),
+                        float(of_contexts[-1, i]) if moved else None,
                     )
                     for i, row in enumerate(work.candidates[user].tolist())
                 ]  # fmt: skip
@@ -267,6 +304,25 @@ class Explainer:
                 "changed since; score and publish again before explaining"
             )
         return found, worst, pairs
+
+    def _contexts_without(
+        self, work: Work, users: Sequence[int]
+    ) -> tuple[dict[str, list[Contexts | None]], list[Contexts | None]]:
+        """What these users are asked about in as the model reads it where one context is not known, by its name, and
+        where none is; None where that leaves no text."""
+        if work.contexts is None:
+            return {}, [None] * len(users)
+        asked, names = work.contexts, work.contexts.column_names
+
+        def read(unknown: Sequence[str]) -> list[Contexts | None]:
+            left = _without(asked, unknown)
+            told = fill(self.wanted.job.prompt.context, left.take(pa.array(users, pa.int64())), "context")
+            there = [user for user, text in zip(users, told, strict=True) if text.strip()]
+            found = self.replica.contexts(replace(work, contexts=left), there) if there else []
+            of_user = dict(zip(there, found, strict=True))
+            return [of_user.get(user) for user in users]
+
+        return {name: read([name]) for name in names}, read(names)
 
     def _make_ready(
         self, work: Work, window: Sequence[int], openings: list[np.ndarray], contexts: list[Contexts | None]
@@ -297,37 +353,39 @@ class Explainer:
                 told.append(Reason(reason, reasons.BY_TEMPLATE, wrong))
         return told
 
-    def _faithfulness(self, work: Work, found: Sequence[Evidence], sample: int) -> tuple[list[float], list[float], int]:
-        """How far scores fall without the cited items, and without others: each measured user's mean; of how many
-        reasons."""
+    def _faithfulness(self, work: Work, found: Sequence[Evidence], sample: int) -> Falls:
+        """How far scores fall without the cited items, and without others. sample: of so many users."""
         prompts, wanted = self.replica.prompts, self.wanted.settings
         hashes = buckets.user_hash(work.users)
-        cited, random, measured = list[float](), list[float](), 0
+        columns, measured = tuple(list[float]() for _ in range(4)), 0
         for window in self._windows(np.argsort(hashes, kind="stable")[:sample].tolist()):
             openings, contexts = self.replica.openings(work, window), self.replica.contexts(work, window)
             asked = []
             for user, opening, context in zip(window, openings, contexts, strict=True):
                 newest, start = prompts.newest(work.histories[user]), int(work.candidates.offsets[user])
-                trunks, rows = [self._trunk(opening, newest, context)], list[list[int]]()
+                trunks, rows, removed = [self._trunk(opening, newest, context)], list[list[int]](), list[int]()
                 for i, row in enumerate(work.candidates[user].tolist()):
                     gone = [c.row for c in found[start + i].cited]
                     others = faithfulness.others(newest.tolist(), gone, (wanted.seed, int(hashes[user]), i))
                     if others is not None:
                         rows += [[row]] * 2
-                        trunks += [self._trunk(opening, newest[~np.isin(newest, o)], context) for o in (gone, others)]
+                        without = [np.isin(newest, of) for of in (gone, others)]
+                        trunks += [self._trunk(opening, newest[~of], context) for of in without]
+                        removed += [int(of.sum()) for of in without]
                 whole = sorted({row for (row,) in rows})
                 candidates = [prompts.catalogue.candidate.take(np.asarray(of, np.int64)) for of in (whole, *rows)]
-                asked.append((Variants(trunks, candidates), whole, rows))
+                asked.append((Variants(trunks, candidates), whole, rows, removed))
             scored = score_variants(self.replica.ranker, [a for a, *_ in asked], wanted.batch_tokens, self.beating)
-            for (_, whole, rows), scores in zip(asked, scored, strict=True):
+            for (_, whole, rows, removed), scores in zip(asked, scored, strict=True):
                 if not rows:
                     continue
                 before = dict(zip(whole, scores[0].tolist(), strict=True))
-                falls = np.asarray([before[row] - float(s[0]) for (row,), s in zip(rows, scores[1:], strict=True)])
-                cited.append(float(falls[::2].mean()))
-                random.append(float(falls[1::2].mean()))
+                fallen = [before[row] - float(s[0]) for (row,), s in zip(rows, scores[1:], strict=True)]
+                means = [float(of[start::2].mean()) for of in map(np.asarray, (fallen, removed)) for start in (0, 1)]
+                for column, mean in zip(columns, means, strict=True):
+                    column.append(mean)
                 measured += len(rows) // 2
-        return cited, random, measured
+        return Falls(measured, *columns)
 
 
 class _Titles(Sequence[str]):
@@ -349,6 +407,12 @@ def _named(work: Work, user: int) -> tuple[Trait, ...]:
         return ()
     told = ((name, work.contexts[name][user].as_py()) for name in work.contexts.column_names)
     return tuple(Trait(name, value) for name, value in told if value is not None)
+
+
+def _without(contexts: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Contexts of which nobody's of these names are known."""
+    nothing = pa.nulls(contexts.num_rows, pa.string())
+    return pa.table({name: nothing if name in names else contexts[name] for name in contexts.column_names})
 
 
 def _allowed(of: Evidence, reason: str, template: Template, titles: Sequence[str]) -> check.Allowed:

@@ -91,7 +91,7 @@ def curve(
     run_id, units = kept_run(settings, layout)
     segments = settings.evaluate.model_copy(update={"segments": (by,) if by else ()})
     attributes = evaluate_items.attributes(segments, layout)
-    asked = settings.rerank.model_copy(update={"least": {column: {value: 1.0}}, "freshness": config.Freshness()})
+    asked = settings.reranking.model_copy(update={"least": {column: {value: 1.0}}, "freshness": config.Freshness()})
     ids, how = ray.get(ray.remote(_catalogue).remote(asked, layout))
     (floor,) = how.floors
     points = [0.0, *sorted(share for share in set(shares) if share > 0)]

@@ -37,7 +37,7 @@ class OfItems:
 
 
 def of_items(settings: config.Rerank, layout: Layout, ids: pa.Array) -> OfItems:
-    """ids: of the catalogue, ascending.
+    """settings: as `Config.reranking` gives them; ids: of the catalogue, ascending.
 
     Raises:
         UserError: a column is missing or of another type, or there are no vectors of the items' texts.
@@ -46,6 +46,7 @@ def of_items(settings: config.Rerank, layout: Layout, ids: pa.Array) -> OfItems:
     if not settings.chooses:
         return OfItems(bonus, None, [], None)
     by = settings.by if settings.compares else ()
+    assert settings.separator is not None
     columns = _columns({*by, *settings.quotas, *settings.least}, settings.separator, layout, ids)
     rerank = Rerank(
         settings.window,

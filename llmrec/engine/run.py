@@ -120,7 +120,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
     fusion, of_new = _fusion(settings.fusion, layout, version)
     fused = [asdict(fusion), settings.fusion.item_weights] if fusion else None
     fused = [*fused, asdict(of_new)] if fused and of_new else fused
-    chosen = settings.rerank.model_dump(mode="json") if settings.rerank != config.Rerank() else None
+    chosen = settings.reranking.model_dump(mode="json") if settings.rerank != config.Rerank() else None
     rule = _hash([wanted.model_dump(mode="json", exclude=set(OF_COST | where)), version, untrained, fused, chosen])
     work = _hash([rule, candidates, output, inputs])
     before = _reused(wanted, layout, output)
@@ -131,7 +131,7 @@ def resolve(settings: config.Config, layout: Layout) -> tuple[Job, list[dict[str
         run_id = _hash([rule, candidates, output, inputs, None if earlier is None else earlier.run_id])
     job = Job(
         wanted, settings.model, prompt, layout, output, run_id, model_uri, version, len(histories), rule,
-        earlier, fusion, settings.fusion.item_weights, settings.rerank, _ensemble(wanted), of_new, work,
+        earlier, fusion, settings.fusion.item_weights, settings.reranking, _ensemble(wanted), of_new, work,
     )  # fmt: skip
     known, interests = user_files(job.prompt, layout)
     units = [
@@ -203,7 +203,7 @@ def to_serve(settings: config.Config, layout: Layout) -> Job:
         "gpus_per_actor": serve.gpus_per_replica, "tensor_parallel": 1,
     })  # fmt: skip
     fused = settings.fusion.method != "none"
-    rerank = config.Rerank() if fused else settings.rerank.model_copy(update={"reserve": {}})
+    rerank = config.Rerank() if fused else settings.reranking.model_copy(update={"reserve": {}})
     return Job(
         score, settings.model, prompt, layout, "", "", model_uri, version, len(histories), "", None, None, {}, rerank,
         _ensemble(score),
@@ -220,7 +220,7 @@ def to_serve_recalled(named: Job, settings: config.Config, layout: Layout) -> Jo
     score = named.score.model_copy(update={"max_candidates": settings.score.max_candidates})
     return replace(
         named, score=score, fusion=fusion, fusion_of_new=of_new, item_weights=settings.fusion.item_weights,
-        rerank=settings.rerank,
+        rerank=settings.reranking,
     )  # fmt: skip
 
 

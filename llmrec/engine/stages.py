@@ -293,6 +293,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
     elif name == "explain":
         sections, inputs = ["explain", "score", "prompt", "model"], (layout.items, layout.edges, layout.users)
         inputs = (*inputs, *assets.files_of(config.explain.model))
+        dump["explain"]["separator"] = config.explaining.separator
         dump["explain"]["of"] = _shown(config.score.output or layout.rankings)
         dump["explain"]["words"] = templates.load(config.explain.template).model_dump(mode="json")
     elif name == "evaluate" and not config.evaluate.labelled:

@@ -59,6 +59,23 @@ def required(edges: pa.Table, relation: str, ids: pa.Array) -> Ragged:
     return Ragged(needed.astype(np.int32), offsets_of(np.bincount(item, minlength=len(ids))))
 
 
+def items_of_tails(edges: pa.Table, ids: pa.Array) -> np.ndarray:
+    """int64[m]: of each edge the row of the item (ids: arrow[n], ascending) whose id, as text, its tail is, else -1.
+
+    A number may be an id or a year, a count, a page: where ids are whole numbers, tails are items only in a relation of
+    whose different tails at least half are ids.
+    """
+    tail = edges[TAIL].combine_chunks().cast(pa.string())
+    row = pa.compute.index_in(tail, ids.cast(pa.string())).fill_null(-1).to_numpy().astype(np.int64)
+    if not pa.types.is_integer(ids.type) or not len(row):
+        return row
+    relation = edges[RELATION].combine_chunks().dictionary_encode()
+    of, different = relation.indices.to_numpy(), tail.dictionary_encode().indices.to_numpy()
+    _, first = np.unique(np.stack([of, different]), axis=1, return_index=True)
+    share = np.bincount(of[first], row[first] >= 0, len(relation.dictionary)) / np.bincount(of[first])
+    return np.where(share[of] >= 0.5, row, -1)
+
+
 def incidence(edges: pa.Table, ids: pa.Array) -> sparse.csr_matrix:
     """float64[n, distinct (relation, tail)]: weights; edges whose head is none of the ids do not count."""
     rows = pa.compute.index_in(edges[HEAD], ids)

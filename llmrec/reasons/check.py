@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from llmrec.words import Token, eastern, tokens
 
@@ -23,8 +24,10 @@ _MARKUP = re.compile(r"https?:|www\.|[<>{}\\|@#*_`]|\[|\]")
 _ENDS = (".", "!", "?", "\u3002", "\uff01", "\uff1f", ".”", '."', "!”", "?”")
 _NEGATIONS = frozenset(("not", "no", "never", "nor", "neither", "without", "cannot", "不", "没", "无", "非", "别"))
 _STOPS = re.compile(r"[.!?](?=[\s”\"])|[\u3002\uff01\uff1f](?=.)")
-# Words that neither the evidence nor the template has; a letter that is a word by itself is half a one.
+# Words that neither the evidence nor the template has.
 MOST_OWN_WORDS = 10
+# Letters of scripts without capitals, where a name looks like any word: of words that are in no list. One is no name.
+MOST_OWN_LETTERS = 1
 RUN, REPEATS, LEAST_DIFFERENT = 4, 3, 0.4
 
 
@@ -56,7 +59,8 @@ class Phrases:
         words = tuple(t.word for t in sentence)
         for at, word in enumerate(words):
             for length in self.lengths.get(word, ()):
-                plain = self.words.get(words[at : at + length])
+                phrase = words[at : at + length]
+                plain = self.words.get(phrase) if len(phrase) == length else None
                 if plain is None or (length == 1 and self.names and not plain and _plain(sentence[at])):
                     continue
                 yield at, at + length
@@ -70,14 +74,19 @@ def _plain(token: Token) -> bool:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All that the catalogue could make a sentence name. titles: of items; traits: values of attributes and facts."""
+    """What a sentence could name, and words that name nothing.
+
+    titles: of all items; traits: all values of attributes and facts, those of a single item too; ordinary: the
+    template's words, see `templates.Template`.
+    """
 
     titles: Phrases
     traits: Phrases
+    ordinary: Phrases
 
     @staticmethod
-    def of(titles: Iterable[str | None], traits: Iterable[str]) -> Vocabulary:
-        return Vocabulary(Phrases.of(titles, names=True), Phrases.of(traits))
+    def of(titles: Iterable[str | None], traits: Iterable[str], ordinary: Iterable[str] = ()) -> Vocabulary:
+        return Vocabulary(Phrases.of(titles, names=True), Phrases.of(traits), Phrases.of(ordinary))
 
 
 @dataclass(frozen=True)
@@ -114,9 +123,8 @@ def violation(sentence: str, allowed: Allowed, known: Vocabulary) -> str | None:
         return "unfinished"
     own = Phrases.of(allowed.texts)
     template, spans = tokens(allowed.reason), list(own.within(found))
-    free = {
-        t.word for t, named in zip(template, _covered(len(template), own.within(template)), strict=True) if not named
-    }
+    bare = _bare(template, own)
+    free = {t.word for t in bare}
     covered = _covered(len(found), spans)
     outside = [t for t, named in zip(found, covered, strict=True) if not named]
     if allowed.language.startswith("zh") and not any(eastern(t) for t in outside):
@@ -129,10 +137,11 @@ def violation(sentence: str, allowed: Allowed, known: Vocabulary) -> str | None:
     for match in _QUOTED.finditer(sentence):
         if any(match.start() <= t.start < match.end() for t in outside):
             return "unknown_quotation"
-    loose = [t for t in outside if t.word not in free]
-    if any(t.text[0].isupper() and t.text != "I" and not t.text.startswith("I'") and t is not found[0] for t in loose):
+    plain = _ordinary(found, bare, known.ordinary)
+    loose = [t for t, named, told in zip(found, covered, plain, strict=True) if not named and not told]
+    if _invents(loose, found[0], allowed.language, known.ordinary):
         return "unknown_name"
-    if any(c.isdigit() for t in loose for c in t.text):
+    if any(c.isnumeric() for t in loose for c in t.text):
         return "unknown_number"
     rest = _without(sentence, [(found[start].start, found[end - 1].end) for start, end in spans])
     if _MARKUP.search(rest):
@@ -141,12 +150,44 @@ def violation(sentence: str, allowed: Allowed, known: Vocabulary) -> str | None:
         return "negated"
     if _STOPS.search(rest[:-1].rstrip()):
         return "several_sentences"
-    if sum(0.5 if eastern(t) else 1 for t in loose) > MOST_OWN_WORDS:
+    if len(loose) > MOST_OWN_WORDS:
         return "invented"
     if _misattributes(found, spans, allowed):
         return "misattributed"
     needed = [Phrases.of(texts) for texts in ([allowed.item], allowed.cited) if texts]
     return None if all(any(True for _ in one.within(found)) for one in needed) else "ungrounded"
+
+
+def _bare(template: Sequence[Token], own: Phrases) -> list[Token]:
+    """The template's own words."""
+    named = _covered(len(template), own.within(template))
+    return [t for t, part in zip(template, named, strict=True) if not part]
+
+
+def _ordinary(found: Sequence[Token], bare: Sequence[Token], ordinary: Phrases) -> list[bool]:
+    """Which tokens are the template's own. A letter of a script without capitals is if it stands beside the one that it
+    stands beside in the template, or in a listed word: alone it may be part of any name."""
+    free = {t.word for t in bare}
+    pairs = {(a.word, b.word) for a, b in pairwise(bare) if a.end == b.start}
+    beside = [a.end == b.start and (a.word, b.word) in pairs for a, b in pairwise(found)]
+    listed = _covered(len(found), ordinary.within(found))
+    return [
+        (part or left or right or (len(t.text) > 1 and t.word in free)) if _uncased(t) else t.word in free
+        for t, part, left, right in zip(found, listed, [False, *beside], [*beside, False], strict=True)
+    ]
+
+
+def _invents(loose: Sequence[Token], first: Token, language: str, ordinary: Phrases) -> bool:
+    """Is there a word that may be a name: one with a capital, but for an ordinary word that opens the sentence; in a
+    Chinese sentence one of Latin letters; of a script without capitals anything but very little?"""
+    for token in loose:
+        opens = token is first and (token.word.partition("'")[0],) in ordinary.words
+        if any(c.isupper() for c in token.text) and not opens and token.word.partition("'")[0] != "i":
+            return True
+        if language.startswith("zh") and not _uncased(token) and any(c.isalpha() for c in token.text):
+            return True
+    letters = (len(t.text) for t in loose if _uncased(t) and t.word not in _NEGATIONS and not t.text.isnumeric())
+    return sum(letters) > MOST_OWN_LETTERS
 
 
 def _covered(length: int, spans: Iterable[tuple[int, int]]) -> list[bool]:
@@ -182,6 +223,11 @@ def _without(sentence: str, spans: Sequence[tuple[int, int]]) -> str:
     for start, end in spans:
         rest[start:end] = " " * (end - start)
     return "".join(rest)
+
+
+def _uncased(token: Token) -> bool:
+    """Of a script that has no capitals, such as Chinese, Arabic or Thai."""
+    return any(c.isalpha() and c.lower() == c.upper() for c in token.text)
 
 
 def _repeats(words: list[str]) -> bool:

@@ -14,7 +14,7 @@ from llmrec import storage
 from llmrec.errors import UserError
 from llmrec.reasons.evidence import Cited, Evidence
 from llmrec.reasons.quoting import one_line
-from llmrec.reasons.traits import Trait
+from llmrec.reasons.traits import Link, Trait
 
 SHIPPED = ("en", "zh")
 QUOTES = ("Ps", "Pe", "Pi", "Pf")
@@ -23,7 +23,8 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "reason": ("item", "history"), "reason_in_context": ("item", "history", "context"),
     "plain": ("item",), "plain_in_context": ("item", "context"),
     "item": ("title",), "cited": ("title",), "cited_sharing": ("title", "shared"),
-    "attribute": ("value",), "fact": ("value",), "context": ("value",),
+    "cited_linked": ("title", "links"), "cited_linked_sharing": ("title", "links", "shared"),
+    "attribute": ("value",), "fact": ("value",), "context": ("value",), "link": ("head", "name", "tail"),
 }  # fmt: skip
 ALLOWED = NEEDED | dict.fromkeys(("attribute", "fact", "context"), ("name", "value"))
 
@@ -31,8 +32,10 @@ ALLOWED = NEEDED | dict.fromkeys(("attribute", "fact", "context"), ("name", "val
 class Template(BaseModel):
     """reason: of an item with cited history, reason_in_context: with a context, too; plain, plain_in_context: without
     cited history. The others are what goes into them: the item, one of the history, one that shares something with the
-    item, a trait of each kind, and what stands between the parts of a list and before its last. names: other names of
-    columns, relations and contexts; instruction: what a generative model is told that is to reword a reason."""
+    item or that an edge links to it, a trait of each kind, an edge between two items, and what stands between the parts
+    of a list and before its last. names: other names of columns, relations and contexts; instruction: what a generative
+    model is told that is to reword a reason; words: which it may use although they are not in the reason, since they
+    name nothing: to open a sentence with a capital, or anywhere in a script that has no capitals."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,13 +49,17 @@ class Template(BaseModel):
     item: str
     cited: str
     cited_sharing: str
+    cited_linked: str
+    cited_linked_sharing: str
     attribute: str
     fact: str
+    link: str
     context: str
     between: str
     last: str
     names: dict[str, str] = {}
     instruction: str = ""
+    words: tuple[str, ...] = ()
 
 
 def load(name: str) -> Template:
@@ -115,7 +122,7 @@ def reason(template: Template, evidence: Evidence, titles: Sequence[str]) -> str
     titles: of the catalogue's items, by row; they stand in it as `quoted` makes them.
     """
     item = template.item.format(title=quoted(template, titles[evidence.row]))
-    history = _listed(template, [_cited(template, cited, titles[cited.row]) for cited in evidence.cited])
+    history = _listed(template, [_cited(template, cited, titles) for cited in evidence.cited])
     context = _listed(template, [_trait(template, template.context, trait) for trait in evidence.context])
     if evidence.cited:
         pattern = template.reason_in_context if evidence.context else template.reason
@@ -131,16 +138,29 @@ def quoted(template: Template, text: str) -> str:
     return one_line(text, marks | {'"'})
 
 
-def _cited(template: Template, cited: Cited, title: str) -> str:
+def _cited(template: Template, cited: Cited, titles: Sequence[str]) -> str:
     shared = [_trait(template, template.attribute, trait) for trait in cited.attributes]
     shared += [_trait(template, template.fact, trait) for trait in cited.facts]
-    pattern = template.cited_sharing if shared else template.cited
-    return pattern.format(title=quoted(template, title), shared=_listed(template, shared))
+    links = [_link(template, link, titles) for link in cited.links]
+    if links:
+        pattern = template.cited_linked_sharing if shared else template.cited_linked
+    else:
+        pattern = template.cited_sharing if shared else template.cited
+    title = quoted(template, titles[cited.row])
+    return pattern.format(title=title, shared=_listed(template, shared), links=_listed(template, links))
+
+
+def _link(template: Template, link: Link, titles: Sequence[str]) -> str:
+    head, tail = (template.item.format(title=quoted(template, titles[row])) for row in (link.head, link.tail))
+    return template.link.format(head=head, name=quoted(template, _named(template, link.name)), tail=tail)
+
+
+def _named(template: Template, name: str) -> str:
+    return template.names.get(name, name)
 
 
 def _trait(template: Template, pattern: str, trait: Trait) -> str:
-    name = template.names.get(trait.name, trait.name)
-    return pattern.format(name=quoted(template, name), value=quoted(template, trait.value))
+    return pattern.format(name=quoted(template, _named(template, trait.name)), value=quoted(template, trait.value))
 
 
 def _listed(template: Template, parts: Sequence[str]) -> str:

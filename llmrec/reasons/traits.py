@@ -1,4 +1,4 @@
-"""What items have in common: named values, such as attributes or the edges of a knowledge graph."""
+"""What items have in common: named values, such as attributes or edges of a graph; and edges between them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,44 @@ class Trait(NamedTuple):
 
     name: str
     value: str
+
+
+class Link(NamedTuple):
+    """An edge between two items. head, tail: their rows; name: its relation."""
+
+    head: int
+    name: str
+    tail: int
+
+
+@dataclass(frozen=True)
+class Links:
+    """Edges between n items. of: of each head the ascending rows of its tails; relation: int32[m], which of the
+    ascending `names` each of these edges is."""
+
+    of: Ragged
+    relation: np.ndarray
+    names: list[str]
+
+    @staticmethod
+    def build(head: np.ndarray, name: Sequence[str], tail: np.ndarray, items: int) -> Links:
+        """head, tail: int64[m], rows below `items`; an edge again counts once, one to its own head not at all."""
+        frame = pl.DataFrame({"head": head, "name": name, "tail": tail}, schema_overrides={"name": pl.String}).unique()
+        frame = frame.filter(pl.col("head") != pl.col("tail")).sort("head", "tail", "name")
+        names = sorted(frame["name"].unique().to_list())
+        relation = np.searchsorted(np.asarray(names, object), frame["name"].to_numpy()).astype(np.int32)
+        offsets = offsets_of(np.bincount(frame["head"].to_numpy(), minlength=items))
+        return Links(Ragged(frame["tail"].to_numpy().astype(np.int32), offsets), relation, names)
+
+    def between(self, one: int, other: int, most: int) -> tuple[Link, ...]:
+        """At most so many edges from one item to the other, and then back, by relation."""
+        found = [link for head, tail in ((one, other), (other, one)) for link in self._from(head, tail)]
+        return tuple(found[:most])
+
+    def _from(self, head: int, tail: int) -> list[Link]:
+        start, end = self.of.offsets[head : head + 2].tolist()
+        first, after = (start + np.searchsorted(self.of.values[start:end], tail, side) for side in ("left", "right"))
+        return [Link(head, self.names[code], tail) for code in self.relation[first:after].tolist()]
 
 
 @dataclass(frozen=True)

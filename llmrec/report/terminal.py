@@ -81,7 +81,8 @@ def print_explanation(summary: Mapping[str, Any]) -> None:
     console().print(
         f"faithfulness, {found['reasons']:,} reasons of {found['users']:,} users: without the cited items scores fall "
         f"by {found['cited']:.4f}, without as many random others by {found['random']:.4f}; difference "
-        f"{found['difference']:+.4f}, 95% {found['low']:+.4f} to {found['high']:+.4f}"
+        f"{found['difference']:+.4f}, 95% {found['low']:+.4f} to {found['high']:+.4f}; a reason's cited items take "
+        f"{found['cited_events']:.1f} events with them, the others {found['random_events']:.1f}"
     )
 
 

@@ -12,9 +12,10 @@ from llmrec.ranker.ragged import offsets_of
 from llmrec.reasons.evidence import Evidence
 from llmrec.reasons.templates import Template
 from llmrec.reasons.traits import Trait
-from llmrec.schema import ITEM, RANK, RUN_ID, USER
+from llmrec.schema import HEAD, ITEM, RANK, RELATION, RUN_ID, TAIL, USER
 
 REASON, HISTORY, FACTS, ATTRIBUTES, CONTEXT = "reason", "history", "facts", "attributes", "context"
+LINKS = "links"
 CONTEXT_INFLUENCE, TEMPLATE, TEMPLATE_VERSION, LANGUAGE = (
     "context_influence", "template", "template_version", "language",
 )  # fmt: skip
@@ -35,7 +36,7 @@ def schema(user: pa.DataType, item: pa.DataType) -> pa.Schema:
     """One row for each row of the run that is explained.
 
     history: cited items, most influential first; facts, attributes: what each cited item shares with the recommended
-    one; context: what of the request the sentence names.
+    one; links: edges between a cited item and the recommended one; context: what of the request the sentence names.
     """
 
     def shared(name: str) -> pa.DataType:
@@ -45,6 +46,7 @@ def schema(user: pa.DataType, item: pa.DataType) -> pa.Schema:
         (USER, user), (RANK, pa.int32()), (ITEM, item), (RUN_ID, pa.string()), (REASON, pa.string()),
         (HISTORY, pa.list_(pa.struct([(ITEM, item), ("influence", pa.float32())]))),
         (FACTS, shared("relation")), (ATTRIBUTES, shared("column")),
+        (LINKS, pa.list_(pa.struct([(HEAD, item), (RELATION, pa.string()), (TAIL, item)]))),
         (CONTEXT, pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))),
         (CONTEXT_INFLUENCE, pa.float32()), (SOURCE, pa.string()), (VIOLATION, pa.string()),
         (TEMPLATE, pa.string()), (TEMPLATE_VERSION, pa.string()), (LANGUAGE, pa.string()),
@@ -59,12 +61,19 @@ def table(
     cited = [c for of in evidence for c in of.cited]
     rows_cited = ids.take(pa.array([c.row for c in cited], pa.int64()))
     influence = pa.array([c.influence for c in cited], pa.float32())
+    links = [[link for c in of.cited for link in c.links] for of in evidence]
+    flat = [link for of in links for link in of]
+    heads, tails = (ids.take(pa.array([getattr(of, end) for of in flat], pa.int64())) for end in (HEAD, TAIL))
     columns = {name: rows[name] for name in (USER, RANK, ITEM, RUN_ID)} | {
         REASON: pa.array([r.text for r in reasons], pa.string()),
         HISTORY: _lists([len(of.cited) for of in evidence], wanted.field(HISTORY).type, [rows_cited, influence]),
         FACTS: _shared([[(c.row, c.facts) for c in of.cited] for of in evidence], wanted.field(FACTS).type, ids),
         ATTRIBUTES: _shared(
             [[(c.row, c.attributes) for c in of.cited] for of in evidence], wanted.field(ATTRIBUTES).type, ids
+        ),
+        LINKS: _lists(
+            [len(of) for of in links], wanted.field(LINKS).type,
+            [heads, pa.array([of.name for of in flat], pa.string()), tails],
         ),
         CONTEXT: _lists(
             [len(of.context) for of in evidence], wanted.field(CONTEXT).type,

@@ -80,7 +80,7 @@ def settings(tmp_path: Path, tiny_model: Path) -> config.Config:
 
 
 def naive(settings: config.Config) -> dict[int, Any]:
-    """user -> a function from what is left out of his trunk (and whether it has its context) to scores of his items."""
+    """user -> a function from what is left out of his trunk (and whether his context is known) to his items' scores."""
     layout = Layout.of(settings)
     ranker = Ranker.from_pretrained(settings.score.model)
     prompts = load_prompts(ranker, layout)
@@ -89,10 +89,11 @@ def naive(settings: config.Config) -> dict[int, Any]:
     def scorer(user: int) -> Any:
         def scores(without: set[int] = frozenset(), in_context: bool = True) -> np.ndarray:
             past = [item for item in HISTORIES[user][-6:] if item not in without]
-            asked = ranker.read_contexts(pa.table({"place": pa.array([NOW[user]], pa.string())}))
+            asked = ranker.read_contexts(
+                pa.table({"place": pa.array([NOW[user] if in_context else None], pa.string())})
+            )
             request = prompts.request(
-                prompts.prefix(user), np.asarray(past, np.int64), np.asarray(listed[user]),
-                asked if in_context else None,
+                prompts.prefix(user), np.asarray(past, np.int64), np.asarray(listed[user]), asked
             )  # fmt: skip
             return score_pair_by_pair(ranker, request).numpy()
 
@@ -114,7 +115,7 @@ def explained(settings: config.Config, shift: float = 0.0) -> tuple[explain_buck
     buckets.write_parquet(pa.Table.from_pylist(rows), f"{layout.root}/published.parquet")
     job, (unit,) = run.resolve(settings, layout)
     job = explain_bucket.with_model(replace(job, run_id="r"), settings.explain)
-    wanted = Explaining(job, settings.explain, templates.load(settings.explain.template), "r-x", layout.reasons)
+    wanted = Explaining(job, settings.explaining, templates.load(settings.explain.template), "r-x", layout.reasons)
     made = Explainer(wanted, Beating(None), *explain_bucket.know(wanted))
     entry = made.explain({**unit, "rows": f"{layout.root}/published.parquet", "sample": 4})
     return entry, buckets.read_parquet(f"{layout.reasons}/{entry.path}").to_pylist()
@@ -191,7 +192,7 @@ def test_faithfulness_is_that_of_scoring_anew_without_all_that_is_cited(settings
                 of_user.append(float(scores[user]()[row["rank"] - 1] - scores[user](gone)[row["rank"] - 1]))
         if of_user:
             falls.append(np.mean(of_user))
-    assert entry.cited == pytest.approx(falls, abs=1e-3) and 0 < len(falls) == len(entry.random)
+    assert entry.falls["cited"] == pytest.approx(falls, abs=1e-3) and 0 < len(falls) == len(entry.falls["random"])
 
 
 def test_scores_that_are_not_the_published_ones_stop_the_job(settings: config.Config) -> None:

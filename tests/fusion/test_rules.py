@@ -43,7 +43,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def made(layout: Layout, **settings: Any) -> rerank.OfItems:
-    return rerank.of_items(config.Rerank(**settings), layout, IDS)
+    return rerank.of_items(config.build({"root": layout.root, "rerank": settings}).reranking, layout, IDS)
 
 
 def test_an_item_counts_half_after_a_half_life() -> None:
@@ -123,7 +123,7 @@ def test_texts_are_compared_by_the_vectors_that_embed_left(
     shard = Shard("shard-00000-0.arrow", 4, "a", "d", {embeddings.TEXT: 3})
     embeddings.write_shard(table, f"{layout.embeddings}/{shard.path}")
     embeddings.publish(layout.embeddings, Description("v", "enc", "r", 96, "", "", {embeddings.TEXT: 2}, 4, [shard]))
-    asked = config.Rerank(method="mmr", quotas={"brand": 1})
+    asked = config.build({"root": layout.root, "rerank": {"method": "mmr", "quotas": {"brand": 1}}}).reranking
     found = rerank.of_items(asked, layout, IDS)
     assert found.vectors is not None and len(found.columns) == 1
     assert found.rerank is not None and found.rerank.alike is None, "vectors travel with the rules"

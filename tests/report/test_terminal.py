@@ -134,7 +134,8 @@ def test_every_setting_is_in_the_help() -> None:
 def test_an_explanation_shows_sentences_and_whether_they_are_faithful(
     users: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = {"cited": 0.5, "random": 0.125, "difference": 0.375, "low": 0.25, "high": 0.45}
+    figures = {"cited": 0.5, "random": 0.125, "difference": 0.375, "low": 0.25, "high": 0.45,
+               "cited_events": 4.25, "random_events": 3.5}  # fmt: skip
     found = {"users": users, "reasons": 34, **(figures if users else dict.fromkeys(figures))}
     example = {"user": 7, "rank": 1, "source": "template", "reason": "“Heat” because of “Casino”."}
     summary = {"run_id": "r-1", "with_history": 1234, "faithfulness": found, "examples": [example]}
@@ -145,4 +146,8 @@ def test_an_explanation_shows_sentences_and_whether_they_are_faithful(
     told = (
         "34 reasons of 12 users: without the cited items scores fall by 0.5000, without as many random others by 0.1250"
     )
-    assert (told in out and "difference +0.3750, 95% +0.2500 to +0.4500" in out) if users else "not measured" in out
+    if not users:
+        assert "not measured" in out
+        return
+    assert told in out and "difference +0.3750, 95% +0.2500 to +0.4500" in out
+    assert "cited items take 4.2 events with them, the others 3.5" in out
