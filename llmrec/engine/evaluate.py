@@ -49,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """A source of candidates over all users with truth, or all of them together.
+    """A source of candidates over all users with truth, all of them together, or what was scored of what they brought.
 
     users: for whom it has any; recall: share of a user's true items among its first k, its mean; alone: of those, what
     no other source finds in its own first k, and what would be lost without it; None of all together. interval: as of
@@ -104,6 +104,9 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     settings = as_run(settings, layout, run_id)
     if max(wanted.cutoffs) > settings.score.top_k:
         say(f"evaluate.cutoffs go beyond score.top_k = {settings.score.top_k}: the rankings end there")
+    deepest = max(getattr(settings.recall, name).top for name in settings.recall.merge)
+    if max(wanted.recall_cutoffs) > deepest:
+        say(f"evaluate.recall_cutoffs go beyond the {deepest} candidates that a source brings (recall.*.top) at most")
     prepared = len(buckets.bucket_files(layout.histories))
     for name, table in opened.items():
         if (there := int(rankings.shown(table)["buckets"])) != prepared:
@@ -266,14 +269,14 @@ def _fairness(found: Measured, known: Catalogue, of_users: list[Grouping], wante
 
 
 def _sources(found: Measured, settings: config.Config) -> list[Source]:
-    names, cutoffs = [*settings.recall.merge, sources.UNION], settings.evaluate.recall_cutoffs
+    names, cutoffs = [*settings.recall.merge, sources.UNION, sources.SCORED], settings.evaluate.recall_cutoffs
     flat = found.shares.reshape(found.users, -1).T
     shape = found.shares.shape[1:]
     means = flat.mean(axis=1).reshape(shape)
     samples = bootstrap.means(flat, settings.evaluate.bootstrap, settings.evaluate.seed).reshape(*shape, -1)
     made = []
     for i, name in enumerate(names):
-        kinds = {"recall": 0} | ({"alone": 1} if name != sources.UNION else {})
+        kinds = {"recall": 0} | ({"alone": 1} if name in settings.recall.merge else {})
         of = {kind: {f"{kind}@{k}": float(means[i, j, n]) for j, k in enumerate(cutoffs)} for kind, n in kinds.items()}
         interval = {
             f"{kind}@{k}": bootstrap.bounds(samples[i, j, n])

@@ -78,8 +78,8 @@ def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.
         names=tuple(found),
         values=values,
         ranked=ranked,
-        shares=sources.found(truth, recalled, settings.recall_cutoffs),
-        brought=_brought(truth, recalled),
+        shares=sources.found(truth, recalled, candidates, settings.recall_cutoffs),
+        brought=_brought(truth, recalled, candidates),
         within_reach=_within_reach(truth, candidates),
         history=np.diff(flatten(history)[1]),
         attributes=_attributes(bucket, asked, targets[USER]),
@@ -96,10 +96,11 @@ def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.
     )  # fmt: skip
 
 
-def _brought(truth: Lists, recalled: dict[str, Lists]) -> np.ndarray:
-    """int64[sources + 1]: for how many users each source has candidates, and all of them together."""
+def _brought(truth: Lists, recalled: dict[str, Lists], scored: Lists) -> np.ndarray:
+    """int64[sources + 2]: for how many users each source has candidates, all of them together, and what was scored."""
     there = np.asarray([[bool(lists.get(user)) for user in truth] for lists in recalled.values()], bool)
-    return np.append(there.sum(axis=1), there.any(axis=0).sum()).astype(np.int64)
+    some = sum(bool(scored.get(user)) for user in truth)
+    return np.concatenate([there.sum(axis=1), [there.any(axis=0).sum(), some]]).astype(np.int64)
 
 
 def _within_reach(truth: Lists, candidates: Lists) -> np.ndarray:

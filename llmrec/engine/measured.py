@@ -38,7 +38,7 @@ class Measured:
     """Of n users with held-out items.
 
     names: of the rankings. values: float64[rankings, metrics, n]; ranked: bool[rankings, n], who has a list; shares:
-    float64[n, sources + 1, cut-offs, 2] of `sources.found`; brought: int64[sources + 1], users for whom a source has
+    float64[n, sources + 2, cut-offs, 2] of `sources.found`; brought: int64[sources + 2], users for whom a source has
     candidates; within_reach: float64[n], share of the true items that are among the candidates that the run scored.
     history: int64[n], events; attributes: a column each that users are grouped by; of_items: one a grouping of items.
     exposed, sums: of `beyond`, float64[subsets * cut-offs, n_items] and float64[rankings, subsets, cut-offs, 8], the

@@ -24,6 +24,7 @@ from llmrec.tables import buckets, rankings
 
 STAGES = ("feedback", "prepare", "embed", "train", "recall", "bucket", "fuse", "score", "evaluate")
 WITHOUT = "fused without "
+NO_BASELINES = (sources.UNION, sources.SCORED, score_parts.RETRIEVE)
 SAMPLE_USERS, RECENT_EVENTS, SHOWN_PLACES = 4, 10, 10
 
 
@@ -52,7 +53,7 @@ def gather(settings: config.Config, layout: Layout) -> dict[str, Any]:
     }  # fmt: skip
     kept = layout.run_summary(run_id)
     run = _snapshot(table, run_id)
-    baselines = [s["name"] for s in evaluated["sources"] if s["name"] not in (sources.UNION, score_parts.RETRIEVE)]
+    baselines = [s["name"] for s in evaluated["sources"] if s["name"] not in NO_BASELINES]
     without = WITHOUT + score_parts.RANKER
     compared = _comparisons(evaluated["all_users"], metric)
     return {

@@ -192,6 +192,10 @@ def test_what_sources_find_and_find_alone(done: dict[str, Any], layout: Layout, 
         assert found[name]["alone"]["alone@100"] == pytest.approx(len(hits[name] - hits[other]) / 943)
     union = hits["item_item"] | hits["popularity"]
     assert found["all of them"]["recall"]["recall@100"] == pytest.approx(len(union) / 943)
+    merged = buckets.read_parquet(layout.candidates())
+    lists = dict(zip(merged["user_id"].to_pylist(), merged["item_ids"].to_pylist(), strict=True))
+    scored = sum(truth[user] in items[:100] for user, items in lists.items())
+    assert found["what was scored"]["recall"]["recall@100"] == pytest.approx(scored / 943)
 
 
 def test_item_item_reaches_its_known_quality(done: dict[str, Any]) -> None:

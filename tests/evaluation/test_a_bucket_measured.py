@@ -345,7 +345,7 @@ def test_for_how_many_users_a_source_has_candidates(layout: Layout) -> None:
     done = [measured_bucket(unit, given, known(layout), None) for unit in units(layout)]
     found = together([from_bytes(*to_bytes(part)) for part in done])
     wanted = [sum(map(has, range(USERS))) for has in some.values()]
-    assert found.brought.tolist() == [*wanted, sum(u % 2 == 0 or u % 3 == 0 for u in range(USERS))]
+    assert found.brought.tolist() == [*wanted, sum(u % 2 == 0 or u % 3 == 0 for u in range(USERS)), USERS]
     assert [source.users for source in evaluate._sources(found, asked)] == found.brought.tolist()
     assert found.ranked[found.names.index("even")].sum() == USERS / 2, "an empty list ranks nobody"
 
