@@ -172,6 +172,10 @@ class Layout:
         """With which a run was scored; there is none without a fusion."""
         return self._at("runs", run_id, "fusion.json")
 
+    def evaluation_of(self, run_id: str) -> tuple[str, str]:
+        """The last evaluation of a run and its page, which stay with it."""
+        return self._at("runs", run_id, "evaluation.json"), self._at("runs", run_id, "report.html")
+
     def run_summary(self, run_id: str) -> str:
         """Written when every bucket of the run is staged."""
         return self._at("runs", run_id, "run.json")

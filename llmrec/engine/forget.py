@@ -170,9 +170,11 @@ def forget(
         if uri.endswith(".json") and LOG not in uri:
             _of_json(uri, users, layout, tally)
     _of_generated(layout, tally)
-    if storage.exists(layout.report) and _in_text(layout.report, users.texts):
-        storage.delete(layout.report)
-        tally.add(_path(layout.report, layout), DELETED)
+    pages = [layout.report] * storage.exists(layout.report)
+    for page in (*pages, *(uri for uri, _ in storage.list_files(layout.runs, "/report.html"))):
+        if _in_text(page, users.texts):
+            storage.delete(page)
+            tally.add(_path(page, layout), DELETED)
     for target in targets:
         _of_export(target, users, layout, tally)
     if settings.export.redis.url:

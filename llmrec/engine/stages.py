@@ -174,8 +174,12 @@ def _explain(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     done = asdict(evaluate.evaluate(config, layout, say))
+    figures, page = layout.evaluation_of(done["run_id"])
     storage.write_json(layout.evaluation, done)
-    report.write(report.gather(config, layout), layout.report)
+    storage.write_json(figures, done)
+    shown = report.gather(config, layout)
+    for uri in (layout.report, page):
+        report.write(shown, uri)
     return {**done, "report": layout.report}
 
 

@@ -94,7 +94,8 @@ def written(root: str) -> config.Config:
     reasons = staged(layout, layout.reasons, "shown-1", everyone, reasons=True)
     rankings.publish(layout.reasons, reasons, BUCKETS, staging.rows("", {}, STRING).schema, "shown-1", "reasons")
     storage.write_json(layout.summary("explain"), {"summary": {"examples": [{"user": GONE}, {"user": USERS[2]}]}})
-    storage.write_bytes(layout.report, f"<h3>user {GONE}</h3>".encode())
+    for page in (layout.report, layout.evaluation_of("shown")[1]):
+        storage.write_bytes(page, f"<h3>user {GONE}</h3>".encode())
     storage.write_bytes(f"{layout.scratch('bucket')}/shard", GONE.encode())
     export.export(rankings.snapshot(layout.rankings), f"{root}-export")
     raw = f"{root}/raw/log.parquet"
