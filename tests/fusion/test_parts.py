@@ -90,3 +90,21 @@ def test_some_users_parts() -> None:
     found = parts.take(np.asarray([True, True, False, True]))
     assert found.values[:, 0].tolist() == [1, 2, 4, 5, 6]
     assert found.offsets.tolist() == [0, 2, 2, 5]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(-5, 5).map(float), min_size=2, max_size=9), st.data())
+def test_one_extreme_score_moves_no_other_reciprocal_rank_by_more_than_a_place(
+    values: list[float], data: st.DataObject
+) -> None:
+    """The order of the others stays, too, by whatever scale; the scale of z-scores does not."""
+    which = data.draw(st.integers(0, len(values) - 1))
+    changed = [data.draw(st.sampled_from([-1e6, 1e6])) if i == which else v for i, v in enumerate(values)]
+    others = [i for i in range(len(values)) if i != which]
+    before, after = (normalised(parts_of([of]), ["reciprocal_rank"])[others, 0] for of in (values, changed))
+    assert np.abs(before - after).max() <= 1 / (K + 2) + 1e-12
+    scaled = normalised(parts_of([changed]), ["z_score"])[others, 0]
+    assert (
+        np.sign(before[:, None] - before) == np.sign(np.asarray(values)[others][:, None] - np.asarray(values)[others])
+    ).all()
+    assert np.abs(scaled - scaled.mean()).max() < 1e-4, "next to a million they all look alike"
