@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.quality.figures import GAINS, Row
+from benchmarks.quality.figures import GAINS, MAIN, Row
 from benchmarks.quality.tuning import varied
 from benchmarks.speed.report import Column, table
 
@@ -22,10 +22,6 @@ def difference(found: dict[str, float] | None) -> str:
     return "-" if found is None else f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
 
 
-def gain(metric: str) -> Column:
-    return f"adds to {metric}, 95%", lambda r: f"{difference(r[metric])}, {r['relative'][metric]:+.1%}"
-
-
 COLUMNS: list[Column] = [
     ("method", lambda r: r["method"]),
     *(mean(name) for name in ("ndcg@10", "recall@10", "mrr@10", "recall@100")),
@@ -38,7 +34,8 @@ ADDED: list[Column] = [
     ("what", lambda r: r["what"]),
     ("with it", lambda r: r["with"]),
     ("without it", lambda r: " / ".join(dict.fromkeys(r["without"].values()))),
-    *(gain(name) for name in GAINS),
+    ("adds to ndcg@10, 95%", lambda r: difference(r[MAIN])),
+    *((f"share of\n{name}", lambda r, name=name: f"{r['relative'][name]:+.1%}") for name in GAINS),
 ]
 TRADED: list[Column] = [
     ("by", lambda r: r["method"]),
