@@ -114,7 +114,8 @@ def with_all(**changes: Any) -> dict[str, Any]:
                 "set_aside": {"null_id": 10}, "items_set_aside": {}, "edges": 0, "edges_set_aside": {}, "seconds": 9.0,
             },
             "recall": {
-                "users": 2001, "per_user": {"item_item": 80.0, "merged": 95.5}, "short_lists": 203, "no_candidates": 7,
+                "users": 2001, "per_user": {"item_item": 80.0, "merged": 95.5},
+                "merged": {"item_item": 75.0, "popularity": 20.5}, "short_lists": 203, "no_candidates": 7,
                 "queries": 55, "empty_sources": ["graph"], "found_of_exact": {"text": 0.9876},
                 "quarantine": "s3://b/quarantine/recall", "seconds": 3.0,
             },

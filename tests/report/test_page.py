@@ -71,7 +71,8 @@ def test_a_page_shows_everything_that_is_there() -> None:
         "0.7654", "41,624", "15,593", "94,295", "4.3%", "2.65", "r-0", "194.2 s", "Amistad", "at rank 1 of 20",
         "no_candidates, see s3://b/quarantine/recall 7",
         "in the mean over 2,001 users: item_item 80, merged 95.5", "asks for: 203; with none: 7",
-        "Found nothing for anybody: graph.", "typed something: 55", "found: text 0.9876",
+        "In the merged lists: item_item 75, popularity 20.5. Found nothing for anybody: graph. Users who typed",
+        "something: 55. Share of exact", "found: text 0.9876",
         "not among the 20 ranked", "Flubber · Star Maps", "6.1%", "5.125",
     ):  # fmt: skip
         assert part in tree.text, part
