@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/llmrec demo
 
 # Those that start a cluster one after another, the others on all cores.
-CLUSTERED := tests/engine tests/local tests/benchmarks
+CLUSTERED := tests/engine tests/local $(addprefix tests/benchmarks/,test_recall.py test_scale.py test_speed_of_items.py)
 MAIN := tests/engine/test_main_job.py tests/engine/test_pipeline.py
 
 # What needs no cluster, and the main job and the daily run on one.
