@@ -74,8 +74,9 @@ def test_a_killed_driver_and_a_killed_actor_cost_no_text_that_was_written(own_cl
     wait_for(lambda: len(shards(disturbed)) > len(left) + 1, job)
     actors(own_cluster, WRITER)[0].kill()
     done = finish(job, disturbed)
+    # A writer that was at it may have left its shard after the driver's death, and after `left` was counted.
     there = sum(map(len, left.values()))
-    assert 0 < there < ITEMS and done["generated"] == ITEMS - there and done["unchanged"] == there
+    assert 0 < there <= done["unchanged"] < ITEMS and done["generated"] == ITEMS - done["unchanged"]
     every = [mark for of in shards(disturbed).values() for mark in of]
     assert len(every) == len(set(every)) == ITEMS, "a text was written twice, or not at all"
 
