@@ -74,7 +74,8 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], 
     empty = [name for name, n in zip(names, totals, strict=True) if n == 0 and name != MERGED]
     none = sum(row["none"] for row in rows)
     brought = np.sum([row["brought"] for row in rows], axis=0)
-    crowded = [name for name, n in zip(settings.merge, brought, strict=True) if n == 0 and name not in empty]
+    left_out = np.sum([row["left_out"] for row in rows], axis=0)  # not what earlier sources have as well
+    crowded = [name for name, n, out in zip(settings.merge, brought, left_out, strict=True) if n == 0 and out]
     if empty:
         say(f"found nothing for anybody: {', '.join(empty)}")
     if crowded:

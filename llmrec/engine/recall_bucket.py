@@ -20,7 +20,7 @@ from llmrec.engine.text_vectors import described, text_vectors
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
 from llmrec.recall import als, content, context, ease, introduction, item_item
-from llmrec.recall.candidates import Candidates, merge
+from llmrec.recall.candidates import Candidates, merge, pair_keys
 from llmrec.recall.clusters import Clusters
 from llmrec.recall.scores import Dense, Listed, Same, Scores, Sparse, Vectors
 from llmrec.schema import BUCKET, DETAIL, KEY, ORIGIN, QUARANTINE, REASON, USER, USERS
@@ -105,7 +105,8 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
     """Write the candidates of one bucket, of each source and merged, and who has none.
 
     unit: of `recall_models.units`. Returns one row: users, counts of each source's candidates and of the merged,
-    brought, how many of these are each source's, users with fewer of these than asked for, and with none.
+    brought, how many of these are each source's, left_out, of each source that brought none of these to some users, how
+    many of its candidates had no place there, users with fewer of these than asked for, and with none.
     """
     table = buckets.read_parquet(unit["uri"])
     histories = asked_histories(table, known.ids, settings.history)
@@ -133,6 +134,7 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
         ),
         _clusters(checked, known, vectors, settings, layout),
     )  # fmt: skip
+    left_out = np.zeros(len(names), np.int64)
     for users in _blocks(histories, known, settings):
         part = histories.take(users)
         counted = None if weighted is None else weighted.take(users).values
@@ -145,6 +147,7 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
                 checked[name] = source.checked(seen, getattr(settings, name).top, settings.search.checked)
         lists = {name: scores[name].top(seen, getattr(settings, name).top) for name in names}
         merged = merge(list(lists.values()), settings.candidates, len(known.ids), quotas)
+        left_out += [_left_out(lists[name], merged, place, len(known.ids)) for place, name in enumerate(names)]
         for name, candidates in (lists | {MERGED: merged}).items():
             found[name].append(candidates)
         for name, of in scores.items():
@@ -170,9 +173,16 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
         where = buckets.bucket_file(layout.quarantine("recall"), unit[BUCKET])
         buckets.write_parquet(_without_candidates(none, histories.lengths[lengths == 0], names, unit["uri"]), where)
     return pa.table({
-        "users": [table.num_rows], "counts": [counts], "brought": [brought.tolist()], "short": [short],
-        "none": [len(none)], **tallies(checked),
+        "users": [table.num_rows], "counts": [counts], "brought": [brought.tolist()], "left_out": [left_out.tolist()],
+        "short": [short], "none": [len(none)], **tallies(checked),
     })  # fmt: skip
+
+
+def _left_out(candidates: Candidates, merged: Candidates, place: int, n_items: int) -> int:
+    """How many candidates of the source at a place of the merge are not in it, 0 if it brought any."""
+    if (merged.source == place).any():
+        return 0
+    return int((~np.isin(pair_keys(candidates.items, n_items), pair_keys(merged.items, n_items))).sum())
 
 
 def _introduced(

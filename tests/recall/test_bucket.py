@@ -258,3 +258,17 @@ def test_where_no_context_is_known_popularity_is_recalled(layout: Layout) -> Non
     first = buckets.read_parquet(buckets.bucket_file(layout.candidates(), 0)).to_pylist()[-1]  # without a history
     had = models(layout).popularity
     assert {had[int(item[1:])] for item in first["item_ids"]} == set(np.sort(had)[-TOP:].tolist())
+
+
+def test_a_source_that_has_no_place_is_told_from_one_that_brings_nothing_else(layout: Layout) -> None:
+    """Popularity first: with as many places as it has, item-item is left out; with the whole catalogue of each, it adds
+    nothing, and nothing of it is left out."""
+
+    def told(top: int, candidates: int) -> dict[str, Any]:
+        found = {"popularity": {"top": top}, "item_item": {"top": top}, "candidates": candidates}
+        asked = settings(("popularity", "item_item"), closeness={}, **found)
+        return recall_unit(unit(layout), models(layout), asked, layout).to_pylist()[0]
+
+    crowded, whole = told(4, 4), told(N, 2 * N)
+    assert crowded["brought"][1] == 0 and crowded["left_out"][1] > 0
+    assert whole["brought"][1] == 0 and whole["left_out"] == [0, 0]
