@@ -23,6 +23,7 @@ from llmrec import config
 from llmrec.engine import stages
 from llmrec.engine.session import connected
 from llmrec.engine.text_vectors import text_vectors
+from llmrec.evaluation import known_truth
 from llmrec.evaluation.bootstrap import interval
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
@@ -150,12 +151,11 @@ def _other_lists(days: Days, layout: Layout) -> dict[str, dict[str, pl.DataFrame
 
 
 def of_users(days: Days, lists: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
-    users = pl.DataFrame({USER: days.new_users})
+    users = pl.Series(USER, days.new_users)
     right = {}
     for name, shown in lists.items():
         mine = shown.filter(pl.col(USER).is_in(days.new_users) & (pl.col(RANK) <= K))
-        hits = mine.join(days.truth, [USER, ITEM], "semi").group_by(USER).len()
-        right[name] = users.join(hits, USER, "left", maintain_order="left")["len"].fill_null(0).to_numpy() / K, mine
+        right[name] = known_truth.shares_right(mine, days.truth, users, K), mine
     base = right["popularity"][0]
     rows = []
     for name, (values, mine) in right.items():

@@ -71,4 +71,9 @@ def popular_lists(pool: pl.DataFrame, log: pl.DataFrame, places: int) -> pl.Data
 def _count(pairs: pl.DataFrame, users: pl.Series) -> pl.DataFrame:
     """user_id, len: each user's pairs, 0 where there are none."""
     of = pairs.group_by(USER).len()
-    return users.alias(USER).to_frame().join(of, on=USER, how="left").with_columns(pl.col("len").fill_null(0))
+    return (
+        users.alias(USER)
+        .to_frame()
+        .join(of, on=USER, how="left", maintain_order="left")
+        .with_columns(pl.col("len").fill_null(0))
+    )
