@@ -28,9 +28,11 @@ NO_BASELINES = (sources.UNION, sources.SCORED, score_parts.RETRIEVE)
 SAMPLE_USERS, RECENT_EVENTS, SHOWN_PLACES = 4, 10, 10
 
 
-def write(shown: Mapping[str, Any], uri: str) -> None:
-    """One HTML file that needs nothing beside it."""
-    storage.write_bytes(uri, render(shown).encode())
+def write(shown: Mapping[str, Any], *uris: str) -> None:
+    """One HTML file that needs nothing beside it, wherever it is to lie."""
+    page = render(shown).encode()
+    for uri in uris:
+        storage.write_bytes(uri, page)
 
 
 def gather(settings: config.Config, layout: Layout) -> dict[str, Any]:

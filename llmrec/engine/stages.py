@@ -177,9 +177,7 @@ def _evaluate(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
     figures, page = layout.evaluation_of(done["run_id"])
     storage.write_json(layout.evaluation, done)
     storage.write_json(figures, done)
-    shown = report.gather(config, layout)
-    for uri in (layout.report, page):
-        report.write(shown, uri)
+    report.write(report.gather(config, layout), layout.report, page)
     return {**done, "report": layout.report}
 
 
