@@ -684,7 +684,7 @@ class Score(Section):
     blocked_items: str = Field("", description="Parquet file with a column item_id, never recommended; empty for none")
     requires: str = Field(
         "", exclude_if=_none, description="relation of the knowledge graph (data.edges) from an item to those that it "
-        "requires: who has not had all of these is not shown the item; empty for none"
+        "requires: to who has not had all of these the item is neither recalled nor shown; empty for none"
     )  # fmt: skip
     batch_tokens: Annotated[int, Field(ge=64)] = Field(
         2048, description="tokens in one forward pass; some thousand keep a CPU's caches warm, a GPU wants far more"

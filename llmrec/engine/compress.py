@@ -141,7 +141,7 @@ def _teach(settings: config.Config, layout: Layout, whole: str, storing: str, sa
     """A rankings table with the whole ranker's scores, as if the validation events had not happened yet."""
     before = replace(layout, before_validation=True)
     asked = settings.recall.model_copy(update={"history": "training"})
-    recall.recall(asked, before, say, settings.model.attention)
+    recall.recall(asked, before, say, settings.model.attention, settings.score.requires)
     teacher = storage.join(storing, "teacher")
     taught = _scoring(
         settings, model=whole, history="training", candidates=before.candidates(), output=teacher, top_k=TAUGHT

@@ -94,7 +94,7 @@ def _of_scored(
 
     before, storing = replace(layout, before_validation=True), layout.scratch("fuse")
     asked = settings.recall.model_copy(update={"history": history})
-    all_users = recall.recall(asked, before, say, settings.model.attention).users
+    all_users = recall.recall(asked, before, say, settings.model.attention, settings.score.requires).users
     scoring = {
         "history": history, "candidates": before.candidates(), "output": storage.join(storing, "rankings"),
         "keep_parts": True, "reuse": "", "users_share": min(1.0, users / max(all_users, 1)),

@@ -26,15 +26,16 @@ LOOKING = "looking for candidates"
 class Recalled:
     """What recall did. per_user: candidates of each source and of the merge; merged: those of the merge that each
     source brought, of several the first; short_lists: users who got fewer than asked for; no_candidates: who got none,
-    and are in quarantine; queries: users who typed something, where that is a source; empty_sources: which found
-    nothing for anybody; found_of_exact: of the sources that look in some clusters alone, the share of exact search's
-    best that they found, of the users who were checked."""
+    and are in quarantine; locked: per user, items that require what he has not had; queries: users who typed something,
+    where that is a source; empty_sources: which found nothing for anybody; found_of_exact: of the sources that look in
+    some clusters alone, the share of exact search's best that they found, of the users who were checked."""
 
     users: int
     per_user: dict[str, float]
     merged: dict[str, float]
     short_lists: int
     no_candidates: int
+    locked: float
     queries: int
     empty_sources: list[str]
     found_of_exact: dict[str, float]
@@ -42,10 +43,17 @@ class Recalled:
     quarantine: str
 
 
-def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], attention: str = "auto") -> Recalled:
+def recall(
+    settings: config.Recall,
+    layout: Layout,
+    say: Callable[[str], None],
+    attention: str = "auto",
+    requires: str = "",
+) -> Recalled:
     """Write candidates/<source>, candidates/merged and popularity under the root, candidates bucketed like histories.
 
-    attention: how a ranker that retrieves attends.
+    attention: how a ranker that retrieves attends; requires: a relation of the graph from an item to those that it
+    requires: who has not had all of these does not get it as a candidate from any source. Empty for none.
 
     Raises:
         UserError: prepare has not written its tables, or what a source needs is not there.
@@ -56,11 +64,11 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], 
         clusters.faiss()  # or a task would be the first to tell that it is missing
     units = recall_models.units(settings, layout)
     say(f"learning from the users of {len(units)} buckets: {', '.join(settings.merge)}")
-    models = recall_models.fit(settings, layout)
+    models = recall_models.fit(settings, layout, requires)
     popularity = pa.table({ITEM: models.ids, schema.USERS: models.popularity.astype(np.int64)})
     buckets.write_parquet(popularity, layout.popularity)
     storage.delete(layout.quarantine("recall"))
-    retrieved = retrieve(settings, layout, attention, say) if settings.retrieve.top else []
+    retrieved = retrieve(settings, layout, attention, requires, say) if settings.retrieve.top else []
     typed = queries.encode(settings, layout, say) if QUERY in settings.merge else 0
     say(f"{LOOKING} in {len(units)} buckets")
     arguments = {"models": ray.put(models), "settings": settings, "layout": layout}
@@ -91,6 +99,7 @@ def recall(settings: config.Recall, layout: Layout, say: Callable[[str], None], 
         merged=_each(settings.merge, brought / max(users, 1)),
         short_lists=sum(row["short"] for row in rows),
         no_candidates=none,
+        locked=round(sum(row["locked"] for row in rows) / max(users, 1), 1),
         queries=typed,
         empty_sources=empty,
         found_of_exact=_found_of_exact([*retrieved, *rows]),

@@ -22,6 +22,7 @@ from llmrec.ranker.ragged import Ragged
 from llmrec.recall import als, content, context, ease, introduction, item_item
 from llmrec.recall.candidates import Candidates, merge, pair_keys
 from llmrec.recall.clusters import Clusters
+from llmrec.recall.prerequisites import closed, locked
 from llmrec.recall.scores import Dense, Listed, Same, Scores, Sparse, Vectors
 from llmrec.schema import BUCKET, DETAIL, KEY, ORIGIN, QUARANTINE, REASON, USER, USERS
 from llmrec.tables import buckets, contexts, queries, recalled
@@ -106,7 +107,8 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
 
     unit: of `recall_models.units`. Returns one row: users, counts of each source's candidates and of the merged,
     brought, how many of these are each source's, left_out, of each source that brought none of these to some users, how
-    many of its candidates had no place there, users with fewer of these than asked for, and with none.
+    many of its candidates had no place there, users with fewer of these than asked for, and with none, and pairs of a
+    user and an item that requires what he has not had.
     """
     table = buckets.read_parquet(unit["uri"])
     histories = asked_histories(table, known.ids, settings.history)
@@ -134,18 +136,19 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
         ),
         _clusters(checked, known, vectors, settings, layout),
     )  # fmt: skip
-    left_out = np.zeros(len(names), np.int64)
+    left_out, lacking = np.zeros(len(names), np.int64), 0
     for users in _blocks(histories, known, settings):
         part = histories.take(users)
         counted = None if weighted is None else weighted.take(users).values
-        seen = part if settings.exclude_seen else None
+        shut = closed(part, settings.exclude_seen, known.requires)
+        lacking += 0 if shut is None else len(shut.values) - settings.exclude_seen * len(part.values)
         scores = {name: here.scores(name, users, part, settings, counted) for name in parts if name != CLOSENESS}
         for name in checked:
             if len(users) and users[0] == 0:  # the bucket's first ones stand for it
                 source = scores[name]
                 assert isinstance(source, Vectors)
-                checked[name] = source.checked(seen, getattr(settings, name).top, settings.search.checked)
-        lists = {name: scores[name].top(seen, getattr(settings, name).top) for name in names}
+                checked[name] = source.checked(shut, getattr(settings, name).top, settings.search.checked)
+        lists = {name: scores[name].top(shut, getattr(settings, name).top) for name in names}
         merged = merge(list(lists.values()), settings.candidates, len(known.ids), quotas)
         left_out += [_left_out(lists[name], merged, place, len(known.ids)) for place, name in enumerate(names)]
         for name, candidates in (lists | {MERGED: merged}).items():
@@ -174,7 +177,7 @@ def recall_unit(unit: dict[str, Any], known: Models, settings: config.Recall, la
         buckets.write_parquet(_without_candidates(none, histories.lengths[lengths == 0], names, unit["uri"]), where)
     return pa.table({
         "users": [table.num_rows], "counts": [counts], "brought": [brought.tolist()], "left_out": [left_out.tolist()],
-        "short": [short], "none": [len(none)], **tallies(checked),
+        "short": [short], "none": [len(none)], "locked": [lacking], **tallies(checked),
     })  # fmt: skip
 
 
@@ -194,7 +197,8 @@ def _introduced(
     rows, turns = rows[turns > 0], turns[turns > 0]
     profiles = content.weighted(histories, vectors, settings.decay)
     first = introduction.ahead(len(rows), settings.top * int(profiles.any(axis=1).sum()), unit[BUCKET])
-    return introduction.introduced(profiles, vectors[rows], rows, turns, first, settings.top, histories, len(known.ids))
+    shut = histories if known.requires is None else histories.joined(locked(histories, known.requires, rows))
+    return introduction.introduced(profiles, vectors[rows], rows, turns, first, settings.top, shut, len(known.ids))
 
 
 def tallies(checked: dict[str, tuple[int, int]]) -> dict[str, list[int]]:
@@ -240,5 +244,7 @@ def _blocks(histories: Ragged, models: Models, settings: config.Recall) -> Itera
         each += len(models.linear[0])
     if CONTEXT in settings.merge:
         each += len(models.ids)
+    if models.requires is not None:
+        each += np.count_nonzero(models.requires.lengths)
     block = np.cumsum(each + histories.lengths) // CELLS_AT_ONCE
     yield from np.split(np.arange(len(histories)), np.flatnonzero(np.diff(block)) + 1)

@@ -13,6 +13,7 @@ from scipy import sparse
 from llmrec import config, storage
 from llmrec.engine import counts
 from llmrec.engine.counts import in_context, known_events, known_histories
+from llmrec.engine.prerequisites import required_by
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.graph import incidence
@@ -34,7 +35,7 @@ class Models:
     `popularity.recent`; groups: users by group and item; similar, linked: each item's neighbours by who had them and by
     what the graph says; linear: item rows and the float32[m, m] weights of `ease.weights` among them; factors:
     float32[n_items, any] of `als.item_factors`, with a hash of them where clusters need it; entities: what closeness
-    is had from. None for what nobody asks for.
+    is had from; requires: rows of the items that each item requires. None for what nobody asks for.
     contexts: of `context.learn`, by what histories tell of.
     """
 
@@ -49,6 +50,7 @@ class Models:
     factors: np.ndarray | None = None
     factors_version: str = ""
     entities: Entities | None = None
+    requires: Ragged | None = None
     contexts: dict[str, context.Association] = field(default_factory=dict)
 
 
@@ -77,8 +79,8 @@ def units(settings: config.Recall, layout: Layout) -> list[dict[str, str | int]]
     ]
 
 
-def fit(settings: config.Recall, layout: Layout) -> Models:
-    """Learn what the sources that merge names need.
+def fit(settings: config.Recall, layout: Layout, requires: str = "") -> Models:
+    """Learn what the sources that merge names need, and which items require others by the relation `requires`.
 
     Raises:
         UserError: prepare has not written its tables, or a setting does not suit the data.
@@ -87,7 +89,7 @@ def fit(settings: config.Recall, layout: Layout) -> Models:
 
     where = units(settings, layout)
     ids, training_only = buckets.catalogue_ids(layout.items), settings.training_only
-    graph = _edges(settings, layout, ids)
+    graph, prerequisites = _edges(settings, layout, ids), required_by(requires, layout, ids)
     items, weights = counts.events_and_weights(layout.histories, ids, training_only)
     had = np.bincount(items.values, minlength=len(ids)).astype(np.float32)
     users = int((items.lengths > 0).sum())
@@ -113,6 +115,7 @@ def fit(settings: config.Recall, layout: Layout) -> Models:
         factors_version=_version(factors) if factors is not None and settings.search.method == "clusters" else "",
         entities=Entities.of(graph, settings.closeness.smoothing) if settings.closeness.weight else None,
         contexts=_contexts(settings, layout, ids, training_only),
+        requires=prerequisites,
     )  # fmt: skip
 
 

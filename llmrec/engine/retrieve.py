@@ -15,8 +15,9 @@ from llmrec import assets, config, storage
 from llmrec.engine.clustered import clustered
 from llmrec.engine.counts import asked_histories
 from llmrec.engine.item_vectors import freeze
+from llmrec.engine.prerequisites import required_by
 from llmrec.engine.prompts import bind, check_items, opening_tokens, tokenise_items
-from llmrec.engine.recall_bucket import RETRIEVE, tallies
+from llmrec.engine.recall_bucket import CELLS_AT_ONCE, RETRIEVE, tallies
 from llmrec.engine.units import by_actors, reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
@@ -29,6 +30,7 @@ from llmrec.ranker.retrieval import asking, nearest, retrieve_head, user_vectors
 from llmrec.ranker.templates import placeholders
 from llmrec.recall.candidates import Candidates
 from llmrec.recall.clusters import Clusters, shared
+from llmrec.recall.prerequisites import closed
 from llmrec.schema import BUCKET, USER
 from llmrec.tables import buckets, contexts, recalled
 from llmrec.tables.users import openings
@@ -36,8 +38,10 @@ from llmrec.tables.users import openings
 NO_ROWS = np.empty(0, np.int64)
 
 
-def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Write candidates/retrieve, a file a bucket of histories; a row of counts of each.
+def retrieve(
+    settings: config.Recall, layout: Layout, attend: str, requires: str, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Write candidates/retrieve, a file a bucket of histories; a row of counts of each. requires: as in `recall`.
 
     Raises:
         UserError: there is no trained ranker, or it has no retrieve head.
@@ -60,7 +64,7 @@ def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable
     )
     units = [{BUCKET: b, "uri": uri, "users": known.get(b, "")} for b, uri in histories.items()]
     say(f"retrieving for the users of {len(units)} buckets from all items")
-    done = by_actors(units, _Retriever, (settings, layout, model, attend), wanted)
+    done = by_actors(units, _Retriever, (settings, layout, model, attend, requires), wanted)
     rows = reporting(done, len(units), say, "retrieve")
     buckets.delete_others(layout.candidates(RETRIEVE), histories)
     return rows
@@ -69,7 +73,7 @@ def retrieve(settings: config.Recall, layout: Layout, attend: str, say: Callable
 class _Retriever:
     """A member of the pool: the ranker and all items' vectors."""
 
-    def __init__(self, settings: config.Recall, layout: Layout, model: str, attend: str) -> None:
+    def __init__(self, settings: config.Recall, layout: Layout, model: str, attend: str, requires: str) -> None:
         wanted = settings.retrieve
         device = torch.device("cuda") if wanted.gpus_per_actor else torch.device("cpu")
         if device.type == "cpu":
@@ -79,6 +83,7 @@ class _Retriever:
         self.ranker.attend_by(attention.choose(attend, device))
         prompt = self.ranker.card.prompt
         self.prompts = bind(tokenise_items(self.ranker.tokenizer, prompt, layout), self.ranker, layout)
+        self.requires = required_by(requires, layout, self.prompts.catalogue.ids)
         made = freeze(self.ranker, model, model_version(directory), layout)
         assert retrieve_head(self.ranker) is not None
         self.ranker.only_score(precision.choose(wanted.precision, device))
@@ -106,18 +111,25 @@ class _Retriever:
         vectors = user_vectors(self.ranker, requests, self.settings.retrieve.batch_tokens)
         items = self.ranker.frozen
         assert items is not None
-        seen = histories if self.settings.exclude_seen else None
-        top, checked = self.settings.retrieve.top, {}
-        if self.clusters is None:
-            found = _exact(vectors, items, seen, top)
-        else:
-            found = self.clusters.nearest(asking(vectors), seen, top)
-            few = np.arange(min(self.settings.search.checked, len(users)))
-            exact = _exact(vectors[few], items, None if seen is None else seen.take(few), top)
-            checked = {RETRIEVE: (len(exact.scores), shared(exact, found.take(few), len(ids)))}
-        written = recalled.table(table[USER], [found], [RETRIEVE], ids)
+        top, checked, parts = self.settings.retrieve.top, {}, []
+        for some in self._blocks(len(users)):
+            shut = closed(histories.take(some), self.settings.exclude_seen, self.requires)
+            if self.clusters is None:
+                parts.append(_exact(vectors[some], items, shut, top))
+                continue
+            parts.append(self.clusters.nearest(asking(vectors[some]), shut, top))
+            if not checked:  # the bucket's first ones stand for it
+                few = np.arange(min(self.settings.search.checked, len(some)))
+                exact = _exact(vectors[some[few]], items, None if shut is None else shut.take(few), top)
+                checked = {RETRIEVE: (len(exact.scores), shared(exact, parts[0].take(few), len(ids)))}
+        written = recalled.table(table[USER], parts, [RETRIEVE], ids)
         buckets.write_parquet(written, buckets.bucket_file(self.layout.candidates(RETRIEVE), unit[BUCKET]))
         return pa.table({"users": [len(users)], **tallies(checked)})
+
+    def _blocks(self, users: int) -> list[np.ndarray]:
+        """Users one after another, int64[m] at a time, of whom the locked items take about CELLS_AT_ONCE numbers."""
+        asking = 0 if self.requires is None else int(np.count_nonzero(self.requires.lengths))
+        return np.array_split(np.arange(users), 1 + users * asking // CELLS_AT_ONCE)
 
 
 def _exact(users: torch.Tensor, items: ItemVectors, seen: Ragged | None, top: int) -> Candidates:

@@ -137,7 +137,7 @@ def _search(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
 
 
 def _recall(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
-    return asdict(recall.recall(config.recall, layout, say, config.model.attention))
+    return asdict(recall.recall(config.recall, layout, say, config.model.attention, config.score.requires))
 
 
 def _fuse(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
@@ -283,6 +283,8 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         dump["train"]["negatives_from"] = dump["recall"]["item_item"]
     elif name == "recall":
         sections, inputs = ["recall"], (*prepared, *_read_by_recall(config, layout))
+        if config.score.requires:
+            dump["recall"]["requires"] = config.score.requires
     elif name == "fuse":
         sections = ["recall", "score", "fusion"]
         for key in fuse.OF_ITS_OWN:
@@ -330,6 +332,6 @@ def _read_by_recall(config: Config, layout: Layout) -> tuple[str, ...]:
         found.append(storage.join(layout.embeddings, embeddings.DESCRIPTION))
     if recall.retrieve.top:
         found.append(recall.retrieve.model or layout.ranker)
-    if "graph" in recall.merge or recall.closeness.weight:
+    if "graph" in recall.merge or recall.closeness.weight or config.score.requires:
         found.append(layout.edges)
     return tuple(found)

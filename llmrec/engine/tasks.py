@@ -15,16 +15,15 @@ from llmrec import config, schema, storage
 from llmrec.engine import ledger, rerank, score_parts, work_rows
 from llmrec.engine.ledger import Entry
 from llmrec.engine.pool import Scorer
+from llmrec.engine.prerequisites import required_by
 from llmrec.engine.run import Job
 from llmrec.engine.watch import Beating
 from llmrec.errors import UserError
 from llmrec.fusion.listwise import log_softmax
 from llmrec.layout import Layout
-from llmrec.ranker.graph import required
 from llmrec.ranker.health import Probe
-from llmrec.ranker.ragged import Ragged
 from llmrec.ranker.templates import placeholders
-from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RELATION, RUN_ID, TRAIN_LENGTH, USER
+from llmrec.schema import BUCKET, ITEM, ITEMS, RANK, RUN_ID, TRAIN_LENGTH, USER
 from llmrec.tables import buckets, contexts, fingerprints, forgotten, rankings, requests
 from llmrec.tables.histories import training_part, without_events
 from llmrec.tables.users import openings
@@ -55,9 +54,8 @@ def of_candidates(score: config.Score, layout: Layout) -> requests.Rules:
             relation of the graph.
     """
     ids = buckets.catalogue_ids(layout.items)
-    return requests.Rules(
-        ids, _blocked(score, ids), score.exclude_seen, score.max_candidates, requires=_required(score, layout, ids)
-    )
+    requires = required_by(score.requires, layout, ids)
+    return requests.Rules(ids, _blocked(score, ids), score.exclude_seen, score.max_candidates, requires=requires)
 
 
 def make_shared(job: Job, scorer: type[Scorer], pulse: Any) -> tuple[requests.Rules, Any, None]:
@@ -241,27 +239,3 @@ def _blocked(score: config.Score, ids: pa.Array) -> np.ndarray:
     if schema.id_type(blocked.schema, ITEM, score.blocked_items) != ids.type:
         raise UserError(f"{score.blocked_items}: column '{ITEM}' must hold {ids.type} ids, as the items table does")
     return pa.compute.is_in(ids, blocked[ITEM].combine_chunks()).to_numpy(zero_copy_only=False)
-
-
-def _required(score: config.Score, layout: Layout, ids: pa.Array) -> Ragged | None:
-    """Rows of the items that each item requires, None where score.requires is not set.
-
-    Raises:
-        UserError: there is no graph, or it has no such relation between items.
-    """
-    relation, uri = score.requires, layout.edges
-    if not relation:
-        return None
-    if not storage.exists(uri):
-        raise UserError(f"score.requires: {uri} is not there; set data.edges and run jobs/prepare.py")
-    edges = buckets.read_parquet(uri)
-    there = sorted(pa.compute.unique(edges[RELATION]).to_pylist())
-    if relation not in there:
-        raise UserError(f"score.requires = {relation}: no such relation in {uri} (it has: {', '.join(there)})")
-    found = required(edges, relation, ids)
-    if not len(found.values):
-        raise UserError(
-            f"score.requires = {relation}: no tail of these edges in {uri} is the id of another item; they must be, "
-            "as head is"
-        )
-    return found

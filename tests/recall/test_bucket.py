@@ -221,6 +221,44 @@ def test_item_item_says_by_further_decays_what_it_would_say_by_each_alone(layout
         config.Recall(merge=("popularity",), item_item=config.ItemItem(decays=(0.5,)))
 
 
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_items_that_require_others_take_no_places(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, exclude_seen: bool
+) -> None:
+    """Every source fills its places with what is open to a user: the best that it has without the rule, less what is
+    locked. Users in blocks of one as all at once."""
+    monkeypatch.setattr(recall_bucket, "text_vectors", lambda layout, ids, setting: VECTORS)
+    needs = {i: RNG.choice(N, RNG.integers(1, 4), replace=False).tolist() for i in RNG.permutation(N)[:15].tolist()}
+    requires = Ragged.of([needs.get(i, []) for i in range(N)])
+    locked = [{f"i{i:02}" for i, of in needs.items() if not set(of) <= set(past)} for past in PAST]
+    more: dict[str, dict[str, Any]] = {name: {} for name in SOURCES}
+    more["segment"], more["als"] = {"columns": ["job"], "prior": 2}, {"factors": 4, "iterations": 2}
+    new = {"top": 2, "users": 3, "max_events": 1}
+    merge = (*SOURCES, "new")
+
+    def lists(known: Models, top: int) -> tuple[dict[str, Any], dict[str, list[list[str]]]]:
+        tops = {name: {"top": top} | of for name, of in more.items()}
+        asked = settings(merge, **tops, new=new, exclude_seen=exclude_seen)
+        told = recall_unit(unit(layout) | {"buckets": 1}, known, asked, layout).to_pylist()[0]
+        names = (*merge, "merged")
+        found = {name: buckets.read_parquet(buckets.bucket_file(layout.candidates(name), 0)) for name in names}
+        return told, {name: table["item_ids"].to_pylist() for name, table in found.items()}
+
+    free, ruled = models(layout), dataclasses.replace(models(layout), requires=requires)
+    _, everything = lists(free, N)
+    for cells in (1, 1 << 24):
+        monkeypatch.setattr(recall_bucket, "CELLS_AT_ONCE", cells)
+        told, found = lists(out_of_shared_memory(ruled), TOP)
+        assert told["locked"] == sum(map(len, locked)) > 0
+        for name in SOURCES:
+            for shut, mine, all_ in zip(locked, found[name], everything[name], strict=True):
+                assert mine == [item for item in all_ if item not in shut][:TOP], name
+        for name in ("new", "merged"):
+            assert not any(shut & set(mine) for shut, mine in zip(locked, found[name], strict=True)), name
+        assert any(found["new"])
+        assert any(set(items) & {f"i{i:02}" for i in needs} for items in found["merged"])  # unlocked by a history
+
+
 def test_users_without_candidates_are_set_aside_and_counted(layout: Layout) -> None:
     told = recall_unit(unit(layout), models(layout), settings(("item_item",), closeness={}), layout).to_pylist()[0]
     assert (told["none"], told["counts"][0]) == (2, told["counts"][1])
