@@ -62,8 +62,9 @@ def demo(
 @app.command()
 def example(
     name: Annotated[str, typer.Argument(help="Which one: courses, or shop.")],
-    size: Annotated[str, typer.Option(help="small: a quick look; full: what the documentation shows.")] = "full",
-    users: Annotated[int | None, typer.Option(help="So many users instead of a size.")] = None,
+    users: Annotated[
+        int | None, typer.Option(help="So many users; of few the log says too little to find the truth.")
+    ] = None,
     config_file: Annotated[str | None, typer.Option("--config", help="Another configuration than its own.")] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Also write all figures to this file.")] = None,
 ) -> None:
@@ -71,12 +72,10 @@ def example(
     from llmrec.local import examples
 
     chosen = examples.named(name)
-    if size not in chosen.sizes:
-        raise UserError(f"--size {size}: there are {', '.join(chosen.sizes)}; or give --users")
     file = config_file or chosen.config
     if not Path(file).exists():
         raise UserError(f"{file}: no such file; run this from a checkout, or name the file with --config")
-    found = examples.run(name, chosen, config.load(file), chosen.sizes[size] if users is None else users)
+    found = examples.run(name, chosen, config.load(file), chosen.users if users is None else users)
     if json_file:
         storage.write_json(json_file, found)
     if not found["recovered"]:

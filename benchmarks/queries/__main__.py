@@ -49,7 +49,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.queries", description=__doc__, formatter_class=how)
     add = parser.add_argument
     # fmt: off
-    add("--learners", type=int, default=EXAMPLE.sizes["full"], help="of the generated platform")
+    add("--learners", type=int, default=EXAMPLE.users, help="of the generated platform")
     add("--set", nargs="*", default=[], metavar="SETTING VALUE", help="of the jobs, as train.epochs 2")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results" / "queries",
         help="where tables are kept; what is there already is reused")

@@ -91,7 +91,7 @@ def people(world: World) -> dict[str, str]:
 
 EXAMPLE: Example[World] = Example(
     config="jobs/configs/courses.yaml",
-    sizes={"small": 180, "full": 480},
+    users=480,
     make=make,
     tables=lambda world: world.tables,
     measure=measure,

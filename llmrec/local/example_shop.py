@@ -155,7 +155,7 @@ def _share(pairs: pl.DataFrame, right: pl.DataFrame) -> float:
 
 EXAMPLE: Example[World] = Example(
     config="jobs/configs/shop.yaml",
-    sizes={"small": 200, "full": 500},
+    users=500,
     make=make,
     tables=lambda world: {
         "score.blocked_items": world.tables["blocked"],

@@ -47,7 +47,7 @@ class Promise:
 class Example(Generic[W]):
     """What an example brings. W: its world, the data and the truth behind it, a value that nothing changes.
 
-    config: its configuration, a path from the root of a checkout; sizes: users of a world by the name of a size.
+    config: its configuration, a path from the root of a checkout; users: how many its world has unless one says.
     make: a world of so many users; raises UserError for a number that it cannot make.
     tables: its raw tables by the settings that say where they lie, such as `items` for `data.items`, or
     `score.blocked_items`.
@@ -62,7 +62,7 @@ class Example(Generic[W]):
     """
 
     config: str
-    sizes: Mapping[str, int]
+    users: int
     make: Callable[[int], W]
     tables: Callable[[W], Mapping[str, pa.Table]]
     measure: Callable[[W, pl.DataFrame], Figures]
