@@ -8,7 +8,6 @@ from llmrec import storage
 from llmrec.config import Config
 from llmrec.errors import UserError
 
-
 EVALUATION, REPORT = "evaluation.json", "report.html"
 
 
