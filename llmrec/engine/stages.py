@@ -261,6 +261,8 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges, data.requests)
         inputs = (*inputs, layout.feedback) if config.feedback.impressions else inputs
         inputs = (*inputs, layout.forgotten)
+        if config.privacy.never:  # which is looked for in prompts, too
+            sections.append("prompt")
     elif name == "augment":
         sections, inputs = ["augment", "prompt"], (layout.items, layout.edges)
         for kind, on in (("items", config.augment.items.min_characters), ("users", config.augment.users.history)):
@@ -305,6 +307,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         inputs = (*inputs, config.score.candidates or layout.candidates())
         inputs = (*inputs, *config.evaluate.rankings.values(), embedded)
         dump["evaluate"]["of"] = _shown(config.score.output or layout.rankings)
+        dump["evaluate"]["separator"] = config.items.separator
     else:
         return None
     if name in ("feedback", "prepare"):
