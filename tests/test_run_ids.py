@@ -11,7 +11,7 @@ import staging
 from served import settings_of
 
 from llmrec import config, schema, storage
-from llmrec.engine import run
+from llmrec.engine import run, tasks
 from llmrec.errors import UserError
 from llmrec.fusion.ablations import Fitted
 from llmrec.fusion.model import Fusion
@@ -48,6 +48,22 @@ def test_other_edges_are_another_run_where_they_lock_items(tmp_path: Path, tiny_
     before = run_id(plain), run_id(locking)
     edges("3")
     assert run_id(plain) == before[0] and run_id(locking) != before[1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "given"),
+    [
+        (pa.array(["a", "b", "c"]), pa.array(["a", "c", "a"]).dictionary_encode()),
+        (pa.array(["a", "b", "c"]), pa.array(["c", "a"], pa.large_string())),
+        (pa.array([1, 2, 3], pa.int64()), pa.array([1, 3, None], pa.uint16())),
+    ],
+)
+def test_a_block_list_is_of_any_type_that_ids_have(ids: pa.Array, given: pa.Array, tmp_path: Path) -> None:
+    layout, uri = Layout(str(tmp_path)), f"{tmp_path}/blocked.parquet"
+    buckets.write_parquet(pa.table({"item_id": ids}), layout.items)
+    buckets.write_parquet(pa.table({"item_id": given}), uri)
+    rules = tasks.of_candidates(config.Score(blocked_items=uri), layout)
+    assert rules.blocked.tolist() == [True, False, True]
 
 
 def test_workers_elsewhere_find_the_block_list(tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:
