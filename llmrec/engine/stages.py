@@ -297,7 +297,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
             sections, inputs = [*sections, "model", "prompt"], (*inputs, *assets.files_of(config.model.base))
         inputs = (*inputs, *(uri for uri in (*_read_by_recall(config, layout), layout.edges) if uri not in inputs))
     elif name == "explain":
-        sections, inputs = ["explain", "score", "prompt", "model"], (layout.items, layout.edges, layout.users)
+        sections, inputs = ["explain", "score", "prompt", "model"], explain.read(layout)
         inputs = (*inputs, *assets.files_of(config.explain.model))
         dump["explain"]["separator"] = config.explaining.separator
         dump["explain"]["of"] = _shown(config.score.output or layout.rankings)
