@@ -8,6 +8,8 @@ from llmrec import storage
 from llmrec.config import Config
 from llmrec.errors import UserError
 
+EVALUATION, REPORT = "evaluation.json", "report.html"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -174,7 +176,7 @@ class Layout:
 
     def evaluation_of(self, run_id: str) -> tuple[str, str]:
         """The last evaluation of a run and its page, which stay with it."""
-        return self._at("runs", run_id, "evaluation.json"), self._at("runs", run_id, "report.html")
+        return self._at("runs", run_id, EVALUATION), self._at("runs", run_id, REPORT)
 
     def run_summary(self, run_id: str) -> str:
         """Written when every bucket of the run is staged."""
@@ -182,7 +184,7 @@ class Layout:
 
     @property
     def evaluation(self) -> str:
-        return self._at("evaluation", "evaluation.json")
+        return self._at("evaluation", EVALUATION)
 
     @property
     def profile(self) -> str:
@@ -197,7 +199,7 @@ class Layout:
     @property
     def report(self) -> str:
         """The page that shows a run and its metrics."""
-        return self._at("evaluation", "report.html")
+        return self._at("evaluation", REPORT)
 
     def summary(self, stage: str) -> str:
         return self._at("summaries", f"{stage}.json")

@@ -279,7 +279,16 @@ def manifest(uri: str) -> list[tuple[str, int, str]]:
         with _answering(uri):
             found = _s3fs().find(uri, detail=True)
         return sorted((name, f["size"], f["ETag"].strip('"')) for name, f in found.items())
-    return [(name, size, xxhash.xxh3_128_hexdigest(Path(name).read_bytes())) for name, size in list_files(uri)]
+    return [(name, size, _content_tag(name)) for name, size in list_files(uri)]
+
+
+def _content_tag(path: str) -> str:
+    """Of a local file, which may be larger than memory."""
+    digest = xxhash.xxh3_128()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def delete(uri: str) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import staging
+
 from llmrec import config, storage
-from llmrec.engine.compress import _clear, _no_promise, _scoring, _student
+from llmrec.engine.compress import _clear, _compared, _no_promise, _scoring, _student
 from llmrec.engine.train import _mechanism, _model_card
 from llmrec.engine.training_histories import Counted
 from llmrec.engine.training_worker import METRIC, STEPS, VALIDATIONS
 from llmrec.layout import Layout
+from llmrec.tables import buckets
 
 PRIVATE: dict[str, Any] = {
     "items": {"id_start": 0}, "train": {"private": {"epsilon": 4.0, "delta": 1e-6}, "new_events": False},
@@ -57,3 +61,16 @@ def test_all_runs_of_a_compression_go_and_no_others(tmp_path: Path) -> None:
 
 def test_nobody_is_told_of_a_promise_that_is_not_kept() -> None:
     assert _no_promise(config.build({})) == "" and "without privacy" in _no_promise(config.build(PRIVATE))
+
+
+def test_a_user_who_is_set_aside_in_one_precision_counts_nothing_there(tmp_path: Path) -> None:
+    for name, users in (("first", (1, 2)), ("mine", (2,))):
+        buckets.write_parquet(staging.rows(name, users), f"{tmp_path}/{name}.parquet")
+    truth = pa.table({"user_id": [1, 2, 3], "item_ids": [[0], [0], [0]]})
+    buckets.write_parquet(truth, f"{tmp_path}/truth.parquet")
+    found = {}
+    for name, others in (("first", None), ("mine", {0: f"{tmp_path}/first.parquet"})):
+        unit = {"bucket": 0, "mine": f"{tmp_path}/{name}.parquet", "truth": f"{tmp_path}/truth.parquet"}
+        (found[name],) = _compared(pa.Table.from_pylist([unit]), others).to_pylist()
+    assert found["first"] == {"bucket": 0, "ndcg": [1, 1], "overlap": [1, 1]}
+    assert found["mine"] == {"bucket": 0, "ndcg": [0, 1], "overlap": [0, 1]}

@@ -45,3 +45,30 @@ def test_the_error_of_the_work_is_the_one_that_is_raised(
     with pytest.raises(UserError, match=r"^no such table$"):
         evaluated(tmp_path, said, strict, fails)
     assert said == ["warning: tracking.mlflow: no record of this run: gone"]
+
+
+def test_a_record_that_is_not_taken_whole_is_not_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would go on for as long as the process does, and seem to be at work."""
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    begun, begin = list[Any](), wandb.init
+
+    def init(**given: Any) -> Any:
+        begun.append(begin(**given))
+        return begun[-1]
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb.Artifact, "add_file", full)
+    wanted = {"wandb": {"project": "shop", "mode": "offline"}}
+    settings = config.build({"root": str(tmp_path), "tracking": wanted})
+    said: list[str] = []
+    try:
+        assert tracking.tracked("score", settings, Layout.of(settings), said.append, lambda: SUMMARY) == SUMMARY
+        assert said == ["warning: tracking.wandb: no record of this run: no space left"]
+        with pytest.raises(wandb.errors.UsageError, match="finished"):
+            begun[0].log({"more": 1})
+    finally:
+        wandb.teardown()

@@ -11,12 +11,12 @@ import staging
 from served import settings_of
 
 from llmrec import config, schema, storage
-from llmrec.engine import run
+from llmrec.engine import explain, ledger, run, tasks
 from llmrec.errors import UserError
 from llmrec.fusion.ablations import Fitted
 from llmrec.fusion.model import Fusion
 from llmrec.layout import Layout
-from llmrec.tables import buckets
+from llmrec.tables import buckets, embeddings
 
 
 def run_id(wanted: config.Config) -> str:
@@ -48,6 +48,22 @@ def test_other_edges_are_another_run_where_they_lock_items(tmp_path: Path, tiny_
     before = run_id(plain), run_id(locking)
     edges("3")
     assert run_id(plain) == before[0] and run_id(locking) != before[1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "given"),
+    [
+        (pa.array(["a", "b", "c"]), pa.array(["a", "c", "a"]).dictionary_encode()),
+        (pa.array(["a", "b", "c"]), pa.array(["c", "a"], pa.large_string())),
+        (pa.array([1, 2, 3], pa.int64()), pa.array([1, 3, None], pa.uint16())),
+    ],
+)
+def test_a_block_list_is_of_any_type_that_ids_have(ids: pa.Array, given: pa.Array, tmp_path: Path) -> None:
+    layout, uri = Layout(str(tmp_path)), f"{tmp_path}/blocked.parquet"
+    buckets.write_parquet(pa.table({"item_id": ids}), layout.items)
+    buckets.write_parquet(pa.table({"item_id": given}), uri)
+    rules = tasks.of_candidates(config.Score(blocked_items=uri), layout)
+    assert rules.blocked.tolist() == [True, False, True]
 
 
 def test_workers_elsewhere_find_the_block_list(tmp_path: Path, tiny_model: Path, monkeypatch: Any) -> None:
@@ -112,3 +128,28 @@ def test_a_shown_run_that_does_not_say_what_went_into_it_is_copied_from(tmp_path
     storage.write_json(where, {name: value for name, value in storage.read_json(where).items() if name != "work"})
     again = run.resolve(wanted, Layout.of(wanted))[0]
     assert again.earlier == run.Earlier(first.run_id, first.output) and again.run_id != first.run_id
+
+
+def test_other_attributes_of_users_are_explained_anew(tmp_path: Path, tiny_model: Path) -> None:
+    """The sentences that were made before told what moved the scores of other trunks."""
+    wanted = settings_of(str(tmp_path), tmp_path, tiny_model, "text", {})
+    layout, (job, _) = Layout.of(wanted), run.resolve(wanted, Layout.of(wanted))
+    publish(job)
+    storage.write_json(
+        layout.run_summary(job.run_id), storage.read_json(layout.run_summary(job.run_id)) | {"staged": 1}
+    )
+    nothing = dict.fromkeys(("pairs_in", *ledger.ENDS), 0)
+    ledger.write(layout, job.run_id, ledger.Entry(0, "", 0, 0, 0, nothing, 0.0, None, 1, None))
+
+    def explained() -> str:
+        return explain._resolve(wanted, layout)[0].id
+
+    first = explained()
+    assert explained() == first
+    uri = buckets.bucket_file(layout.users, 0)
+    users = buckets.read_parquet(uri)
+    buckets.write_parquet(users.set_column(1, "age", pa.array([99] * users.num_rows, pa.int64())), uri)
+    assert explained() != first
+    other = explained()
+    storage.write_json(f"{layout.embeddings}/{embeddings.DESCRIPTION}", {"shards": ["other"]})
+    assert explained() != other

@@ -35,6 +35,11 @@ from llmrec.tables import buckets
         ("train", {"train": {"epochs": 7}}, True),
         ("fuse", {"model": {"layers": 2}}, False),
         ("explain", {"explain": {"template": "zh"}}, True),
+        ("explain", {"items": {"separator": ";"}}, True),
+        # What parts the texts of a column of items by which users, items and diversity are measured.
+        ("evaluate", {"items": {"separator": ";"}}, True),
+        ("evaluate", {"items": {"batch_size": 9}}, False),
+        ("prepare", {"prompt": {"item": "{title}, {maker}"}}, False),
     ],
 )
 def test_a_stage_runs_anew_for_what_its_output_depends_on(
@@ -72,6 +77,16 @@ def test_a_stage_runs_anew_when_a_model_or_a_file_that_it_reads_changes(
     assert before == _fingerprint(name, settings, Layout.of(settings))
     (place / "config.json").write_text("2")
     assert _fingerprint(name, settings, Layout.of(settings)) != before
+
+
+def test_other_prompts_are_searched_for_what_may_not_leave() -> None:
+    """prepare does that, beside what it writes."""
+
+    def mark(item: str) -> str | None:
+        settings = config.build({"root": "there", "privacy": {"never": ["mail"]}, "prompt": {"item": item}})
+        return _fingerprint("prepare", settings, Layout.of(settings))
+
+    assert mark("{title}") == mark("{title}") != mark("{title}, {maker}")
 
 
 def test_a_teachers_new_run_is_learned_from(tmp_path: Path) -> None:

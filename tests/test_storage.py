@@ -4,9 +4,11 @@ import http.server
 import os
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from llmrec import config, storage
 from llmrec.errors import StoreError, UserError
@@ -139,6 +141,17 @@ def test_a_manifest_changes_with_content_and_only_with_it(tmp_path: Path) -> Non
     storage.delete(f"{table}/c")
     assert storage.manifest(table) == before
     assert storage.manifest(f"{tmp_path}/missing") == []
+
+
+def test_a_manifest_holds_no_file_whole(tmp_path: Path) -> None:
+    data = bytes(range(256)) * (1 << 17)  # 32 MiB
+    (tmp_path / "log.parquet").write_bytes(data)
+    tracemalloc.start()
+    ((name, size, tag),) = storage.manifest(str(tmp_path))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (name, size, tag) == (f"{tmp_path}/log.parquet", len(data), xxhash.xxh3_128_hexdigest(data))
+    assert most < len(data) // 4
 
 
 def test_a_directory_uploaded_is_the_directory_read(tmp_path: Path) -> None:

@@ -202,13 +202,14 @@ def _compared_with(
 
 
 def _compared(batch: pa.Table, others: Mapping[int, str] | None) -> pa.Table:
-    """One bucket. others: the files of the run to compare with, None for itself."""
+    """One bucket, of the users whom the run to compare with ranks: others are its files, None for itself. One who is
+    set aside here counts 0."""
     (unit,) = batch.to_pylist()
     columns = [USER, RANK, ITEM]
     mine = lists_of_rows(buckets.read_parquet(unit["mine"], columns), K)
     theirs = mine if others is None else lists_of_rows(buckets.read_parquet(others[unit[BUCKET]], columns), K)
     truth = lists_of(buckets.read_parquet(unit["truth"], [USER, ITEMS])) if unit["truth"] else {}
-    truth = {user: items for user, items in truth.items() if user in mine}
+    truth = {user: items for user, items in truth.items() if user in theirs}
     ndcg = metrics.per_user(truth, mine, [K], ["ndcg"])[f"ndcg@{K}"]
-    overlap = [len(set(items) & set(mine[user])) / max(len(items), 1) for user, items in theirs.items()]
+    overlap = [len(set(items) & set(mine.get(user, ()))) / max(len(items), 1) for user, items in theirs.items()]
     return pa.table({BUCKET: [unit[BUCKET]], "ndcg": [ndcg.tolist()], "overlap": [overlap]})

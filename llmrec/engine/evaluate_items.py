@@ -108,14 +108,14 @@ def attributes(settings: config.Evaluate, layout: Layout) -> tuple[str, ...]:
 def of_attribute(name: str, values: pa.ChunkedArray, settings: config.Evaluate) -> Grouping:
     """Users by a column of theirs."""
     by = OF_USERS + name
-    if _is_number(values.type):
+    if is_number(values.type):
         return segments.by_numbers(by, _numbers(values), settings.bins, settings.edges.get(by, ()))
     return segments.by_texts(by, values.combine_chunks(), settings.groups)
 
 
 def _grouped(items: pa.Table, name: str, settings: config.Evaluate, separator: str) -> Grouping:
     by = OF_ITEMS + name
-    if _is_number(items[name].type):
+    if is_number(items[name].type):
         return segments.by_numbers(by, _numbers(items[name]), settings.bins, settings.edges.get(by, ()))
     texts, offsets = flatten(_texts(items, name, separator))
     return segments.by_texts(by, texts, settings.groups, np.diff(offsets))
@@ -138,7 +138,7 @@ def _check_columns(found: pa.Schema, names: Sequence[str], table: str) -> None:
     schema.require(found, dict.fromkeys(names, "anything"), table)
     for name in names:
         kind = found.field(name).type
-        if not (_is_number(kind) or _is_text(kind) or (pa.types.is_list(kind) and _is_text(kind.value_type))):
+        if not (is_number(kind) or _is_text(kind) or (pa.types.is_list(kind) and _is_text(kind.value_type))):
             raise _of_no_use(table, name, kind)
 
 
@@ -149,7 +149,7 @@ def _of_no_use(table: str, name: str, kind: pa.DataType) -> UserError:
     )
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 

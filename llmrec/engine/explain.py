@@ -29,7 +29,7 @@ from llmrec.ranker.card import model_revision
 from llmrec.reasons import templates
 from llmrec.reasons.check import VIOLATIONS
 from llmrec.schema import BUCKET
-from llmrec.tables import buckets, rankings
+from llmrec.tables import buckets, embeddings, rankings
 from llmrec.tables.rankings import StagedFile
 
 READ_CPUS = 0.5
@@ -135,7 +135,7 @@ def _resolve(settings: config.Config, layout: Layout) -> tuple[Explaining, list[
     depends = [
         shown.run_id, asked.model_dump(mode="json", exclude=set(OF_COST)), template.model_dump(),
         model_revision(asked.model),
-        [storage.manifest(uri) for uri in (layout.items, layout.histories, layout.edges) if storage.exists(uri)],
+        [storage.manifest(uri) for uri in read(layout) if storage.exists(uri)],
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
     wanted = Explaining(job, asked, template, f"{shown.run_id}-{digest}", reasons_table(settings, layout))
@@ -149,6 +149,13 @@ def _resolve(settings: config.Config, layout: Layout) -> tuple[Explaining, list[
         if entry.rows
     ]
     return wanted, found, run
+
+
+def read(layout: Layout) -> tuple[str, ...]:
+    """What a reason depends on beside the run: trunks and items as the ranker reads them, and what is named."""
+    embedded = storage.join(layout.embeddings, embeddings.DESCRIPTION)
+    written = layout.item_augmentations, layout.user_augmentations
+    return layout.items, layout.histories, layout.users, layout.edges, embedded, *written
 
 
 def _run(wanted: Explaining, units: Sequence[dict[str, Any]], limit: float, say: Callable[[str], None]) -> None:

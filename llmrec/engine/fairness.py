@@ -19,7 +19,7 @@ from llmrec.engine.kept_lists import KeptLists, kept_run, nothing_held_out
 from llmrec.engine.units import each, reporting
 from llmrec.evaluation import bootstrap, fairness, metrics
 from llmrec.evaluation.fairness import Gap
-from llmrec.evaluation.segments import inside
+from llmrec.evaluation.segments import Grouping, inside
 from llmrec.fusion.rerank import Rerank
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged
@@ -111,8 +111,8 @@ def curve(
     seen, theirs, few = (_stacked(rows, name, points) for name in ("seen", "theirs", "short"))
     grouping = None
     if attributes:
-        values = pa.chunked_array([pa.array(list(row["values"]), pa.string()) for row in rows])
-        grouping = evaluate_items.of_attribute(attributes[0], values, segments)
+        kind = buckets.schema_of(next(iter(files.values()))).field(attributes[0]).type
+        grouping = grouped(attributes[0], [row["values"] for row in rows], kind, segments)
     members = [] if grouping is None else list(zip(grouping.names, inside(grouping), strict=True))
     drawn = settings.evaluate.bootstrap, settings.evaluate.seed
     of_everyone = fairness.exposures(theirs, seen, *drawn)
@@ -141,6 +141,15 @@ def curve(
         )
     return Curve(
         run_id, k, settings.rerank.window, column, value, float(floor.items.mean()), by, lists, ndcg.shape[1], found
+    )
+
+
+def grouped(name: str, values: Sequence[Sequence[str | None]], kind: pa.DataType, wanted: config.Evaluate) -> Grouping:
+    """Users by a column of theirs, as `evaluate` groups them: numbers in bins. values: of each bucket's users, as
+    texts; kind: of the column."""
+    told = pa.chunked_array([pa.array(list(of), pa.string()) for of in values])
+    return evaluate_items.of_attribute(
+        name, told.cast(pa.float64()) if evaluate_items.is_number(kind) else told, wanted
     )
 
 

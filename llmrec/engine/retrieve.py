@@ -111,7 +111,7 @@ class _Retriever:
         vectors = user_vectors(self.ranker, requests, self.settings.retrieve.batch_tokens)
         items = self.ranker.frozen
         assert items is not None
-        top, checked, parts = self.settings.retrieve.top, {}, []
+        top, checked, parts = self.settings.retrieve.top, dict[str, tuple[int, int]](), list[Candidates]()
         for some in self._blocks(len(users)):
             shut = closed(histories.take(some), self.settings.exclude_seen, self.requires)
             if self.clusters is None:

@@ -30,9 +30,10 @@ from llmrec.engine.search_trial import run_trial
 from llmrec.engine.search_trials import ENDED, FAILED, FINISHED, RUNNING, SETTINGS, STOPPED, Trial
 from llmrec.engine.session import quiet
 from llmrec.engine.training_worker import BEST, METRIC, STEPS, VALIDATIONS
+from llmrec.engine.warm_start import PREVIOUS
 from llmrec.errors import UserError
 from llmrec.layout import Layout
-from llmrec.tables import embeddings
+from llmrec.tables import embeddings, rankings
 
 READING_CPUS = 1  # for Ray Data's tasks of a trial: without, its workers would wait for ever
 NO_CPU = {"memory": 1}  # bytes; Ray Tune refuses to ask for nothing
@@ -103,9 +104,11 @@ def name_of(settings: Config, layout: Layout) -> str:
     what["negatives_from"] = settings.recall.item_item.model_dump(mode="json")
     read = [layout.histories, layout.items, layout.item_augmentations, layout.users, layout.edges]
     read += [storage.join(layout.embeddings, embeddings.DESCRIPTION)] * (settings.model.items == "token")
-    read += assets.files_of(settings.model.base, settings.train.start)
+    start, teacher = settings.train.start, settings.train.teacher
+    read += assets.files_of(settings.model.base, start) + ((layout.ranker,) if start == PREVIOUS else ())
     content = [storage.manifest(uri) for uri in read if storage.exists(uri)]
-    return "search-" + hashlib.sha256(json.dumps([what, content], sort_keys=True).encode()).hexdigest()[:12]
+    taught = [rankings.snapshot(teacher).run_id] if teacher else []
+    return "search-" + hashlib.sha256(json.dumps([what, content, *taught], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def room(nodes: Sequence[Mapping[str, float]], train: Train) -> int:

@@ -261,6 +261,8 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         sections, inputs = ["data"], (data.items, data.interactions, data.users, data.edges, data.requests)
         inputs = (*inputs, layout.feedback) if config.feedback.impressions else inputs
         inputs = (*inputs, layout.forgotten)
+        if config.privacy.never:  # which is looked for in prompts, too
+            sections.append("prompt")
     elif name == "augment":
         sections, inputs = ["augment", "prompt"], (layout.items, layout.edges)
         for kind, on in (("items", config.augment.items.min_characters), ("users", config.augment.users.history)):
@@ -295,7 +297,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
             sections, inputs = [*sections, "model", "prompt"], (*inputs, *assets.files_of(config.model.base))
         inputs = (*inputs, *(uri for uri in (*_read_by_recall(config, layout), layout.edges) if uri not in inputs))
     elif name == "explain":
-        sections, inputs = ["explain", "score", "prompt", "model"], (layout.items, layout.edges, layout.users)
+        sections, inputs = ["explain", "score", "prompt", "model"], explain.read(layout)
         inputs = (*inputs, *assets.files_of(config.explain.model))
         dump["explain"]["separator"] = config.explaining.separator
         dump["explain"]["of"] = _shown(config.score.output or layout.rankings)
@@ -305,6 +307,7 @@ def _fingerprint(name: str, config: Config, layout: Layout) -> str | None:
         inputs = (*inputs, config.score.candidates or layout.candidates())
         inputs = (*inputs, *config.evaluate.rankings.values(), embedded)
         dump["evaluate"]["of"] = _shown(config.score.output or layout.rankings)
+        dump["evaluate"]["separator"] = config.items.separator
     else:
         return None
     if name in ("feedback", "prepare"):

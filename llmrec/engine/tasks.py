@@ -238,4 +238,5 @@ def _blocked(score: config.Score, ids: pa.Array) -> np.ndarray:
     blocked = buckets.read_parquet(score.blocked_items)
     if schema.id_type(blocked.schema, ITEM, score.blocked_items) != ids.type:
         raise UserError(f"{score.blocked_items}: column '{ITEM}' must hold {ids.type} ids, as the items table does")
-    return pa.compute.is_in(ids, blocked[ITEM].combine_chunks()).to_numpy(zero_copy_only=False)
+    given = schema.as_ids(blocked, ITEM, score.blocked_items).combine_chunks()
+    return pa.compute.is_in(ids, given).to_numpy(zero_copy_only=False)

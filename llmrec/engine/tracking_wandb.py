@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from llmrec.config import WandbTracking
 from llmrec.engine.tracking import Record
@@ -30,20 +31,31 @@ def leave(record: Record, settings: WandbTracking) -> None:
             init_timeout=INIT_SECONDS,
         ),
     )  # fmt: skip
+    failed = True
     with tempfile.TemporaryDirectory(prefix="llmrec-wandb-") as folder:
-        for name, curve in record.curves.items():
-            steps = f"{name.rsplit('/', 1)[0]}/step"
-            run.define_metric(steps, hidden=True)
-            run.define_metric(name, step_metric=steps)
-            for step, value in curve:
-                run.log({steps: step, name: value})
-        run.summary.update(record.metrics)
-        if record.error:
-            run.summary["error"] = record.error
-        artefact = wandb.Artifact(f"llmrec-{record.stage}", type="llmrec")
-        for name, content in record.files.items():
-            file = Path(folder) / name
-            file.write_bytes(content)
-            artefact.add_file(str(file))
-        run.log_artifact(artefact)
-        run.finish(exit_code=1 if record.error else 0)
+        try:
+            _fill(run, record, Path(folder))
+            failed = bool(record.error)
+        finally:
+            run.finish(exit_code=1 if failed else 0)
+
+
+def _fill(run: Any, record: Record, folder: Path) -> None:
+    """folder: for the files, which have to lie somewhere."""
+    import wandb
+
+    for name, curve in record.curves.items():
+        steps = f"{name.rsplit('/', 1)[0]}/step"
+        run.define_metric(steps, hidden=True)
+        run.define_metric(name, step_metric=steps)
+        for step, value in curve:
+            run.log({steps: step, name: value})
+    run.summary.update(record.metrics)
+    if record.error:
+        run.summary["error"] = record.error
+    artefact = wandb.Artifact(f"llmrec-{record.stage}", type="llmrec")
+    for name, content in record.files.items():
+        file = folder / name
+        file.write_bytes(content)
+        artefact.add_file(str(file))
+    run.log_artifact(artefact)

@@ -76,10 +76,16 @@ def deciles(sample: np.ndarray) -> list[float]:
 
 
 def by_edges(values: np.ndarray, edges: Sequence[float]) -> dict[str, int]:
-    """Counts of numbers between edges, ascending."""
+    """Counts of numbers between edges, ascending, none twice."""
     which = np.searchsorted(np.asarray(edges), values, side="right")
-    names = ["below all", *(f"from {edge:.4g}" for edge in edges)]
+    names = ["below all", *(f"from {edge}" for edge in _told_apart(edges))]
     return {name: int(count) for name, count in zip(names, np.bincount(which, minlength=len(names)), strict=True)}
+
+
+def _told_apart(edges: Sequence[float]) -> list[str]:
+    """Different numbers as different texts: of four digits, or of as many as that takes, seventeen at most."""
+    texts = ([f"{edge:.{digits}g}" for edge in edges] for digits in range(4, 18))
+    return next(found for found in texts if len(set(found)) == len(found))
 
 
 def watched(counts: Mapping[str, float], before: Iterable[str], most: int) -> dict[str, float]:

@@ -20,9 +20,10 @@ BEYOND = {
 
 
 def console() -> Console:
-    """A terminal of at least 140 columns where it is none, so that tables in logs are not cut."""
-    found = Console()
-    return found if found.is_terminal else Console(width=max(found.width, 140))
+    """A terminal of at least 140 columns where it is none, so that tables in logs are not cut. What is printed is data,
+    such as titles: brackets and colons in it are no markup and no emoji."""
+    found = Console(markup=False, emoji=False)
+    return found if found.is_terminal else Console(width=max(found.width, 140), markup=False, emoji=False)
 
 
 def print_summary(stage: str, summary: Mapping[str, Any]) -> None:
@@ -57,11 +58,11 @@ def print_search(summary: Mapping[str, Any]) -> None:
     )
     for of in summary["trials"]:
         if of["reason"]:
-            console().print(f"trial {of['number']} failed: {of['reason']}", markup=False)
+            console().print(f"trial {of['number']} failed: {of['reason']}")
     best = ", ".join(f"{key} = {text(value)}" for key, value in summary["settings"].items())
-    console().print(f"best: {best}, {summary['metric']} {figure(summary['best'])}", markup=False)
-    console().print(f"train with it: python jobs/train.py --config {summary['config']}", markup=False, soft_wrap=True)
-    console().print(f"all trials: {summary['table']}", markup=False, soft_wrap=True)
+    console().print(f"best: {best}, {summary['metric']} {figure(summary['best'])}")
+    console().print(f"train with it: python jobs/train.py --config {summary['config']}", soft_wrap=True)
+    console().print(f"all trials: {summary['table']}", soft_wrap=True)
 
 
 def print_explanation(summary: Mapping[str, Any]) -> None:
@@ -111,7 +112,7 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
             table.add_row(row["name"], text(row.get("ranked")), *values, _span(row["interval"][key]), lead, p_value)
         console().print(table)
     for told in (*caveats.of_users(summary), *caveats.of_parts(summary)):
-        console().print(told, markup=False, highlight=False)
+        console().print(told, highlight=False)
     cutoff = key.split("@")[1]
     print_rows(
         f"beyond accuracy: the first {cutoff} places of all users with a held-out item",

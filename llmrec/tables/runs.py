@@ -10,12 +10,13 @@ from datetime import UTC, datetime
 
 from llmrec import storage
 from llmrec.errors import UserError
-from llmrec.layout import Layout
+from llmrec.layout import EVALUATION, REPORT, Layout
 from llmrec.storage import Listed
 from llmrec.tables import rankings
 from llmrec.tables.rankings import STAGED, Commit
 
 DAY = 86_400.0
+AFTERWARDS = (f"/{EVALUATION}", f"/{REPORT}")  # what says of a run that it is over, not that a job is at it
 COMMIT_SECONDS = 0.001  # Delta Lake keeps the milliseconds of a commit's time and drops what is finer
 
 
@@ -34,8 +35,9 @@ class RunFiles:
 
     @property
     def newest(self) -> float:
-        """Seconds since 1970 of the last change to any of them."""
-        return max(f.modified for f in (*self.staged, *self.folder))
+        """Seconds since 1970 of the last change to any of them, its evaluation left out if there is anything else."""
+        files = [*self.staged, *self.folder]
+        return max(f.modified for f in [f for f in files if not f.uri.endswith(AFTERWARDS)] or files)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class StagedRun:
 
 @dataclass(frozen=True)
 class PrunedRun:
-    """version: where the run was published last, None if it never was; newest: its files' last change."""
+    """version: where the run was published last, None if it never was; newest: as of `RunFiles`."""
 
     run_id: str
     version: int | None
@@ -114,8 +116,8 @@ def prune(
 ) -> Pruned:
     """Delete the files of old runs: the newest `keep` published ones stay, and every other that is younger than `days`.
 
-    A run's age counts from the last change to any of its files. A published run that was staged again since is judged
-    by its age too, as a job may be at it. What the table shows is always among those that stay.
+    A run's age counts from the last change to any of its files but its evaluation. A published run that was staged
+    again since is judged by its age too, as a job may be at it. What the table shows is always among those that stay.
 
     now: seconds since 1970.
 

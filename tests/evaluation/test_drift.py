@@ -44,6 +44,17 @@ def test_groups_of_scores_are_about_equal_by_their_own_edges() -> None:
     assert drift.by_edges(np.ones(3), drift.deciles(np.ones(3))) == {"below all": 0, "from 1": 3}
 
 
+def test_groups_of_scores_that_lie_close_together_are_told_apart() -> None:
+    values = np.linspace(12.34501, 12.34549, 1000)
+    edges = drift.deciles(values)
+    before, now = drift.by_edges(values, edges), drift.by_edges(values[:500], edges)
+    assert len(before) == 10 and sum(before.values()) == 1000 and sum(now.values()) == 500
+    assert drift.compare("scores", before, now, 0.1, 0.25).level == "stop"
+    one = 0.1
+    other = float(np.nextafter(one, 1))
+    assert list(drift.by_edges(np.asarray([one, other]), [one, other]).values()) == [0, 1, 1]
+
+
 def test_what_was_frequent_before_is_still_told_apart() -> None:
     before = drift.watched({"a": 5, "b": 4, "c": 1}, (), 2)
     assert before == {"a": 5, "b": 4, "others": 1}

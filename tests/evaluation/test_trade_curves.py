@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from llmrec import config
-from llmrec.engine import diversity
+from llmrec.engine import diversity, evaluate_items, fairness
 
 POINTS = [("none", 0.0), ("mmr", 0.5)]
 WANTED = config.Evaluate(bootstrap=200)
@@ -37,3 +38,16 @@ def test_where_no_list_has_two_items_there_is_no_unlikeness() -> None:
 
 def test_nobody_with_held_out_events_gives_no_points() -> None:
     assert diversity.together([bucket([[], []], [0, 0], [0, 0])], POINTS, np.ones((2, 4), bool), WANTED) == (0, [])
+
+
+def test_users_are_grouped_as_an_evaluation_groups_them() -> None:
+    ages = pa.array([20, 35, None, 61, 44, 70, 18, 33], pa.int64())
+    texts = ages.cast(pa.string()).to_pylist()
+    for edges in ({}, {"users.age": (30.0, 50.0)}):
+        wanted = config.Evaluate(segments=("users.age",), edges=edges)
+        found = fairness.grouped("age", [texts[:5], [], texts[5:]], ages.type, wanted)
+        same = evaluate_items.of_attribute("age", pa.chunked_array([ages]), wanted)
+        assert found.names == same.names and (found.members != same.members).nnz == 0
+    assert found.names == ("below 30", "30 to below 50", "50 and above", "(missing)")
+    countries = ["x", None, "y", "x"]
+    assert fairness.grouped("country", [countries], pa.string(), wanted).names == ("x", "y", "(missing)")

@@ -123,6 +123,14 @@ def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ml-100k" in out and "yes" in out
 
 
+@pytest.mark.parametrize("title", ["Heat [/b]", "Heat [live]", "Heat [/]", "Heat :cat:"])
+def test_a_title_is_shown_as_it_is(title: str, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_user(title, [title], [(1, title, 0.5)])
+    terminal.print_rows(title, [title], [[title, title]])
+    terminal.console().print(title)
+    assert capsys.readouterr().out.count(title) == 8
+
+
 def test_every_setting_is_in_the_help() -> None:
     lines = terminal.settings_help(Config).splitlines()
     assert lines[0] == "settings:"

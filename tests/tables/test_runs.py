@@ -120,6 +120,17 @@ def test_a_file_of_the_commits_own_millisecond_was_there_before_it(
     assert [r.run_id for r in runs.prune(layout, layout.rankings, keep=1).deleted] == deleted
 
 
+def test_an_evaluation_does_not_make_a_run_younger(layout: Layout) -> None:
+    """Every run has one after it was published, and is no longer at work for that."""
+    for run_id in ("p1", "p2"):
+        published(layout, run_id)
+        aged(layout, run_id, 20)
+        for uri in layout.evaluation_of(run_id):
+            storage.write_bytes(uri, b"{}")
+    done = runs.prune(layout, layout.rankings, keep=1)
+    assert [r.run_id for r in done.deleted] == ["p1"] and on_disk(layout) == {"p2"}
+
+
 def test_a_run_being_staged_is_left_alone_and_can_be_published(layout: Layout) -> None:
     """prune between any two buckets of a run; an old published run goes meanwhile."""
     for run_id in ("p1", "p2"):
