@@ -119,7 +119,7 @@ def play(
 
     Variants count as further rounds, called by their `variant`. A round has its `figures` and the stages' `summaries`;
     the second also `lists_of_round_1`, the figures if nothing had run again and users still saw what they have not had
-    of the first lists.
+    of the first lists, and `ranker_of_round_1`, those if all had run again but the training.
     """
     layout = Layout.of(settings)
     table = settings.score.output or layout.rankings
@@ -131,9 +131,11 @@ def play(
     say("users respond to what they were shown")
     first = _shown(table)
     world = example.respond(world, first)
+    _, untrained = _staged(example, settings, world, 2, say, without=("train",))
     rounds.append(_round(example, settings, world, 2, say))
     kept = _without_taken(first, example.tables(world)["interactions"], settings.data.columns)
     rounds[1]["lists_of_round_1"] = dict(example.measure(world, kept))
+    rounds[1]["ranker_of_round_1"] = dict(example.measure(world, untrained))
     ids = [done["summaries"]["publish"]["run_id"] for done in rounds]
     a, b = (rankings.snapshot(table, run_id) for run_id in ids)
     changes = diff.diff(a, b, layout.items, say, show_users=0, show_items=SHOWN_ITEMS)
@@ -145,14 +147,7 @@ def _round(example: Example[W], settings: config.Config, world: W, number: int, 
     """Every stage on the tables of a world: `figures` by the truth, and `summaries` of the stages."""
     layout = Layout.of(settings)
     table = settings.score.output or layout.rankings
-    say(f"round {number}: putting the tables into the bucket")
-    for of, raw in example.tables(world).items():
-        chain.put(raw, _where(settings, of))
-    # Without held-out events there is nothing that evaluate could measure; the truth is measured below.
-    names = [name for name in stages.order(settings) if name != "evaluate" or settings.data.split != "none"]
-    staged = chain.staged_first(settings)
-    summaries = {name: chain.stage(name, staged, f"{name} {number}") for name in names}
-    shown = _shown(table)
+    summaries, shown = _staged(example, settings, world, number, say)
     for user, about in example.people(world).items():
         terminal.console().print(f"{about}:")
         if user not in shown[USER]:
@@ -164,6 +159,22 @@ def _round(example: Example[W], settings: config.Config, world: W, number: int, 
     if example.beside is not None:
         figures |= example.beside(world, settings, summaries["publish"]["run_id"])
     return {"figures": figures, "summaries": summaries}
+
+
+def _staged(
+    example: Example[W], settings: config.Config, world: W, number: int, say: Say, without: Sequence[str] = ()
+) -> tuple[dict[str, Any], pl.DataFrame]:
+    """The stages' summaries by name, and the published rankings. without: stages that do not run, of which there is
+    what they left before."""
+    say(f"round {number}: putting the tables into the bucket")
+    for of, raw in example.tables(world).items():
+        chain.put(raw, _where(settings, of))
+    # Without held-out events there is nothing that evaluate could measure; the truth is measured below.
+    ends = () if settings.data.split != "none" else ("evaluate",)
+    names = [name for name in stages.order(settings) if name not in (*ends, *without)]
+    staged = chain.staged_first(settings)
+    summaries = {name: chain.stage(name, staged, f"{name} {number}") for name in names}
+    return summaries, _shown(settings.score.output or Layout.of(settings).rankings)
 
 
 def _where(settings: config.Config, name: str) -> str:
@@ -195,7 +206,8 @@ def _print(found: Mapping[str, Any]) -> None:
     columns = {done.get("variant", "as configured"): done["figures"] for done in rounds}
     if "lists_of_round_1" in rounds[-1]:
         columns = {"round 1": rounds[0]["figures"]}
-        columns |= {"round 2, lists of round 1": rounds[1]["lists_of_round_1"], "round 2": rounds[1]["figures"]}
+        columns |= {f"round 2, {what} of round 1": rounds[1][f"{what}_of_round_1"] for what in ("lists", "ranker")}
+        columns["round 2"] = rounds[1]["figures"]
     terminal.print_rows(
         f"{found['example']}: {found['users']:,} users, measured by the truth that the generator knows",
         ["", *columns], [[name, *(_figure(of[name]) for of in columns.values())] for name in rounds[0]["figures"]],

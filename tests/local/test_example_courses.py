@@ -53,12 +53,16 @@ def of_lists(figures: examples.Figures, measure: str) -> list[float]:
 
 
 def test_the_truth_is_found_and_nothing_locked_is_shown(cluster: Any, tmp_path: Path) -> None:
-    one_round = replace(example_courses.EXAMPLE, respond=None)
-    world = one_round.make(LEARNERS)
+    answers: list[courses.World] = []
+
+    def respond(before: courses.World, shown: pl.DataFrame) -> courses.World:
+        answers.append(courses.respond(before, shown))
+        return answers[-1]
+
+    world = example_courses.EXAMPLE.make(LEARNERS)
     wanted = settings(*save_tiny_models(world, tmp_path))
-    (done,), changes = examples.play(one_round, wanted, world, quietly)
-    assert changes is None
-    of, summaries = done["figures"], done["summaries"]
+    rounds, changes = examples.play(replace(example_courses.EXAMPLE, respond=respond), wanted, world, quietly)
+    of, summaries = rounds[0]["figures"], rounds[0]["summaries"]
     assert of[example_courses.LOCKED] == of[example_courses.WITHOUT] == 0, of
     ours, popular, random, best = of_lists(of, example_courses.SUIT)
     assert (max(popular, random) + best) / 2 < ours <= best, of
@@ -69,12 +73,18 @@ def test_the_truth_is_found_and_nothing_locked_is_shown(cluster: Any, tmp_path: 
     assert summaries["prepare"]["events_kept"] == world.interactions.num_rows
     assert summaries["recall"]["locked"] > 0  # there was something to leave out
 
-    # What learners do then, by the published table, makes a log that the stages take.
-    shown = published()
-    longer = courses.respond(world, shown)
-    chain.put(longer.interactions, wanted.data.interactions)
-    events = chain.stage("prepare", wanted)["events_kept"]
-    assert events == longer.interactions.num_rows > world.interactions.num_rows
+    # What learners did then, by the published table, made a log that the stages took, at first without training.
+    (longer,) = answers
+    again = rounds[1]["summaries"]
+    assert again["prepare"]["events_kept"] == longer.interactions.num_rows > world.interactions.num_rows
+    assert again["score"]["model_version"] != summaries["score"]["model_version"]
+    lists = (rounds[1]["figures"], rounds[1]["ranker_of_round_1"], rounds[1]["lists_of_round_1"])
+    trained, untrained, kept = (of_lists(figures, example_courses.SUIT)[0] for figures in lists)
+    assert len({trained, untrained, kept}) == 3 and min(trained, untrained) > kept, (trained, untrained, kept)
+    assert all(figures[example_courses.LOCKED] == 0 for figures in lists)
+    assert changes is not None
+    ids = [changes[of]["run_id"] for of in ("a", "b")]
+    assert ids == [done["summaries"]["publish"]["run_id"] for done in rounds] and len(set(ids)) == 2
 
     # Without the rule courses are shown whose prerequisites are missing, and the measure tells.
     lax = wanted.model_copy(update={"score": wanted.score.model_copy(update={"requires": ""})})
