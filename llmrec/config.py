@@ -902,6 +902,9 @@ class Evaluate(Section):
     diversity_by: tuple[str, ...] = Field(
         (), description="columns of items, texts, whose shared values make two items alike; empty: their text vectors"
     )
+    users: Count = Field(
+        1_000_000, description="measured on about so many users with held-out events at most, chosen by stable hash"
+    )
     labelled: str = Field(
         "", description="Parquet file of user_id, item_id and label (0 or 1), whose pairs the run's kept parts score"
     )

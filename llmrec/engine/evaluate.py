@@ -13,7 +13,7 @@ from llmrec.engine import evaluate_items, labelled_pairs, rerank, tasks
 from llmrec.engine.evaluate_bucket import measure_bucket
 from llmrec.engine.evaluate_items import HISTORY, Catalogue
 from llmrec.engine.measured import Measured, from_bytes, together
-from llmrec.engine.ranking_lists import CANDIDATES, OURS, Asked
+from llmrec.engine.ranking_lists import CANDIDATES, OURS, Asked, share_measured
 from llmrec.engine.run import as_run, candidates_table, placed
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
@@ -65,8 +65,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """all_users: every ranking over all users with truth, of the share of users that the run scored; same_users: over
-    those that each further table ranks, no rows where it ranks none of them; run_id: of our ranking.
+    """all_users: every ranking over all users with truth, of the share of users that is measured: users_share, that
+    which the run scored, or less where these are more than `evaluate.users` (sampled); held_out_users: all who have
+    truth; same_users: over those that each further table ranks, no rows where it ranks none of them; run_id: of our
+    ranking.
 
     parts_unknown: whether a fused run kept no score parts, so that nothing tells what each adds. recall_of_candidates:
     share of a user's true items among the candidates that the run scored, the mean, which no ranking of these can go
@@ -76,6 +78,8 @@ class Evaluated:
 
     run_id: str
     users_share: float
+    sampled: bool
+    held_out_users: int
     all_users: list[Row]
     same_users: dict[str, list[Row]]
     segments: list[Segments]
@@ -114,10 +118,11 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
                 f"{tables[name]}: has {there} buckets, {layout.histories} has {prepared}; score and publish it again"
             )
     scored = buckets.bucket_files(candidates_table(settings.score, layout))
-    units = [
-        {BUCKET: b, "uri": uri, CANDIDATES: scored.get(b, "")}
-        for b, uri in buckets.bucket_files(layout.targets).items()
-    ]
+    targets = buckets.bucket_files(layout.targets)
+    units = [{BUCKET: b, "uri": uri, CANDIDATES: scored.get(b, "")} for b, uri in targets.items()]
+    share, held_out = share_measured(targets.values(), wanted.users)
+    if share < settings.score.users_share:
+        say(f"measuring about {wanted.users:,} of {held_out:,} users (evaluate.users)")
     attributes = evaluate_items.attributes(wanted, layout)
     rules = tasks.of_candidates(placed(settings.score), layout)
     known = evaluate_items.catalogue(wanted, settings.items.separator, rules, layout)
@@ -131,7 +136,7 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
         bonus = tasks.together([tasks.weights(settings.fusion.item_weights, layout, known.ids), chosen.bonus])
         known = replace(known, rerank=chosen.rerank, bonus=bonus)
     arguments = {
-        "asked": Asked(settings, layout, tables, fused, run_id, kept, attributes),
+        "asked": Asked(settings, layout, tables, fused, run_id, kept, attributes, share),
         "catalogue": ray.put(known),
         "labelled": {bucket: ray.put(table) for bucket, table in pairs.items()},
     }
@@ -149,7 +154,9 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     of_users = _groupings(found, wanted)
     return Evaluated(
         run_id=run_id,
-        users_share=settings.score.users_share,
+        users_share=min(share, settings.score.users_share),
+        sampled=share < settings.score.users_share,
+        held_out_users=held_out,
         all_users=[row for i, row in enumerate(_rows(found, wanted, 0)) if i in compared],
         same_users=_same_users(found, wanted),
         segments=_segments(found, known, of_users, compared, wanted),

@@ -39,7 +39,7 @@ def measure_bucket(batch: pa.Table, asked: Asked, catalogue: Any, labelled: Mapp
 
 
 def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.Table | None) -> Measured:
-    """Of the users with held-out items whom the run was to score.
+    """Of the users with held-out items whom the run was to score, or of a share of users, if that is less.
 
     unit: the bucket, where its held-out items are, and its candidates as of `candidates_of`; labelled: the
     bucket's pairs of `labelled_pairs.by_bucket`.
@@ -48,7 +48,7 @@ def measured(unit: dict[str, Any], asked: Asked, known: Catalogue, labelled: pa.
         UserError: a table is missing.
     """
     settings, layout, bucket = asked.settings.evaluate, asked.layout, unit[BUCKET]
-    targets, share = buckets.read_parquet(unit["uri"]), asked.settings.score.users_share
+    targets, share = buckets.read_parquet(unit["uri"]), min(asked.share, asked.settings.score.users_share)
     if share < 1:
         targets = targets.filter(pa.array(buckets.share_of(targets[USER], share)))
     truth = lists_of(targets)

@@ -13,7 +13,7 @@ import pyarrow.compute
 
 from llmrec import config, storage
 from llmrec.engine.publish import complete
-from llmrec.engine.ranking_lists import lists_of, lists_of_rows
+from llmrec.engine.ranking_lists import lists_of, lists_of_rows, share_measured
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import bootstrap, conditions, metrics
@@ -29,8 +29,9 @@ STAGED, PUBLISHED, PART = "staged", "published", "part"
 @dataclass(frozen=True)
 class Gated:
     """Whether a run may be shown. published_run: what readers see, None if nothing; users: with a held-out event, over
-    whom every mean is taken; one whom a run does not rank counts 0 there; ranked: those with a list in the staged run,
-    for readers find nothing of the others once it is shown, whatever score.users_share says."""
+    whom every mean is taken, about `evaluate.users` at most; one whom a run does not rank counts 0 there; ranked: those
+    with a list in the staged run, for readers find nothing of the others once it is shown, whatever score.users_share
+    says."""
 
     run_id: str
     published_run: str | None
@@ -70,6 +71,7 @@ def gate(
         "table": table, "shown": shown, "cutoffs": sorted({condition.cutoff for condition in asked}),
         "parts": common, "truth": truth, "staged": {b: storage.join(table, e.path) for b, e in entries.items()},
         "buckets_shown": 0 if now is None else now.buckets,
+        "share": share_measured(truth.values(), settings.evaluate.users)[0],
     }  # fmt: skip
     done = reporting(each(units, _measure, given), len(units), say, "evaluate", "parts")
     rows = sorted(done, key=lambda row: row[PART])  # so that resampling draws the same users again
@@ -106,16 +108,17 @@ def _figures(
 
 def _measure(
     batch: pa.Table, table: str, shown: str | None, cutoffs: list[int], parts: int, truth: Mapping[int, str],
-    staged: Mapping[int, str], buckets_shown: int,
+    staged: Mapping[int, str], buckets_shown: int, share: float,
 ) -> pa.Table:  # fmt: skip
-    """Per-user metrics of both runs over some users, and which items each shows in all its lists of theirs."""
+    """Per-user metrics of both runs over some users, of a share of all who have held-out events, and which items each
+    shows in all its lists."""
     (unit,) = batch.to_pylist()
 
     def here(files: Mapping[int, str]) -> list[str]:
         return [uri for bucket, uri in sorted(files.items()) if bucket % parts == unit[PART]]
 
     held_out = pa.concat_tables([buckets.read_parquet(uri, [USER, ITEMS]) for uri in here(truth)])
-    wanted = lists_of(held_out)
+    wanted = lists_of(held_out.filter(pa.array(buckets.share_of(held_out[USER], share))))
     columns = [USER, RANK, ITEM]
     both = {STAGED: [buckets.read_parquet(uri, columns) for uri in here(staged)], PUBLISHED: []}
     if shown is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from llmrec import config, schema
+from llmrec import config, schema, storage
 from llmrec.engine import rerank, score_parts
 from llmrec.engine.evaluate_items import Catalogue
 from llmrec.engine.tasks import HISTORIES
@@ -33,7 +34,7 @@ Lists = dict[str, list[str]]
 class Asked:
     """What is evaluated. settings: those of score as the run had them; tables: rankings tables by name, ours first;
     fused: the fusion whose parts the run kept; kept: where these are, empty if it kept none; attributes: columns of the
-    users table."""
+    users table; share: of users, those of the share that the run scored, who are measured."""
 
     settings: config.Config
     layout: Layout
@@ -42,6 +43,14 @@ class Asked:
     run_id: str
     kept: str
     attributes: tuple[str, ...]
+    share: float = 1.0
+
+
+def share_measured(targets: Iterable[str], most: int) -> tuple[float, int]:
+    """The share of users with held-out events that brings about so many at most, and how many have some. targets: the
+    files of these events."""
+    held_out = sum(storage.each(buckets.rows_in, targets))
+    return min(1.0, most / max(held_out, 1)), held_out
 
 
 def of_bucket(

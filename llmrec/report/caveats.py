@@ -18,11 +18,23 @@ def of_parts(evaluation: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def whose(evaluation: Mapping[str, Any]) -> str:
+    """Which users with held-out events are measured."""
+    if evaluation.get("sampled"):
+        return "a stable choice of users"
+    return "all users" if evaluation.get("users_share", 1.0) == 1 else "all users of the share that was scored"
+
+
 def of_users(evaluation: Mapping[str, Any]) -> list[str]:
     """Which users are not measured, and which count although they have no list; further rankings that share
     none. evaluation: as `evaluation.json`."""
     told, share, ours = [], evaluation.get("users_share", 1.0), evaluation["all_users"][0]
-    if share < 1:
+    if evaluation.get("sampled"):
+        told.append(
+            f"{ours['users']:,} of {evaluation['held_out_users']:,} users with held-out events are measured, in every "
+            "ranking: a stable choice (evaluate.users)."
+        )
+    elif share < 1:
         told.append(
             f"The run scored a share of {share:g} of users (score.users_share): these alone are measured, in every "
             "ranking."

@@ -91,8 +91,7 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
     """Metrics of every ranking and how many users it ranks, with bootstrap intervals of one of them and of the first
     ranking's lead; what rankings are beside right; the first ranking and the best other in every group; what each
     source finds."""
-    whose = "all users" if summary.get("users_share", 1.0) == 1 else "all users of the share that was scored"
-    groups = [(f"{whose} with a held-out item", summary["all_users"])]
+    groups = [(f"{caveats.whose(summary)} with a held-out item", summary["all_users"])]
     groups += [(f"users that '{name}' ranks too", rows) for name, rows in summary["same_users"].items() if rows]
     key = main_metric(summary["all_users"][0]["values"])
     for title, rows in groups:
@@ -115,7 +114,7 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
         console().print(told, highlight=False)
     cutoff = key.split("@")[1]
     print_rows(
-        f"beyond accuracy: the first {cutoff} places of all users with a held-out item",
+        f"beyond accuracy: the first {cutoff} places of {caveats.whose(summary)} with a held-out item",
         ["ranking", *BEYOND.values()],
         [[row["name"], *(row["beyond"][f"{name}@{cutoff}"] for name in BEYOND)] for row in summary["all_users"]],
     )

@@ -294,34 +294,41 @@ def reserved(
 
     groups: candidates, bool[total], no two groups with one in common, and places, together at most top_k.
     """
-    owner = np.repeat(np.arange(len(lists)), lists.lengths)
+    owner, users = np.repeat(np.arange(len(lists)), lists.lengths), len(lists)
     for theirs, places in groups:
         in_list = np.zeros(len(scores), bool)
         in_list[best] = True
-        there, had = (np.bincount(owner[of], minlength=len(lists)) for of in (theirs, theirs & in_list))
-        wanting, starts, parts = np.minimum(places, there) - had, offsets_of(taken), []
-        for user, want in enumerate(wanting.tolist()):
-            mine = best[starts[user] : starts[user + 1]]
-            if want > 0:
-                here = np.arange(lists.offsets[user], lists.offsets[user + 1])
-                open_ = here[theirs[here] & ~in_list[here]]
-                added = open_[np.lexsort((lists.values[open_], -scores[open_]))][:want]
-                mine = np.append(_without_last(mine, len(mine) + want - top_k, theirs, groups), added)
-            parts.append(mine)
-        best = np.concatenate([best[:0], *parts])
-        taken = np.asarray([len(part) for part in parts], np.int64)
+        there, had = (np.bincount(owner[of], minlength=users) for of in (theirs, theirs & in_list))
+        wanting = np.maximum(np.minimum(places, there) - had, 0)
+        open_ = np.flatnonzero(theirs & ~in_list & (wanting > 0)[owner])
+        open_ = open_[np.lexsort((lists.values[open_], -scores[open_], owner[open_]))]
+        of = owner[open_]
+        added = open_[within(np.bincount(of, minlength=users)) < wanting[of]]
+        stays = ~_last_free(best, owner, np.maximum(taken + wanting - top_k, 0), theirs, groups)
+        best = np.concatenate([best[stays], added])
+        best = best[np.argsort(owner[best], kind="stable")]
+        taken = np.bincount(owner[best], minlength=users)
     return best, taken
 
 
-def _without_last(
-    mine: np.ndarray, count: int, theirs: np.ndarray, groups: Sequence[tuple[np.ndarray, int]]
+def _last_free(
+    best: np.ndarray,
+    owner: np.ndarray,
+    counts: np.ndarray,
+    theirs: np.ndarray,
+    groups: Sequence[tuple[np.ndarray, int]],
 ) -> np.ndarray:
-    """A list without its last `count` that are neither of one group nor in the places of another."""
-    held = theirs[mine]
+    """bool[len(best)]: the last of each user's list, so many (counts: int64[users]), that are neither of one group nor
+    in the places of another. owner: int64[total], of each candidate."""
+    user, held = owner[best], theirs[best]
     for others, places in groups:
-        held[np.flatnonzero(others[mine])[:places]] = True
+        of = np.flatnonzero(others[best])
+        held[of[within(np.bincount(user[of], minlength=len(counts))) < places]] = True
     free = np.flatnonzero(~held)
-    return np.delete(mine, free[len(free) - max(0, count) :])
+    there = np.bincount(user[free], minlength=len(counts))
+    last = np.zeros(len(best), bool)
+    last[free] = within(there) >= (there - counts)[user[free]]
+    return last
 
 
 def best_of(scores: np.ndarray, lists: Ragged, count: int) -> tuple[np.ndarray, np.ndarray]:

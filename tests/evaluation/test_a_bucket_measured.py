@@ -19,7 +19,7 @@ from llmrec.engine import evaluate, evaluate_items, gate, labelled_pairs, measur
 from llmrec.engine.evaluate_bucket import measured as measured_bucket
 from llmrec.engine.evaluate_items import Catalogue
 from llmrec.engine.measured import from_bytes, to_bytes, together
-from llmrec.engine.ranking_lists import BY_POPULARITY, OURS, Asked, _with_less
+from llmrec.engine.ranking_lists import BY_POPULARITY, OURS, Asked, _with_less, share_measured
 from llmrec.engine.run import as_run
 from llmrec.errors import UserError
 from llmrec.evaluation import beyond, segments
@@ -258,16 +258,22 @@ def test_every_ranking_tells_how_many_users_it_has_lists_for(parts: list[measure
     assert rows["item_item"].ranked == USERS
 
 
-@pytest.mark.parametrize("share", [0.3, 1e-9])
-def test_of_a_run_that_scored_a_share_of_users_these_alone_are_measured(layout: Layout, share: float) -> None:
+@pytest.mark.parametrize(("scored", "asked_for"), [(0.3, 1.0), (1e-9, 1.0), (1.0, 0.3), (0.3, 0.8), (0.8, 0.3)])
+def test_of_a_run_that_scored_a_share_of_users_these_alone_are_measured(
+    layout: Layout, scored: float, asked_for: float
+) -> None:
+    """And of more users than are to be measured a share of these."""
+    share = min(scored, asked_for)
     storage.write_json(
-        storage.join(layout.run(RUN), "plan.json"), {"score": {"users_share": share, "exclude_seen": False}}
+        storage.join(layout.run(RUN), "plan.json"), {"score": {"users_share": scored, "exclude_seen": False}}
     )
     asked = as_run(config.build({"evaluate": {"cutoffs": [2, 5]}, "score": {"requires": "x"}}), layout, RUN)
     storage.delete(storage.join(layout.run(RUN), "plan.json"))
-    assert asked.score == config.Score(users_share=share, exclude_seen=False), "as the run had it, not as it is set now"
+    assert asked.score == config.Score(users_share=scored, exclude_seen=False), (
+        "as the run had it, not as it is set now"
+    )
     assert as_run(asked, layout, RUN) is asked
-    given = Asked(asked, layout, {OURS: layout.rankings}, None, RUN, "", ())
+    given = Asked(asked, layout, {OURS: layout.rankings}, None, RUN, "", (), asked_for)
     done = [measured_bucket(unit, given, known(layout), None) for unit in units(layout)]
     found = together([from_bytes(*to_bytes(part)) for part in done])
     users, truth, lists = tables(layout)
@@ -353,8 +359,16 @@ def test_for_how_many_users_a_source_has_candidates(layout: Layout) -> None:
 def test_the_gate_counts_who_has_a_list_in_the_staged_run(layout: Layout) -> None:
     staged = {b: f"{layout.rankings}/{rankings.staged_path(RUN, b)}" for b in range(2)}
     truth = buckets.bucket_files(layout.targets)
-    (row,) = gate._measure(pa.table({"part": [0]}), "", None, [2], 1, truth, staged, 0).to_pylist()
+    (row,) = gate._measure(pa.table({"part": [0]}), "", None, [2], 1, truth, staged, 0, 1.0).to_pylist()
     assert row["users"] == USERS and row["ranked"] == sum(u % 6 > 0 for u in range(USERS))
+    (row,) = gate._measure(pa.table({"part": [0]}), "", None, [2], 1, truth, staged, 0, 0.3).to_pylist()
+    kept = [u for u in tables(layout)[0] if xxhash.xxh64_intdigest(str(u).encode()) / 2.0**64 < 0.3]
+    assert row["users"] == len(kept) == len(row["staged ndcg@2"]) and row["ranked"] == sum(u % 6 > 0 for u in kept)
+
+
+@pytest.mark.parametrize(("most", "share"), [(USERS, 1.0), (10 * USERS, 1.0), (6, 0.2)])
+def test_of_many_users_with_held_out_events_a_share_is_measured(layout: Layout, most: int, share: float) -> None:
+    assert share_measured(buckets.bucket_files(layout.targets).values(), most) == (share, USERS)
 
 
 def write(table: dict[str, Any]) -> Callable[[Path], str]:

@@ -194,6 +194,15 @@ def test_of_a_share_of_users_it_says_so() -> None:
     assert "1,943 users with held-out events of the share that was scored" in text and "all 1,943" not in text
 
 
+def test_of_some_of_many_users_it_says_so() -> None:
+    found = shown()
+    found["evaluation"] |= {"users_share": 0.25, "sampled": True, "held_out_users": 7772}
+    text = read(render(found)).text
+    assert "1,943 of 7,772 users with held-out events are measured, in every ranking: a stable choice" in text
+    assert "1,943 users with held-out events, a stable choice" in text and "all 1,943" not in text
+    assert "score.users_share" not in text
+
+
 def test_an_evaluation_of_an_earlier_version_has_a_page() -> None:
     found = with_all()
     del found["evaluation"]["users_share"]
