@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec import config, storage
-from llmrec.engine.ranking_lists import lists_of
+from llmrec.engine.ranking_lists import lists_of, share_measured
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged, offsets_of
@@ -17,12 +17,12 @@ from llmrec.schema import BUCKET, ITEMS, SCORES, USER
 from llmrec.tables import buckets, rankings, requests
 from llmrec.tables.histories import as_lists, flatten, item_rows
 
-PARTS, TRUTH = "parts", "truth"
+PARTS, TRUTH, SHARE = "parts", "truth", "share"
 
 
 def kept_run(settings: config.Config, layout: Layout) -> tuple[str, list[dict[str, Any]]]:
     """The run that the rankings show, and its buckets: the files of its score parts and of the held-out events, the
-    latter empty where nothing is held out of a bucket.
+    latter empty where nothing is held out of a bucket, and the share of users that is looked at (`evaluate.users`).
 
     Raises:
         UserError: nothing is published, or the run kept no parts.
@@ -39,15 +39,19 @@ def kept_run(settings: config.Config, layout: Layout) -> tuple[str, list[dict[st
     if not storage.exists(layout.score_parts(run_id)):
         raise UserError(f"run {run_id} kept no score parts to choose from; score with score.keep_parts = true")
     truth, files = buckets.bucket_files(layout.targets), buckets.bucket_files(layout.score_parts(run_id))
-    return run_id, [{BUCKET: bucket, PARTS: uri, TRUTH: truth.get(bucket, "")} for bucket, uri in files.items()]
+    share, _ = share_measured(truth.values(), settings.evaluate.users)
+    return run_id, [
+        {BUCKET: bucket, PARTS: uri, TRUTH: truth.get(bucket, ""), SHARE: share} for bucket, uri in files.items()
+    ]
 
 
 class KeptLists:
-    """A bucket's users, their candidates as rows of a catalogue with the scores that ranked them, and the held-out
-    items of those who have any."""
+    """A bucket's users of the share that is looked at, their candidates as rows of a catalogue with the scores that
+    ranked them, and the held-out items of those who have any."""
 
     def __init__(self, unit: Mapping[str, Any], ids: pa.Array) -> None:
         table = buckets.read_parquet(unit[PARTS], [USER, ITEMS, SCORES])
+        table = table.filter(pa.array(buckets.share_of(table[USER], unit[SHARE])))
         self.ids, self.users = ids, [str(user) for user in table[USER].to_pylist()]
         self.candidates = item_rows(table[ITEMS], ids)
         self.scores: np.ndarray = flatten(table[SCORES])[0].to_numpy(zero_copy_only=False)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
 from llmrec import config
 from llmrec.engine import diversity, evaluate_items, fairness
+from llmrec.engine.kept_lists import KeptLists
+from llmrec.tables import buckets
 
 POINTS = [("none", 0.0), ("mmr", 0.5)]
 WANTED = config.Evaluate(bootstrap=200)
@@ -51,3 +55,15 @@ def test_users_are_grouped_as_an_evaluation_groups_them() -> None:
     assert found.names == ("below 30", "30 to below 50", "50 and above", "(missing)")
     countries = ["x", None, "y", "x"]
     assert fairness.grouped("country", [countries], pa.string(), wanted).names == ("x", "y", "(missing)")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_lists_are_chosen_for_the_share_of_users_that_is_looked_at(tmp_path: Path, share: float) -> None:
+    parts, truth = (str(tmp_path / f"{name}.parquet") for name in ("parts", "truth"))
+    scores = pa.array([[0.0, 1.0]] * 40, pa.list_(pa.float32()))
+    buckets.write_parquet(pa.table({"user_id": range(40), "item_ids": [[0, 1]] * 40, "scores": scores}), parts)
+    buckets.write_parquet(pa.table({"user_id": range(0, 40, 2), "item_ids": [[1]] * 20}), truth)
+    kept = KeptLists({"parts": parts, "truth": truth, "share": share}, pa.array([0, 1, 2]))
+    some = [u for u in range(40) if xxhash.xxh64_intdigest(str(u).encode()) / 2.0**64 < share]
+    assert kept.users == [str(u) for u in some] and list(kept.truth) == [str(u) for u in some if u % 2 == 0]
+    assert kept.named(kept.chosen(None, 1)) == {str(u): ["1"] for u in some} and (len(some) < 40) == (share < 1)
