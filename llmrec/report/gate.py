@@ -21,7 +21,7 @@ def print_gate(found: Mapping[str, Any]) -> None:
             highlight=False,
         )
     for decision in found["decisions"]:
-        out.print(line(decision), markup=False, highlight=False, soft_wrap=True)
+        out.print(line(decision), highlight=False, soft_wrap=True)
     verdict = "every condition holds" if found["holds"] else "not to be published: a condition does not hold"
     out.print(verdict, highlight=False)
 

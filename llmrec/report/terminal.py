@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmrec.evaluation.verdict import main_metric
+from llmrec.reasons.quoting import one_line
 from llmrec.report import caveats
 
 METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@20", "ndcg@20")
@@ -20,9 +21,11 @@ BEYOND = {
 
 
 def console() -> Console:
-    """A terminal of at least 140 columns where it is none, so that tables in logs are not cut."""
-    found = Console()
-    return found if found.is_terminal else Console(width=max(found.width, 140))
+    """A terminal of at least 140 columns where it is none, so that tables in logs are not cut. Texts are data, such as
+    titles and ids: brackets and colons in them are no styles and no pictures."""
+    plain: dict[str, Any] = {"markup": False, "emoji": False}
+    found = Console(**plain)
+    return found if found.is_terminal else Console(width=max(found.width, 140), **plain)
 
 
 def print_summary(stage: str, summary: Mapping[str, Any]) -> None:
@@ -57,11 +60,11 @@ def print_search(summary: Mapping[str, Any]) -> None:
     )
     for of in summary["trials"]:
         if of["reason"]:
-            console().print(f"trial {of['number']} failed: {of['reason']}", markup=False)
+            console().print(f"trial {of['number']} failed: {of['reason']}")
     best = ", ".join(f"{key} = {text(value)}" for key, value in summary["settings"].items())
-    console().print(f"best: {best}, {summary['metric']} {figure(summary['best'])}", markup=False)
-    console().print(f"train with it: python jobs/train.py --config {summary['config']}", markup=False, soft_wrap=True)
-    console().print(f"all trials: {summary['table']}", markup=False, soft_wrap=True)
+    console().print(f"best: {best}, {summary['metric']} {figure(summary['best'])}")
+    console().print(f"train with it: python jobs/train.py --config {summary['config']}", soft_wrap=True)
+    console().print(f"all trials: {summary['table']}", soft_wrap=True)
 
 
 def print_explanation(summary: Mapping[str, Any]) -> None:
@@ -111,7 +114,7 @@ def print_evaluation(summary: Mapping[str, Any]) -> None:
             table.add_row(row["name"], text(row.get("ranked")), *values, _span(row["interval"][key]), lead, p_value)
         console().print(table)
     for told in (*caveats.of_users(summary), *caveats.of_parts(summary)):
-        console().print(told, markup=False, highlight=False)
+        console().print(told, highlight=False)
     cutoff = key.split("@")[1]
     print_rows(
         f"beyond accuracy: the first {cutoff} places of all users with a held-out item",
@@ -203,7 +206,7 @@ def print_user(user: Any, history: Sequence[str], ranking: Sequence[tuple[int, s
     for i in range(max(len(history), len(ranking))):
         rank, title, score = ranking[i] if i < len(ranking) else ("", "", None)
         event = history[i] if i < len(history) else ""
-        table.add_row(event, str(rank), title, "" if score is None else f"{score:.3f}")
+        table.add_row(one_line(event), str(rank), one_line(title), "" if score is None else f"{score:.3f}")
     console().print(table)
 
 
