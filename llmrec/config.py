@@ -1341,6 +1341,19 @@ class _Given(Config):
         return (init_settings,)
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML takes the last of several values of a key; a section written twice would lose its first part unseen."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set[str]()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.YAMLError(f"'{key.value}' stands there twice, line {key.start_mark.line + 1}; put it in one")
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        return node
+
+
 def load(file: str | None, arguments: Sequence[str] = ()) -> Config:
     """Read a configuration from a YAML file (local or s3://), the environment and `--section.key value` arguments.
 
@@ -1351,7 +1364,7 @@ def load(file: str | None, arguments: Sequence[str] = ()) -> Config:
     if file is not None:
         storage.check(file)
         try:
-            values = yaml.safe_load(storage.read_bytes(file)) or {}
+            values = yaml.load(storage.read_bytes(file), _EachKeyOnce) or {}
         except yaml.YAMLError as error:
             raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
@@ -1373,7 +1386,8 @@ def build(values: dict[str, Any], arguments: Sequence[str] = (), origin: str = "
         )
         return _key_kept_secret(Config(**values, _cli_settings_source=source))  # type: ignore[call-arg]
     except ValidationError as error:
-        raise UserError("\n".join(_explain(problem, origin) for problem in error.errors())) from None
+        told = (_explain(problem, _origin(problem["loc"], arguments, origin)) for problem in error.errors())
+        raise UserError("\n".join(told)) from None
     except SettingsError as error:
         text = str(error.__cause__ or error).removeprefix("error parsing CLI: ")
         raise UserError(f"command line: {text}; see --help for the settings") from None
@@ -1403,6 +1417,18 @@ def varied(base: Config, changes: Mapping[str, Any], origin: str) -> Config:
         return _Given(**values)
     except ValidationError as error:
         raise UserError("\n".join(_explain(problem, origin) for problem in error.errors())) from None
+
+
+def _origin(key: tuple[Any, ...], arguments: Sequence[str], file: str) -> str:
+    """Where a setting's value comes from: the strongest that gives it, or all of a setting that it is a part of."""
+    options = {argument.partition("=")[0] for argument in arguments}
+    parts = [str(part) for part in key]
+    starts = [parts[:n] for n in range(len(parts), 0, -1)]
+    if any(f"--{'.'.join(start)}" in options for start in starts):
+        return "the command line"
+    variables = (f"LLMREC_{'__'.join(start).upper()}" for start in starts)
+    found = next((variable for variable in variables if variable in os.environ), None)
+    return f"environment variable {found}" if found else file
 
 
 def _explain(problem: Any, origin: str) -> str:

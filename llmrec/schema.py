@@ -154,4 +154,5 @@ def require(schema: pa.Schema, wanted: Mapping[str, str], table: str) -> None:
             raise UserError(f"{table}: column '{column}' is missing (it has: {', '.join(schema.names)})")
         found = schema.field(column).type
         if not kinds[kind](found):
-            raise UserError(f"{table}: column '{column}' has type {found}, which is no {kind}")
+            hint = "; give unix seconds as numbers, or timestamps" if kind == "time" else ""
+            raise UserError(f"{table}: column '{column}' has type {found}, which is no {kind}{hint}")

@@ -197,7 +197,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         if not is_s3(uri):
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a part of the path may be a file
+                temporary.unlink(missing_ok=True)
         reason = error.strerror or redact(str(error).splitlines()[0])[:160]
         raise UserError(f"{uri}: cannot be written ({reason}); mend that and run the same command again") from None
 

@@ -168,6 +168,8 @@ def test_a_secret_in_a_wrong_value_is_blotted_out(file: Path, monkeypatch: pytes
     ("text", "part"),
     [
         ("data: [", "not valid YAML"),
+        ("score: {top_k: 5}\ntrain: {epochs: 2}\nscore: {keep_parts: true}\n", "'score' stands there twice, line 3"),
+        ("score:\n  top_k: 5\n  top_k: 6\n", "'top_k' stands there twice, line 3"),
         ("- data\n- score\n", "a configuration is a mapping of sections, not a list"),
         ("just words", "a configuration is a mapping of sections, not a str"),
         ("3", "a configuration is a mapping of sections, not a int"),
@@ -204,6 +206,24 @@ def test_a_wrong_value_in_a_variable_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LLMREC_SCORE__TOP_K", "many")
     with pytest.raises(UserError, match=r"score\.top_k = 'many'"):
         config.load(None)
+
+
+def test_a_wrong_value_is_said_to_be_where_it_is(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("score: {top_k: 5}\ntrain: {epochs: 0}\n")
+    monkeypatch.setenv("LLMREC_SCORE__MAX_CANDIDATES", "none")
+    with pytest.raises(UserError) as caught:
+        config.load(str(file), ["--score.top_k", "many", "--recall.merge=magic"])
+    told = {line.split(" = ")[0] for line in str(caught.value).splitlines()}
+    assert told == {
+        f"{file}: train.epochs", "the command line: recall.merge.0", "the command line: score.top_k",
+        "environment variable LLMREC_SCORE__MAX_CANDIDATES: score.max_candidates",
+    }  # fmt: skip
+
+
+def test_parts_of_a_file_that_are_the_same_are_written_once(file: Path) -> None:
+    file.write_text("score: &same {top_k: 7}\nexplain: {<<: *same, run: true, top_k: 3}\n")
+    loaded = config.load(str(file))
+    assert (loaded.score.top_k, loaded.explain.run, loaded.explain.top_k) == (7, True, 3)
 
 
 def test_our_own_variables_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:

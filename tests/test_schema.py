@@ -47,3 +47,8 @@ def test_kinds(kind: str, right: pa.DataType, wrong: pa.DataType) -> None:
     schema.require(pa.schema([("x", right)]), {"x": kind}, "t")
     with pytest.raises(UserError, match=f"t: column 'x' has type .* which is no {kind}"):
         schema.require(pa.schema([("x", wrong)]), {"x": kind}, "t")
+
+
+def test_what_a_time_is_is_said() -> None:
+    with pytest.raises(UserError, match=r"type date32.day., which is no time; give unix seconds as numbers, or timest"):
+        schema.require(pa.schema([("at", pa.date32())]), {"at": "time"}, "log")

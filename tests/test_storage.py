@@ -106,6 +106,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert [p.name for p in Path(uri).parent.iterdir()] == ["file.json"]
 
 
+def test_a_path_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("something")
+    with pytest.raises(UserError, match=r"file/tables/x\.json: cannot be written \(.*\); mend that") as caught:
+        storage.write_json(str(tmp_path / "file" / "tables" / "x.json"), 1)
+    assert "\n" not in str(caught.value)
+
+
 def test_exists_list_and_delete(tmp_path: Path) -> None:
     for name in ("t/b.parquet", "t/sub/a.parquet", "t/note.txt"):
         storage.write_bytes(f"{tmp_path}/{name}", b"12")

@@ -49,6 +49,7 @@ def clean_items(items: pa.Table, columns: Columns, source: str) -> tuple[pa.Tabl
         UserError: a column is missing or of the wrong type, or no item is usable.
     """
     ids = as_ids(items, columns.item, source)
+    items = with_plain_texts(items, columns.title)
     require(items.schema, {columns.title: "text"}, source)
     if clash := {ITEM, TITLE} & (set(items.column_names) - {columns.item, columns.title}):
         raise UserError(f"{source}: column '{min(clash)}' is there beside the one mapped to it; drop or rename one")
@@ -73,6 +74,13 @@ def clean_items(items: pa.Table, columns: Columns, source: str) -> tuple[pa.Tabl
     bad = frame.with_columns(reason).filter(~good)
     set_aside = _quarantine(bad.select(pl.col(ITEM).alias(KEY), REASON, pl.col(TITLE).alias(DETAIL)), source)
     return items.filter(good.to_arrow()), set_aside
+
+
+def with_plain_texts(rows: pa.Table, column: str) -> pa.Table:
+    """The rows with a column of dictionary-encoded texts, as pandas' categories are written, as plain texts."""
+    if column not in rows.column_names or not pa.types.is_dictionary(kind := rows.schema.field(column).type):
+        return rows
+    return rows.set_column(rows.column_names.index(column), column, rows[column].cast(kind.value_type))
 
 
 def clean_edges(rows: pa.Table, known_items: pa.Array, source: str) -> tuple[pa.Table, pa.Table]:

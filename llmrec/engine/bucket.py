@@ -11,7 +11,6 @@ whichever was written first. The price is one more write and read of the input, 
 from __future__ import annotations
 
 import contextlib
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET, ITEMS, USER
-from llmrec.tables import buckets, candidates, forgotten, pseudonyms, shards
+from llmrec.tables import buckets, candidates, forgotten, inputs, pseudonyms, shards
 from llmrec.tables.forgotten import Forgotten
 from llmrec.tables.pseudonyms import Pseudonyms
 
@@ -102,7 +101,8 @@ def bucket(settings: config.Bucket, privacy: config.Privacy, layout: Layout, say
         raise UserError(f"bucket.input = {source}: the job replaces {table}; bring the candidates from elsewhere")
     histories = buckets.bucket_files(layout.histories)
     prepared = _footer(min(histories.values())).columns
-    found = _files(source)
+    storage.check(source)
+    found = inputs.files(source)
     files = storage.each(_footer, list(found))
     item = prepared.field(ITEMS).type.value_type
     names, user = pseudonyms.brought(privacy, layout), prepared.field(USER).type
@@ -178,23 +178,6 @@ def _shuffle(
         written = reporting(each(todo, _write, {"job": job, "index": index}), len(todo), say, "bucket: written")
         assert {row[BUCKET] for row in written} == set(range(job.buckets)), "a bucket was not written"
     return set_aside, sum(row["left_out"] for row in read), written
-
-
-def _files(source: str) -> dict[str, int]:
-    """The Parquet files of the input in name order, and their bytes."""
-    storage.check(source)
-    listed = dict(storage.list_files(source))
-    names = {uri: uri[len(source) :] for uri in listed}
-    if any("/_delta_log/" in name for name in names.values()):
-        raise UserError(f"{source}: a Delta table, whose folder keeps old rows too; write its rows to Parquet files")
-    found = {
-        uri: size
-        for uri, size in listed.items()
-        if uri == source or (uri.endswith(".parquet") and not re.search(r"/[_.]", names[uri]))
-    }
-    if not found:
-        raise UserError(f"{source}: no Parquet files there")
-    return found
 
 
 def _footer(uri: str) -> _File:

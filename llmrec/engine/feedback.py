@@ -26,7 +26,7 @@ from llmrec.errors import UserError
 from llmrec.evaluation import position_bias
 from llmrec.layout import Layout
 from llmrec.schema import ITEM, REASON, RUN_ID, TIMESTAMP, USER, WEIGHT
-from llmrec.tables import buckets, forgotten, pseudonyms
+from llmrec.tables import buckets, forgotten, inputs, pseudonyms
 from llmrec.tables.forgotten import Forgotten
 from llmrec.tables.pseudonyms import Pseudonyms
 
@@ -86,9 +86,7 @@ def feedback(settings: Feedback, data: Data, privacy: Privacy, layout: Layout, s
     """
     if not settings.impressions:
         raise UserError("feedback.impressions is not set; give a Parquet file or directory of what users were shown")
-    files = [uri for uri, _ in storage.list_files(settings.impressions, ".parquet")]
-    if not files:
-        raise UserError(f"{settings.impressions}: no Parquet files there")
+    files = list(inputs.files(settings.impressions))
     units = [{FILE: uri, NUMBER: number} for number, uri in enumerate(files)]
     kind = _id_types(settings.impressions, files, data)[data.columns.user]
     names = None

@@ -264,7 +264,8 @@ def _of_table(layout: Layout, table: str, users: Users, tally: _Tally) -> None:
                 storage.delete(uri)
         elif storage.exists(layout.run_summary(run_id)) and run_id not in published:
             for uri in held:
-                tally.add(_path(uri, layout).rsplit("/", 1)[0], REWRITTEN, _rewritten(uri, users, _path(uri, layout)))
+                place = _path(storage.join(table, STAGED, run_id), layout)
+                tally.add(place, REWRITTEN, _rewritten(uri, users, _path(uri, layout)))
             _settle(layout, run_id, table, [_staged_file(uri, table) for uri in staged if uri.endswith(".parquet")])
         elif held or _with_users(folder, users, layout):
             rows = sum(_holds(uri, users, _path(uri, layout)) for uri in held)
@@ -297,7 +298,7 @@ def _shown_without(table: str, run_id: str, users: Users, layout: Layout, tally:
         tally.add(_path(table, layout), REWRITTEN, rows.num_rows - kept.num_rows)
         if kept.num_rows:
             data = buckets.parquet_bytes(kept)
-            path = f"{STAGED}/{run_id}/bucket-{bucket:05d}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
+            path = rankings.staged_path(run_id, bucket, hashlib.sha256(data).hexdigest()[:8])
             storage.write_bytes(storage.join(table, path), data)
             made.append(StagedFile(bucket, path, len(data), kept.num_rows))
     if which:

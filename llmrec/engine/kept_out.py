@@ -23,7 +23,7 @@ from llmrec.errors import UserError
 from llmrec.layout import Layout, reasons_table
 from llmrec.ranker.templates import fill, placeholders
 from llmrec.schema import ITEM, ITEMS, NOW, TEXT, TIMESTAMP, TIMESTAMPS, USER
-from llmrec.tables import buckets, contents, contexts
+from llmrec.tables import buckets, contents, contexts, inputs
 from llmrec.tables.users import openings
 
 MOST = 100_000  # values of a column that are looked for
@@ -186,7 +186,7 @@ def _wanted(settings: config.Config) -> tuple[dict[str, str], list[Column]]:
     """Value -> the column that it is looked for as, and what there is of each column."""
     data, values = settings.data, defaultdict[str, set[str]](set)
     for uri in filter(None, (data.items, data.users, data.interactions, data.requests)):
-        for file, _ in storage.list_files(uri, ".parquet"):
+        for file in inputs.found(uri):
             there = [n for n in settings.privacy.never if n in buckets.schema_of(file).names]
             if there:
                 _collect(file, there, values)

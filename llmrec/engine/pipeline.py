@@ -21,7 +21,7 @@ from llmrec.evaluation import conditions
 from llmrec.evaluation.verdict import main_metric
 from llmrec.layout import Layout
 from llmrec.report import prometheus
-from llmrec.tables import rankings
+from llmrec.tables import inputs, rankings
 
 Say = Callable[[str], None]
 Status = Literal["ran", "reused", "skipped", "accepted", "refused", "failed"]
@@ -131,7 +131,7 @@ def _empty(settings: config.Config, layout: Layout) -> Pipelined:
 def _without_feedback(settings: config.Config, done: Pipelined, say: Say) -> config.Config:
     """The settings, without impressions where none lie there: before anything is published, nothing was shown."""
     where = settings.feedback.impressions
-    if not where or storage.list_files(where, ".parquet"):
+    if not where or inputs.found(where):
         return settings
     say(f"{where}: no Parquet files there; going on without impressions")
     done.steps.append(Step(FEEDBACK, "skipped", 0.0, "no impressions there"))

@@ -36,7 +36,7 @@ from llmrec.data.split import Boundaries, split_events, with_new_users
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.schema import BUCKET, CONTEXT, ITEM, REASON, TIMESTAMP, USER
-from llmrec.tables import buckets, forgotten, pseudonyms
+from llmrec.tables import buckets, forgotten, inputs, pseudonyms
 from llmrec.tables.forgotten import Forgotten
 from llmrec.tables.pseudonyms import Pseudonyms
 
@@ -98,7 +98,7 @@ def prepare(
         if not getattr(data, name):
             raise UserError(f"data.{name} is not set; give a Parquet file or directory")
     _check_never(data, privacy.never)
-    items = _without(buckets.read_parquet(data.items), privacy.never)
+    items = _without(inputs.read(data.items), privacy.never)
     if items.num_rows == 0:
         raise UserError(f"{data.items}: the items table is empty")
     items, bad_items = clean_items(items, data.columns, data.items)
@@ -112,7 +112,7 @@ def prepare(
     user_type = user_type if names is None else pa.string()
     asked = None
     if data.requests:
-        rows = buckets.read_parquet(data.requests)
+        rows = inputs.read(data.requests)
         rows = pseudonyms.replaced(rows, data.columns.user, names, data.requests)
         asked = context.requests(rows, data.context, data.columns, user_type, data.requests)
         asked = asked if gone is None else gone.without(asked, USER)
@@ -133,10 +133,10 @@ def prepare(
     on_purpose = {name: reasons[name] for name in (DROPPED, forgotten.REASON) if reasons[name]}
     bad = total - reasons["good"] - sum(on_purpose.values())
     if reasons["good"] == 0:
-        raise UserError(f"{data.interactions}: none of its {total:,} rows is usable ({_tally(reasons)})")
+        raise UserError(f"{data.interactions}: none of its {total:,} rows is usable ({_tally(reasons, data)})")
     if bad > data.max_bad_share * total:
         raise UserError(
-            f"{data.interactions}: {bad:,} of {total:,} rows are bad ({_tally(reasons)}), more than "
+            f"{data.interactions}: {bad:,} of {total:,} rows are bad ({_tally(reasons, data)}), more than "
             f"data.max_bad_share = {data.max_bad_share} allows; nothing was written"
         )
     boundaries = _boundaries(counted, data) if data.split == "time" else None
@@ -213,8 +213,7 @@ def _check_never(data: Data, never: Sequence[str]) -> None:
         return
     there = list[str]()
     for uri in filter(None, (data.items, data.users, data.interactions, data.requests)):
-        files = storage.list_files(uri, ".parquet")
-        there += buckets.schema_of(files[0][0]).names if files else []
+        there += [name for file in list(inputs.found(uri))[:1] for name in buckets.schema_of(file).names]
     for name in never:
         if name not in there:
             raise UserError(
@@ -230,7 +229,7 @@ def _without(rows: pa.Table, never: Sequence[str]) -> pa.Table:
 def _read_users(data: Data, user_type: pa.DataType, names: Pseudonyms | None, never: Sequence[str]) -> pa.Table | None:
     if not data.users:
         return None
-    users = _without(buckets.read_parquet(data.users), never)
+    users = _without(inputs.read(data.users), never)
     kind = schema.id_type(users.schema, data.columns.user, data.users)
     if kind != user_type:
         raise UserError(
@@ -250,13 +249,13 @@ def _read_edges(data: Data, known_items: pa.Array) -> tuple[pa.Table, pa.Table]:
     no sign of bad data."""
     if not data.edges:
         return schema.edges(known_items.type).empty_table(), schema.QUARANTINE.empty_table()
-    rows = buckets.read_parquet(data.edges)
+    rows = inputs.read(data.edges)
     edges, set_aside = clean_edges(rows, known_items, data.edges)
     reasons = Counter(set_aside[REASON].to_pylist())
     if sum(reasons.values()) - reasons["unknown_item"] > data.max_bad_share * rows.num_rows:
         raise UserError(
-            f"{data.edges}: of {rows.num_rows:,} edges {_tally(reasons)}, more bad ones than data.max_bad_share = "
-            f"{data.max_bad_share} allows; nothing was written"
+            f"{data.edges}: of {rows.num_rows:,} edges {_tally(reasons, data)}, more bad ones than "
+            f"data.max_bad_share = {data.max_bad_share} allows; nothing was written"
         )
     return edges, set_aside
 
@@ -264,15 +263,13 @@ def _read_edges(data: Data, known_items: pa.Array) -> tuple[pa.Table, pa.Table]:
 def _input_units(data: Data, feedback: str, named: bool) -> tuple[list[dict[str, Any]], pa.DataType, pa.DataType]:
     """Every row group of the log, in file order, then those of what was fed back, and the types of the log's ids. Reads
     footers only. named: users have pseudonyms in what was fed back."""
-    files = storage.list_files(data.interactions, ".parquet")
-    if not files:
-        raise UserError(f"{data.interactions}: no Parquet files there")
+    files = inputs.files(data.interactions)
     fs, _ = storage.filesystem(data.interactions)
     units: list[dict[str, Any]] = []
     first_row = 0
     types: set[tuple[pa.DataType, str]] = set()
     fed_back = storage.list_files(feedback, ".parquet") if feedback else []
-    for uri, own in [(uri, False) for uri, _ in files] + [(uri, True) for uri, _ in fed_back]:
+    for uri, own in [(uri, False) for uri in files] + [(uri, True) for uri, _ in fed_back]:
         try:
             footer = pq.read_metadata(uri.removeprefix("s3://"), filesystem=fs)
         except (pa.ArrowInvalid, OSError) as error:
@@ -438,5 +435,11 @@ def _fetched(reference: Any) -> Any:
     return ray.get(reference) if isinstance(reference, ray.ObjectRef) else reference
 
 
-def _tally(reasons: Counter[str]) -> str:
-    return ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items()) if reason != "good") or "none bad"
+def _tally(reasons: Counter[str], data: Data) -> str:
+    counts = ", ".join(f"{n:,} {reason}" for reason, n in sorted(reasons.items()) if reason != "good") or "none bad"
+    if not reasons["impossible_timestamp"]:
+        return counts
+    return (
+        f"{counts}; numbers in '{data.columns.timestamp}' are unix seconds, from data.min_timestamp = "
+        f"{data.min_timestamp} to data.max_timestamp = {data.max_timestamp}"
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from llmrec.reasons.quoting import one_line
 from llmrec.report.terminal import console, text
 
 PLACES = 10  # of a user's lists; the JSON holds all
@@ -115,4 +116,4 @@ def _print_lists(user: Mapping[str, Any], out: Any) -> None:
 
 
 def _name(item: Mapping[str, Any] | None) -> str:
-    return "" if item is None else str(item["item_id"] if item["title"] is None else item["title"])
+    return "" if item is None else one_line(str(item["item_id"] if item["title"] is None else item["title"]))

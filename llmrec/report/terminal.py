@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmrec.evaluation.verdict import main_metric
+from llmrec.reasons.quoting import one_line
 from llmrec.report import caveats
 
 METRICS = ("recall@10", "ndcg@10", "mrr@10", "recall@20", "ndcg@20")
@@ -203,7 +204,7 @@ def print_user(user: Any, history: Sequence[str], ranking: Sequence[tuple[int, s
     for i in range(max(len(history), len(ranking))):
         rank, title, score = ranking[i] if i < len(ranking) else ("", "", None)
         event = history[i] if i < len(history) else ""
-        table.add_row(event, str(rank), title, "" if score is None else f"{score:.3f}")
+        table.add_row(one_line(event), str(rank), one_line(title), "" if score is None else f"{score:.3f}")
     console().print(table)
 
 

@@ -10,7 +10,7 @@ import contextlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,10 +92,22 @@ def read_parquet(
     Raises:
         UserError: nothing there, no Parquet, or a truncated file; named.
     """
-    fs, _path = storage.filesystem(uri)
     files = [f for f, _ in storage.list_files(uri) if not f.rsplit("/", 1)[-1].startswith(("_", "."))]
     if not files:
         raise UserError(f"{uri}: no such table")
+    return read_files(files, uri, columns, dictionaries, without)
+
+
+def read_files(
+    files: Sequence[str], uri: str, columns: list[str] | None = None, dictionaries: Iterable[str] = (),
+    without: str = "",
+) -> pa.Table:  # fmt: skip
+    """`read_parquet` of these files, one at least. uri: what they are of.
+
+    Raises:
+        UserError: one is no Parquet, or truncated, or they disagree on columns; named.
+    """
+    fs, _path = storage.filesystem(uri)
     tables = []
     for file in files:
         try:

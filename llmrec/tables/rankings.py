@@ -87,9 +87,14 @@ STAGED = "runs"
 MAINTENANCE = ("VACUUM START", "VACUUM END", "OPTIMIZE", "SET TBLPROPERTIES")
 
 
-def staged_path(run_id: str, bucket: int) -> str:
-    """Where a bucket's file lies, relative to the table: in a folder of the run, unseen until the commit."""
-    return f"{STAGED}/{run_id}/bucket-{bucket:05d}.parquet"
+def staged_path(run_id: str, bucket: int, edition: str = "") -> str:
+    """Where a bucket's file lies, relative to the table: in a folder of the run, unseen until the commit.
+
+    The folder below it says the bucket once more: polars takes a partition's value from there and not from the log.
+    edition: of a file that takes the place of the first.
+    """
+    name = f"bucket-{bucket:05d}" + (f"-{edition}" if edition else "")
+    return f"{STAGED}/{run_id}/{BUCKET}={bucket}/{name}.parquet"
 
 
 def publish(
@@ -238,8 +243,9 @@ def runs(table: str) -> list[PublishedRun]:
     """
     commits = latest(_log(table)[1])
     now_shown = next(iter(commits))
-    here = {uri for uri, _ in storage.list_files(storage.join(storage.absolute(table), STAGED))}
-    folders = {uri.split("/")[-2] for uri in here}
+    staged = storage.join(storage.absolute(table), STAGED) + "/"
+    here = {uri for uri, _ in storage.list_files(staged)}
+    folders = {uri.removeprefix(staged).split("/", 1)[0] for uri in here}
 
     def there(commit: Commit) -> bool:
         if commit.run_id == now_shown or commit.rows == 0:

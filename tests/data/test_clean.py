@@ -55,6 +55,13 @@ def test_mapped_columns_get_our_names_and_ids_our_types() -> None:
     assert good.schema.field("item_id").type == pa.int64()
 
 
+def test_titles_that_are_a_dictionary() -> None:
+    items = pa.table({"item_id": [1, 2, 3], "title": pa.array(["A", None, "A"], pa.large_string()).dictionary_encode()})
+    good, bad = clean_items(items, Columns(), "i")
+    assert good.to_pydict() == {"item_id": [1, 3], "title": ["A", "A"]} and bad["key"].to_pylist() == ["2"]
+    assert not pa.types.is_dictionary(good.schema.field("title").type)
+
+
 def test_the_first_usable_row_of_an_item_stays() -> None:
     items = pa.table({"item_id": [1, 1, 1, 2], "title": [None, "A", None, "B"]})
     good, bad = clean_items(items, Columns(), "i")

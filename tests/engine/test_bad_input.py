@@ -105,7 +105,14 @@ class TestPrepare:
             (lambda t: {**t, "items": t["items"].drop_columns("name")}, ["'name' is missing"]),
             (
                 lambda t: {**t, "interactions": t["interactions"].set_column(2, "at", pa.array(["x"] * 240))},
-                ["'at' has type string", "no time"],
+                ["'at' has type string", "no time; give unix seconds as numbers, or timestamps"],
+            ),
+            (
+                lambda t: {
+                    **t,
+                    "interactions": t["interactions"].set_column(2, "at", pa.array([1_700_000_000_000] * 240)),
+                },
+                ["none of its 240 rows", "240 impossible_timestamp; numbers in 'at' are unix seconds", "4102444800"],
             ),
             (
                 lambda t: {**t, "interactions": t["interactions"].set_column(0, "uid", pa.array([0.5] * 240))},

@@ -117,18 +117,27 @@ def test_a_user_with_lists_of_different_length(capsys: pytest.CaptureFixture[str
         assert part in out
 
 
+@pytest.mark.parametrize("title", ["[new] lamp", "lamp [/red] oak", "lamp [/]", "lamp :star: oak", "[link=x] lamp"])
+def test_titles_are_shown_as_they_are_written(title: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Brackets and colons are no orders to the terminal."""
+    terminal.print_user(title, [title], [(1, title, 0.5)])
+    terminal.print_rows(title, [title], [[title]])
+    terminal.print_summary(title, {title: title})
+    terminal.console().print(title)
+    assert capsys.readouterr().out.count(title) == 10
+
+
+def test_a_title_is_one_line_that_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_user(1, ["two\nlines\r\n\tand\x1b[31m more"], [(1, "very long " * 400, 0.5)])
+    out = capsys.readouterr().out
+    assert "two lines and" in out and "\x1b" not in out
+    assert len([line for line in out.splitlines() if "very long" in line]) <= 4 and "…" in out
+
+
 def test_rows(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.print_rows("assets", ["name", "cached"], [["ml-100k", True]])
     out = capsys.readouterr().out
     assert "ml-100k" in out and "yes" in out
-
-
-@pytest.mark.parametrize("title", ["Heat [/b]", "Heat [live]", "Heat [/]", "Heat :cat:"])
-def test_a_title_is_shown_as_it_is(title: str, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.print_user(title, [title], [(1, title, 0.5)])
-    terminal.print_rows(title, [title], [[title, title]])
-    terminal.console().print(title)
-    assert capsys.readouterr().out.count(title) == 8
 
 
 def test_every_setting_is_in_the_help() -> None:

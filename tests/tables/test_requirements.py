@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from llmrec import config, schema
-from llmrec.engine import tasks
+from llmrec import schema
+from llmrec.engine.prerequisites import required_by
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.graph import required
@@ -39,7 +39,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     layout, ids = Layout(str(tmp_path)), pa.array(["a", "b", "c"])
 
     def asked(relation: str) -> Any:
-        return tasks._required(config.Score(requires=relation), layout, ids)
+        return required_by(relation, layout, ids)
 
     assert asked("") is None
     with pytest.raises(UserError, match=r"score\.requires: .*edges.* is not there; set data\.edges"):
