@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ def run_id(wanted: config.Config) -> str:
 def blocked(tmp_path: Path, items: list[int]) -> str:
     buckets.write_parquet(pa.table({"item_id": items}), f"{tmp_path}/blocked.parquet")
     return f"{tmp_path}/blocked.parquet"
+
+
+def test_a_ranker_that_is_not_trained_yet_is_one_line(tmp_path: Path, tiny_model: Path) -> None:
+    wanted = settings_of(str(tmp_path), tmp_path, tiny_model, "text", {})
+    wanted = wanted.model_copy(update={"score": wanted.score.model_copy(update={"model": ""})})
+    shutil.rmtree(Layout.of(wanted).ranker, ignore_errors=True)
+    with pytest.raises(UserError, match=r"/models/ranker: there is no ranker yet; run jobs/train\.py first") as caught:
+        run_id(wanted)
+    assert "\n" not in str(caught.value)
 
 
 def test_another_block_list_is_another_run(tmp_path: Path, tiny_model: Path) -> None:

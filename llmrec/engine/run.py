@@ -233,6 +233,8 @@ def _model(settings: config.Config, layout: Layout) -> tuple[str, str, config.Pr
         model_uri = settings.model.base
         return model_uri, model_revision(model_uri), prompt, False
     model_uri = storage.absolute(wanted.model) if wanted.model else layout.ranker
+    if not wanted.model and not storage.list_files(model_uri):
+        raise UserError(f"{model_uri}: there is no ranker yet; run jobs/train.py first, or name one in score.model")
     saved = storage.local_directory(model_uri, assets.cache_directory() / "models")
     version = model_version(saved)
     if (Path(saved) / RANKER_FILE).exists():  # a scorer of one's own needs none

@@ -30,6 +30,28 @@ def test_fill_takes_columns_nulls_and_lists() -> None:
     assert fill("the same", ITEMS, "item") == ["the same"] * 3
 
 
+def test_columns_may_be_called_by_more_than_a_word() -> None:
+    table = pa.table({"Product Name": ["Lamp"], "größe-cm": [12], "2nd": ["b"]})
+    assert fill("{Product Name}, {größe-cm}{2nd}", table, "item") == ["Lamp, 12b"]
+    assert placeholders("{Product Name} {2nd}") == ["Product Name", "2nd"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([{"w": 1}]), pa.array([[("k", "v")]], pa.map_(pa.string(), pa.string())), pa.array([b"x"]),
+        pa.array([[{"w": 1}]]), pa.array([[[1]]]),
+    ],
+)  # fmt: skip
+def test_what_has_no_text_is_refused(column: pa.Array) -> None:
+    """A struct would be told by the names of its fields, the same for every item."""
+    with pytest.raises(
+        UserError, match=r"prompt\.item uses '\{x\}', a column of type .*: give it as text, a"
+    ) as caught:
+        fill("{x}", pa.table({"x": column}), "item")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [("{title", "expected '}'"), ("{}", "must be a column name"), ("{title.x}", "must be a column name")],
