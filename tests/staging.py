@@ -55,7 +55,7 @@ def publish(
 def write_ledger(layout: Layout, table: str, run_id: str, files: list[StagedFile], complete: bool = True) -> None:
     """The run's folder as score leaves it: an entry a bucket, and the summary once all are there."""
     for file in files:
-        entry = {"bucket": file.bucket, "path": file.path, "size": file.size, "rows": file.rows}
+        entry = {"bucket": file.bucket, "path": file.path, "size": file.size, "rows": file.rows, "counts": {}}
         storage.write_json(storage.join(layout.ledger(run_id), f"bucket-{file.bucket:05d}.json"), entry)
     if complete:
         storage.write_json(layout.run_summary(run_id), {"run_id": run_id, "output": table, "staged": len(files)})

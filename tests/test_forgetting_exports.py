@@ -57,6 +57,23 @@ def test_the_export_of_the_configuration_is_written_again_and_what_is_no_export_
     assert (target / "mine.txt").read_text() == GONE
 
 
+@pytest.mark.parametrize("place", ["runs/{run}/bucket={bucket}/bucket-{bucket:05d}", "runs/{run}/bucket-{bucket:05d}"])
+def test_polars_reads_what_is_shown_then_wherever_its_files_lie(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second place is where an earlier version put them."""
+    monkeypatch.setattr(rankings, "staged_path", lambda run, bucket: place.format(run=run, bucket=bucket) + ".parquet")
+    settings = written(tmp_path)
+    layout = Layout.of(settings)
+    files = staging.stage(layout.rankings, "waits", [*OTHERS, GONE], pa.string())
+    staging.write_ledger(layout, layout.rankings, "waits", files)
+    done = forgotten(settings)
+    assert done.left == [] and {"rankings", "rankings/runs/waits"} <= {removed.place for removed in done.removed}
+    shown = pl.read_delta(layout.rankings)
+    assert sorted(shown["user_id"].unique()) == OTHERS
+    assert shown["bucket"].null_count() == (0 if "=" in place else len(shown))
+
+
 def test_an_export_that_was_cut_off_and_one_that_never_was(tmp_path: Path) -> None:
     target = tmp_path / "plain"
     settings = written(tmp_path, target=str(target))

@@ -251,7 +251,7 @@ def _of_table(layout: Layout, table: str, users: Users, tally: _Tally) -> None:
     now, published = None, set[str]()
     if handle is not None:
         now, published = rankings.shown(handle)["run_id"], set(rankings.latest(rankings.log(table)))
-        _shown_without(table, now, users, layout, tally)
+        _shown_without(table, users, layout, tally)
         _settle(layout, now, table, rankings.shown_files(rankings.published(table)))
     kept = set() if now is None else _shown_paths(table)
     for run_id, run in runs.of_table(layout, table).items():
@@ -284,7 +284,7 @@ def _shown_paths(table: str) -> set[str]:
     return {storage.join(table, f.path) for f in rankings.shown_files(rankings.published(table))}
 
 
-def _shown_without(table: str, run_id: str, users: Users, layout: Layout, tally: _Tally) -> None:
+def _shown_without(table: str, users: Users, layout: Layout, tally: _Tally) -> None:
     files = rankings.shown_files(rankings.published(table))
     held = _with_users([storage.join(table, f.path) for f in files], users, layout)
     which = sorted({f.bucket for f in files if storage.join(table, f.path) in held})
@@ -298,7 +298,9 @@ def _shown_without(table: str, run_id: str, users: Users, layout: Layout, tally:
         tally.add(_path(table, layout), REWRITTEN, rows.num_rows - kept.num_rows)
         if kept.num_rows:
             data = buckets.parquet_bytes(kept)
-            path = rankings.staged_path(run_id, bucket, hashlib.sha256(data).hexdigest()[:8])
+            # Beside the one that it replaces: polars refuses a table of which some folders alone say the bucket.
+            folder = next(f.path for f in files if f.bucket == bucket).rsplit("/", 1)[0]
+            path = f"{folder}/bucket-{bucket:05d}-{hashlib.sha256(data).hexdigest()[:8]}.parquet"
             storage.write_bytes(storage.join(table, path), data)
             made.append(StagedFile(bucket, path, len(data), kept.num_rows))
     if which:

@@ -87,14 +87,12 @@ STAGED = "runs"
 MAINTENANCE = ("VACUUM START", "VACUUM END", "OPTIMIZE", "SET TBLPROPERTIES")
 
 
-def staged_path(run_id: str, bucket: int, edition: str = "") -> str:
+def staged_path(run_id: str, bucket: int) -> str:
     """Where a bucket's file lies, relative to the table: in a folder of the run, unseen until the commit.
 
     The folder below it says the bucket once more: polars takes a partition's value from there and not from the log.
-    edition: of a file that takes the place of the first.
     """
-    name = f"bucket-{bucket:05d}" + (f"-{edition}" if edition else "")
-    return f"{STAGED}/{run_id}/{BUCKET}={bucket}/{name}.parquet"
+    return f"{STAGED}/{run_id}/{BUCKET}={bucket}/bucket-{bucket:05d}.parquet"
 
 
 def publish(
