@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from llmrec.evaluation.verdict import outcome
+from llmrec.reasons.quoting import one_line
 from llmrec.report import caveats, figures
 from llmrec.report.headline import cost_of, sentences
 from llmrec.report.terminal import figure, share, text
@@ -37,7 +38,9 @@ def drawn(template: str, **given: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"text": text, "figure": figure, "signed": _signed, "share": share, "chance": _chance}
+    environment.filters |= {
+        "text": text, "one_line": one_line, "figure": figure, "signed": _signed, "share": share, "chance": _chance,
+    }  # fmt: skip
     style = environment.loader.get_source(environment, "page.css")[0]  # type: ignore[union-attr]
     return environment.get_template(template).render(**given, figures=figures, style=Markup(style))  # ours, not data
 

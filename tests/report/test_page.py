@@ -129,6 +129,15 @@ def test_texts_of_the_data_are_no_markup() -> None:
     assert tree.text.count("<script>alert(1)</script>") == 10
 
 
+def test_long_titles_are_cut() -> None:
+    found = with_all()
+    user = found["users"][0]
+    user["history"] = [f"h{'x' * 4000}"]
+    user["rows"][0]["title"], user["held_out"][0]["title"] = f"r{'x' * 4000}", f"t{'x' * 4000}"
+    page = render(found)
+    assert "x" * 200 not in page and all(f"{of}{'x' * 150}" in page for of in "hrt")
+
+
 def test_bars_and_lines_lie_where_the_values_are() -> None:
     page = render(with_all())
     # The longest interval ends at 0.13: ours is 0.12 of it, its interval from 0.11 on.
