@@ -22,6 +22,7 @@ from llmrec.tables.rankings import Snapshot
 
 JUDGED_BY = ("ndcg", "recall")
 RESAMPLES, PERMUTATIONS, SEED = 1000, 10_000, 0
+MOST_JUDGED = 1_000_000  # users, about: all figures of these are held at once
 
 
 def diff(
@@ -33,7 +34,8 @@ def diff(
 
     items: the items table, for titles, categories and the catalogue's size; None if there is none.
     by: a column of it whose values gained or lost places; cutoffs, p, discounted: see `evaluation.comparison`.
-    held_out: the table of held-out items by which runs are judged; None, or one that is not there, for none.
+    held_out: the table of held-out items by which runs are judged, of MOST_JUDGED users about, a stable choice; None,
+    or one that is not there, for none.
     Tables with other numbers of buckets are read as many at a time as those numbers have in common.
 
     Raises:
@@ -52,7 +54,8 @@ def diff(
     catalogue = _catalogue(items, by)
     total, accuracy = None, []
     judged = buckets.bucket_files(held_out) if held_out and storage.exists(held_out) else {}
-    for part, truth in _parts(a, b, judged, say):
+    share, _ = buckets.share_for(judged.values(), MOST_JUDGED)
+    for part, truth in _parts(a, b, judged, share, say):
         found = comparison.compare(*part, sorted(set(cutoffs)), p, discounted, show_users)
         total = found if total is None else comparison.add(total, found, show_users)
         if truth is not None:
@@ -96,15 +99,16 @@ def run_of(which: str, table: Callable[[], str]) -> Snapshot:
 
 
 def _parts(
-    a: Snapshot, b: Snapshot, judged: Mapping[int, str], say: Callable[[str], None]
+    a: Snapshot, b: Snapshot, judged: Mapping[int, str], share: float, say: Callable[[str], None]
 ) -> Iterator[tuple[tuple[pl.DataFrame, pl.DataFrame], pl.DataFrame | None]]:
     """All rows of some users after all rows of others, and their held-out items: a user's bucket modulo a divisor of
-    all numbers of buckets is the same. judged: files of held-out items by bucket, of every bucket."""
+    all numbers of buckets is the same. judged: files of held-out items by bucket, of every bucket; share: of users, who are
+    judged."""
     common = math.gcd(a.buckets, b.buckets, len(judged))
     last = time.monotonic()
     for part in range(common):
         runs = _frame(a, range(part, a.buckets, common)), _frame(b, range(part, b.buckets, common))
-        yield runs, _held_out([judged[n] for n in range(part, len(judged), common)], runs[0])
+        yield runs, _held_out([judged[n] for n in range(part, len(judged), common)], runs[0], share)
         if time.monotonic() - last > SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             say(f"{part + 1} of {common} parts compared")
@@ -116,8 +120,8 @@ def _frame(run: Snapshot, which: range) -> pl.DataFrame:
     return found
 
 
-def _held_out(files: Sequence[str], run: pl.DataFrame) -> pl.DataFrame | None:
-    """user_id and item_ids of who has some; None where no file is.
+def _held_out(files: Sequence[str], run: pl.DataFrame, share: float) -> pl.DataFrame | None:
+    """user_id and item_ids of a share of users, of who has some; None where no file is.
 
     Raises:
         UserError: ids are of another type than the run's.
@@ -127,7 +131,8 @@ def _held_out(files: Sequence[str], run: pl.DataFrame) -> pl.DataFrame | None:
     found = pl.concat([pl.DataFrame(pl.from_arrow(buckets.read_parquet(uri, [USER, ITEMS]))) for uri in files])
     if (held := found.schema[USER]) != (shown := run.schema[USER]):
         raise UserError(f"{files[0]}: column '{USER}' is {held}, the runs' is {shown}; they have no ids in common")
-    return found.filter(pl.col(ITEMS).list.len() > 0)
+    some = pl.Series(buckets.share_of(found[USER].to_arrow(), share))
+    return found.filter(some & (found[ITEMS].list.len() > 0))
 
 
 def _accuracy(a: pl.DataFrame, b: pl.DataFrame, truth: pl.DataFrame, cutoffs: Sequence[int]) -> np.ndarray:

@@ -13,7 +13,7 @@ from llmrec.engine import evaluate_items, labelled_pairs, rerank, tasks
 from llmrec.engine.evaluate_bucket import measure_bucket
 from llmrec.engine.evaluate_items import HISTORY, Catalogue
 from llmrec.engine.measured import Measured, from_bytes, together
-from llmrec.engine.ranking_lists import CANDIDATES, OURS, Asked, share_measured
+from llmrec.engine.ranking_lists import CANDIDATES, OURS, Asked
 from llmrec.engine.run import as_run, candidates_table, placed
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
@@ -120,7 +120,7 @@ def evaluate(settings: config.Config, layout: Layout, say: Callable[[str], None]
     scored = buckets.bucket_files(candidates_table(settings.score, layout))
     targets = buckets.bucket_files(layout.targets)
     units = [{BUCKET: b, "uri": uri, CANDIDATES: scored.get(b, "")} for b, uri in targets.items()]
-    share, held_out = share_measured(targets.values(), wanted.users)
+    share, held_out = buckets.share_for(targets.values(), wanted.users)
     if share < settings.score.users_share:
         say(f"measuring about {wanted.users:,} of {held_out:,} users (evaluate.users)")
     attributes = evaluate_items.attributes(wanted, layout)

@@ -13,7 +13,7 @@ import pyarrow.compute
 
 from llmrec import config, storage
 from llmrec.engine.publish import complete
-from llmrec.engine.ranking_lists import lists_of, lists_of_rows, share_measured
+from llmrec.engine.ranking_lists import lists_of, lists_of_rows
 from llmrec.engine.units import each, reporting
 from llmrec.errors import UserError
 from llmrec.evaluation import bootstrap, conditions, metrics
@@ -71,7 +71,7 @@ def gate(
         "table": table, "shown": shown, "cutoffs": sorted({condition.cutoff for condition in asked}),
         "parts": common, "truth": truth, "staged": {b: storage.join(table, e.path) for b, e in entries.items()},
         "buckets_shown": 0 if now is None else now.buckets,
-        "share": share_measured(truth.values(), settings.evaluate.users)[0],
+        "share": buckets.share_for(truth.values(), settings.evaluate.users)[0],
     }  # fmt: skip
     done = reporting(each(units, _measure, given), len(units), say, "evaluate", "parts")
     rows = sorted(done, key=lambda row: row[PART])  # so that resampling draws the same users again

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from llmrec import config, storage
-from llmrec.engine.ranking_lists import lists_of, share_measured
+from llmrec.engine.ranking_lists import lists_of
 from llmrec.errors import UserError
 from llmrec.layout import Layout
 from llmrec.ranker.ragged import Ragged, offsets_of
@@ -39,7 +39,7 @@ def kept_run(settings: config.Config, layout: Layout) -> tuple[str, list[dict[st
     if not storage.exists(layout.score_parts(run_id)):
         raise UserError(f"run {run_id} kept no score parts to choose from; score with score.keep_parts = true")
     truth, files = buckets.bucket_files(layout.targets), buckets.bucket_files(layout.score_parts(run_id))
-    share, _ = share_measured(truth.values(), settings.evaluate.users)
+    share, _ = buckets.share_for(truth.values(), settings.evaluate.users)
     return run_id, [
         {BUCKET: bucket, PARTS: uri, TRUTH: truth.get(bucket, ""), SHARE: share} for bucket, uri in files.items()
     ]

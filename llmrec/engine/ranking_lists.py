@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from llmrec import config, schema, storage
+from llmrec import config, schema
 from llmrec.engine import rerank, score_parts
 from llmrec.engine.evaluate_items import Catalogue
 from llmrec.engine.tasks import HISTORIES
@@ -44,13 +43,6 @@ class Asked:
     kept: str
     attributes: tuple[str, ...]
     share: float = 1.0
-
-
-def share_measured(targets: Iterable[str], most: int) -> tuple[float, int]:
-    """The share of users with held-out events that brings about so many at most, and how many have some. targets: the
-    files of these events."""
-    held_out = sum(storage.each(buckets.rows_in, targets))
-    return min(1.0, most / max(held_out, 1)), held_out
 
 
 def of_bucket(

@@ -43,6 +43,16 @@ def share_of(ids: pa.Array | pa.ChunkedArray, share: float) -> np.ndarray:
     return high < share
 
 
+def share_for(files: Iterable[str], most: int) -> tuple[float, int]:
+    """The `share_of` users that are about so many at most, and how many there are. files: of a table with a row a user.
+
+    Raises:
+        UserError: one is no readable Parquet file.
+    """
+    users = sum(storage.each(rows_in, files))
+    return min(1.0, most / max(users, 1)), users
+
+
 def bucket_file(table: str, bucket: int) -> str:
     return storage.join(table, f"bucket-{bucket:05d}.parquet")
 

@@ -19,7 +19,7 @@ from llmrec.engine import evaluate, evaluate_items, gate, labelled_pairs, measur
 from llmrec.engine.evaluate_bucket import measured as measured_bucket
 from llmrec.engine.evaluate_items import Catalogue
 from llmrec.engine.measured import from_bytes, to_bytes, together
-from llmrec.engine.ranking_lists import BY_POPULARITY, OURS, Asked, _with_less, share_measured
+from llmrec.engine.ranking_lists import BY_POPULARITY, OURS, Asked, _with_less
 from llmrec.engine.run import as_run
 from llmrec.errors import UserError
 from llmrec.evaluation import beyond, segments
@@ -368,7 +368,7 @@ def test_the_gate_counts_who_has_a_list_in_the_staged_run(layout: Layout) -> Non
 
 @pytest.mark.parametrize(("most", "share"), [(USERS, 1.0), (10 * USERS, 1.0), (6, 0.2)])
 def test_of_many_users_with_held_out_events_a_share_is_measured(layout: Layout, most: int, share: float) -> None:
-    assert share_measured(buckets.bucket_files(layout.targets).values(), most) == (share, USERS)
+    assert buckets.share_for(buckets.bucket_files(layout.targets).values(), most) == (share, USERS)
 
 
 def write(table: dict[str, Any]) -> Callable[[Path], str]:

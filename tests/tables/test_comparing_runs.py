@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import permutation_test
 from staging import publish
+import xxhash
 from typer.testing import CliRunner
 
 from llmrec import cli
@@ -242,3 +243,14 @@ def test_runs_are_not_judged_where_nothing_is_held_out(layout: Layout, tmp_path:
     assert compared("a1", "b1", layout, tmp_path)[0]["accuracy"] is None
     held_out(layout, {u: [] for u in A}, 2)
     assert compared("a1", "b1", layout, tmp_path)[0]["accuracy"] is None
+
+
+def test_of_many_users_some_are_judged(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(layout.rankings, "a1", A)
+    publish(layout.rankings, "b1", B)
+    held_out(layout, {u: [B[u][0]] for u in B}, 4)
+    monkeypatch.setattr(stage, "MOST_JUDGED", len(B) // 2)
+    some = [u for u in B if xxhash.xxh64_intdigest(str(u).encode()) / 2.0**64 < (len(B) // 2) / len(B)]
+    found, _ = compared("a1", "b1", layout, tmp_path)
+    assert found["accuracy"]["users"] == len(some) < len(B) and found["users"]["in_both"] == len(A.keys() & B.keys())
+    assert found["accuracy"]["metrics"]["recall@1"]["b"] == 1
