@@ -1173,8 +1173,9 @@ class Config(BaseSettings):
     """All settings of all jobs."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix="LLMREC_", env_nested_delimiter="__", cli_parse_args=False
-    )
+        extra="forbid", frozen=True, env_prefix="LLMREC_", env_nested_delimiter="__", env_parse_none_str="null",
+        cli_parse_args=False,
+    )  # fmt: skip
 
     root: str = Field("", description="local path or s3://bucket/prefix under which every table is written")
     data: Data = Data()
@@ -1382,15 +1383,28 @@ def build(values: dict[str, Any], arguments: Sequence[str] = (), origin: str = "
         if not arguments:
             return _key_kept_secret(Config(**values))
         source: CliSettingsSource[Any] = CliSettingsSource(
-            Config, cli_parse_args=list(arguments), cli_exit_on_error=False, cli_prog_name="job", cli_avoid_json=True
-        )
+            Config, cli_parse_args=list(arguments), cli_exit_on_error=False, cli_prog_name="job", cli_avoid_json=True,
+            cli_parse_none_str="null",
+        )  # fmt: skip
         return _key_kept_secret(Config(**values, _cli_settings_source=source))  # type: ignore[call-arg]
     except ValidationError as error:
         told = (_explain(problem, _origin(problem["loc"], arguments, origin)) for problem in error.errors())
         raise UserError("\n".join(told)) from None
     except SettingsError as error:
-        text = str(error.__cause__ or error).removeprefix("error parsing CLI: ")
-        raise UserError(f"command line: {text}; see --help for the settings") from None
+        raise UserError(_unread(str(error))) from None
+
+
+def _unread(problem: str) -> str:
+    """What pydantic says of options and variables that it cannot read, as a line that says what to do."""
+    named = re.search(r'for field "([\w.]+)"|encountered for ([\w.]+):', problem)
+    if named is None:
+        return f"command line: {problem.removeprefix('error parsing CLI: ')}; see --help for the settings"
+    name = named[1] or named[2]
+    where = "environment" if "EnvSettingsSource" in problem else "command line"
+    return (
+        f"{where}: {name} holds several settings and cannot be read from that; give them one by one, such as "
+        f"--{name}.KEY VALUE, or as JSON, '{{\"KEY\": VALUE}}'; see --help for the settings"
+    )
 
 
 def _key_kept_secret(found: Config) -> Config:

@@ -226,6 +226,19 @@ def test_parts_of_a_file_that_are_the_same_are_written_once(file: Path) -> None:
     assert (loaded.score.top_k, loaded.explain.run, loaded.explain.top_k) == (7, True, 3)
 
 
+def test_null_is_written_as_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMREC_TRAIN__MAX_STEPS", "null")
+    loaded = config.build({"train": {"max_steps": 5}, "fusion": {"new_users": 7}}, ["--fusion.new_users", "null"])
+    assert loaded.fusion.new_users is None and config.load(None).train.max_steps is None
+
+
+def test_a_section_in_a_variable_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMREC_FUSION", "linear")
+    with pytest.raises(UserError, match="environment: fusion holds several settings") as caught:
+        config.load(None)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_our_own_variables_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in config.OWN_VARIABLES:
         monkeypatch.setenv(name, "/tmp/x")
@@ -239,6 +252,8 @@ def test_our_own_variables_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> N
         (["--score.top_k"], "--score.top_k: expected one argument"),
         (["--score.top_k", "0"], "score.top_k = "),
         (["stray"], "unrecognized arguments: stray"),
+        (["--fusion", "linear"], "command line: fusion holds several settings and cannot be read from that"),
+        (["--recall.quotas", "text"], "give them one by one, such as --recall.quotas.KEY VALUE, or as JSON"),
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments: list[str], part: str) -> None:

@@ -102,8 +102,8 @@ def _parts(
     a: Snapshot, b: Snapshot, judged: Mapping[int, str], share: float, say: Callable[[str], None]
 ) -> Iterator[tuple[tuple[pl.DataFrame, pl.DataFrame], pl.DataFrame | None]]:
     """All rows of some users after all rows of others, and their held-out items: a user's bucket modulo a divisor of
-    all numbers of buckets is the same. judged: files of held-out items by bucket, of every bucket; share: of users, who are
-    judged."""
+    all numbers of buckets is the same. judged: files of held-out items by bucket, of every bucket; share: of users,
+    who are judged."""
     common = math.gcd(a.buckets, b.buckets, len(judged))
     last = time.monotonic()
     for part in range(common):

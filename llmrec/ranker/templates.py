@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Iterable
 from typing import Any
@@ -71,7 +72,7 @@ def _has_text(kind: pa.DataType) -> bool:
 
 def as_text(value: Any) -> str:
     """A cell as a template shows it."""
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # as pandas writes what is missing
         return ""
     if isinstance(value, Iterable) and not isinstance(value, str):
         return ", ".join(str(v) for v in value)

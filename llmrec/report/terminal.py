@@ -251,5 +251,7 @@ def settings_help(model: type[BaseModel], prefix: str = "") -> str:
             lines.append(settings_help(kind, f"{prefix}{name}."))
             continue
         meaning = f"  {field.description}" if field.description else ""
-        lines.append(f"  --{prefix}{name} (default {field.default!r}){meaning}")
+        lines.append(
+            f"  --{prefix}{name} (default {'null' if field.default is None else repr(field.default)}){meaning}"
+        )
     return "\n".join(lines)

@@ -28,6 +28,8 @@ def decode(tokens: np.ndarray) -> str:
 def test_fill_takes_columns_nulls_and_lists() -> None:
     assert fill("{title} ({tags})", ITEMS, "item") == ["Heat (a, b)", "Big ()", "Up ()"]
     assert fill("the same", ITEMS, "item") == ["the same"] * 3
+    missing = pa.table({"price": [1.5, float("nan"), None]})
+    assert fill("{price}.", missing, "item") == ["1.5.", ".", "."]
 
 
 def test_columns_may_be_called_by_more_than_a_word() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from scipy.stats import permutation_test
 from staging import publish
-import xxhash
 from typer.testing import CliRunner
 
 from llmrec import cli
