@@ -83,6 +83,24 @@ def with_plain_texts(rows: pa.Table, column: str) -> pa.Table:
     return rows.set_column(rows.column_names.index(column), column, rows[column].cast(kind.value_type))
 
 
+def clean_users(users: pa.Table, source: str) -> tuple[pa.Table, pa.Table]:
+    """Usable rows of users' attributes and set-aside ones, whose detail is their place in the input. users: with a
+    column user_id.
+
+    Reasons: `null_id`, `duplicate_user` (the first stays).
+    """
+    frame = pl.DataFrame({KEY: pl.Series(values=users[USER].combine_chunks())}).with_row_index(ROW)
+    reason = frame.select(
+        pl.when(pl.col(KEY).is_null())
+        .then(pl.lit("null_id"))
+        .when(~pl.col(KEY).is_first_distinct())
+        .then(pl.lit("duplicate_user"))
+        .alias(REASON)
+    )[REASON]
+    bad = frame.with_columns(reason, pl.format("row={}", ROW).alias(DETAIL)).filter(reason.is_not_null())
+    return users.filter(reason.is_null().to_arrow()), _quarantine(bad, source)
+
+
 def clean_edges(rows: pa.Table, known_items: pa.Array, source: str) -> tuple[pa.Table, pa.Table]:
     """Usable edges, as `schema.edges`, and set-aside ones, whose key is the head.
 

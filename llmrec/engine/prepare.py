@@ -28,6 +28,7 @@ from llmrec.data.clean import (
     check_kinds,
     clean_edges,
     clean_items,
+    clean_users,
     interactions_quarantine,
     judge_interactions,
     weighing_the_same,
@@ -47,7 +48,8 @@ TIME_QUANTILES = 1000
 @dataclass(frozen=True)
 class Prepared:
     """What prepare did. rows_in = events_kept + the counts in `set_aside`; new_users: those of the users who have no
-    events; edges: kept ones; requests: users with one of the rows of data.requests."""
+    events; users_set_aside: rows of data.users; edges: kept ones; requests: users with one of the rows of
+    data.requests."""
 
     items: int
     users: int
@@ -56,6 +58,7 @@ class Prepared:
     events_kept: int
     set_aside: dict[str, int]
     items_set_aside: dict[str, int]
+    users_set_aside: dict[str, int]
     edges: int
     edges_set_aside: dict[str, int]
     requests: int
@@ -109,6 +112,9 @@ def prepare(
     gone = forgotten.read(layout)
     users = _read_users(data, user_type, names, privacy.never)
     users = users if users is None or gone is None else gone.without(users, USER)
+    bad_users = schema.QUARANTINE.empty_table()
+    if users is not None:
+        users, bad_users = clean_users(users, data.users)
     user_type = user_type if names is None else pa.string()
     asked = None
     if data.requests:
@@ -152,6 +158,7 @@ def prepare(
         buckets.write_parquet(bad_edges, storage.join(layout.quarantine("prepare"), "edges.parquet"))
     storage.delete(layout.users)
     if users is not None:
+        buckets.write_parquet(bad_users, storage.join(layout.quarantine("prepare"), "users.parquet"))
         which = buckets.bucket_of(users[USER], data.buckets)
         for bucket in np.unique(which):
             here = buckets.sorted_by_user(users.filter(pa.array(which == bucket)))
@@ -192,6 +199,7 @@ def prepare(
         events_kept=sum(row["kept"] for row in written),
         set_aside=dict(sorted(set_aside.items())),
         items_set_aside=dict(Counter(bad_items[REASON].to_pylist())),
+        users_set_aside=dict(Counter(bad_users[REASON].to_pylist())),
         edges=edges.num_rows,
         edges_set_aside=dict(Counter(bad_edges[REASON].to_pylist())),
         requests=sum(row["requests"] for row in written),
@@ -240,8 +248,7 @@ def _read_users(data: Data, user_type: pa.DataType, names: Pseudonyms | None, ne
         raise UserError(f"{data.users}: column '{USER}' is there beside the one mapped to it; drop or rename one")
     users = users.rename_columns({data.columns.user: USER})
     users = users.set_column(users.column_names.index(USER), USER, schema.as_ids(users, USER, data.users))
-    users = pseudonyms.replaced(users, USER, names, data.users)
-    return users.filter(pa.compute.is_valid(users[USER]))
+    return pseudonyms.replaced(users, USER, names, data.users)
 
 
 def _read_edges(data: Data, known_items: pa.Array) -> tuple[pa.Table, pa.Table]:

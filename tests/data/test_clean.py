@@ -9,7 +9,7 @@ import pytest
 
 from llmrec import schema
 from llmrec.config import Columns
-from llmrec.data.clean import clean_items, interactions_quarantine, judge_interactions
+from llmrec.data.clean import clean_items, clean_users, interactions_quarantine, judge_interactions
 from llmrec.errors import UserError
 
 KNOWN = pa.array([10, 11, 12])
@@ -179,3 +179,16 @@ def test_events_set_aside_name_user_item_and_time() -> None:
         {"key": None, "reason_code": "null_id", "detail": "item=10 timestamp=null", "source_file": "log"},
     ]
     assert Counter(found["reason_code"].to_pylist()) == {"unknown_item": 1, "null_id": 1}
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
+def test_users_that_come_again_are_set_aside(kind: pa.DataType) -> None:
+    ids = pa.chunked_array([pa.array([7, None, 8]), pa.array([7, 9, None, 7])]).cast(kind)
+    table = pa.table({"user_id": ids, "age": [1, 2, 3, 4, 5, 6, 7]})
+    kept, aside = clean_users(table, "users.parquet")
+    assert kept.schema == table.schema and kept["age"].to_pylist() == [1, 3, 5]
+    assert [tuple(row.values()) for row in aside.to_pylist()] == [
+        (None, "null_id", "row=1", "users.parquet"), ("7", "duplicate_user", "row=3", "users.parquet"),
+        (None, "null_id", "row=5", "users.parquet"), ("7", "duplicate_user", "row=6", "users.parquet"),
+    ]  # fmt: skip
+    assert aside.schema == schema.QUARANTINE

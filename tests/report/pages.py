@@ -111,7 +111,8 @@ def with_all(**changes: Any) -> dict[str, Any]:
         "summaries": {
             "prepare": {
                 "users": 2000, "items": 1682, "events_kept": 99_990, "rows_in": 100_000,
-                "set_aside": {"null_id": 10}, "items_set_aside": {}, "edges": 0, "edges_set_aside": {}, "seconds": 9.0,
+                "set_aside": {"null_id": 10}, "items_set_aside": {}, "users_set_aside": {"duplicate_user": 4},
+                "edges": 0, "edges_set_aside": {}, "seconds": 9.0,
             },
             "recall": {
                 "users": 2001, "per_user": {"item_item": 80.0, "merged": 95.5},

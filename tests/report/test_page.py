@@ -62,7 +62,7 @@ def test_a_page_shows_everything_that_is_there() -> None:
     tree = read(page)
     for part in (
         "r-1", "version 3, 2026-01-02 03:04 UTC", "s3://b/rankings", "1,682", "99,990", "1997-09-20", "1998-04-22",
-        "null_id", "data.buckets", "0.1200", "0.1100 to 0.1300", "+0.0100 to +0.0300", "ours is better",
+        "null_id", "duplicate_user", "data.buckets", "0.1200", "0.1100 to 0.1300", "+0.0100 to +0.0300", "ours is better",
         "not told apart", "0.012 ", "coverage@10", "0.345", "0.456", "zero-shot", "fused without ranker",
         "-0.0100 to +0.0120", "60.0%", "0.6000", "61.0%", "scored hold 61.0% of a user's held-out items",
         "30 of 40 planned steps", "0.1234", "history length",
