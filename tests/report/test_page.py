@@ -62,10 +62,10 @@ def test_a_page_shows_everything_that_is_there() -> None:
     tree = read(page)
     for part in (
         "r-1", "version 3, 2026-01-02 03:04 UTC", "s3://b/rankings", "1,682", "99,990", "1997-09-20", "1998-04-22",
-        "null_id", "duplicate_user", "data.buckets", "0.1200", "0.1100 to 0.1300", "+0.0100 to +0.0300", "ours is better",
+        "null_id", "data.buckets", "0.1200", "0.1100 to 0.1300", "+0.0100 to +0.0300", "ours is better",
         "not told apart", "0.012 ", "coverage@10", "0.345", "0.456", "zero-shot", "fused without ranker",
         "-0.0100 to +0.0120", "60.0%", "0.6000", "61.0%", "scored hold 61.0% of a user's held-out items",
-        "30 of 40 planned steps", "0.1234", "history length",
+        "duplicate_user", "30 of 40 planned steps", "0.1234", "history length",
         "1 to 5", "6 or more 0 nobody", "77", "users.age", "young", "0.0310",
         "Between held-out items", "rarely", "0.0770", "head", "77.7%", "1.55", "0.0456",
         "0.7654", "41,624", "15,593", "94,295", "4.3%", "2.65", "r-0", "194.2 s", "Amistad", "at rank 1 of 20",
