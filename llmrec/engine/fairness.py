@@ -44,8 +44,8 @@ class OfGroup:
 class Point:
     """Lists of one floor. ndcg: at score.top_k, of users with held-out events; change: 95% bootstrap interval of its
     difference from the lists without a floor, user by user. exposure: as in `OfGroup`, of all users; short: the share
-    of lists with fewer of the items than the floor asks for, for want of candidates. groups: of users; gap: between the
-    groups' NDCG, None where there are not two."""
+    of lists with fewer of the items than the floor asks for, for want of candidates or of room under quotas. groups: of
+    users; gap: between the groups' NDCG, None where there are not two."""
 
     share: float
     ndcg: float

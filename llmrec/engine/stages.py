@@ -109,6 +109,8 @@ def _prepare(config: Config, layout: Layout, say: Say) -> dict[str, Any]:
         config.data, config.privacy, layout, say, feedback=bool(config.feedback.impressions)
     )  # fmt: skip
     tables = {"items": layout.items, "histories": layout.histories, "targets": layout.targets}
+    if config.data.users:
+        tables["users"] = layout.users
     if config.data.edges:
         tables["edges"] = layout.edges
     found = {**asdict(done), "tables": tables, "quarantine": layout.quarantine("prepare")}
