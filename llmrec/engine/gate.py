@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from llmrec.schema import ITEM, ITEMS, RANK, USER
 from llmrec.tables import buckets, rankings
 from llmrec.tables.rankings import Snapshot
 
-STAGED, PUBLISHED, PART = "staged", "published", "part"
+STAGED, PUBLISHED, PART, COVERAGE = "staged", "published", "part", "coverage"
 
 
 @dataclass(frozen=True)
@@ -73,35 +74,43 @@ def gate(
         "buckets_shown": 0 if now is None else now.buckets,
         "share": buckets.share_for(truth.values(), settings.evaluate.users)[0],
     }  # fmt: skip
-    done = reporting(each(units, _measure, given), len(units), say, "evaluate", "parts")
+    covered = defaultdict[str, set[str]](set)
+    done = reporting(_covering(each(units, _measure, given), covered), len(units), say, "evaluate", "parts")
     rows = sorted(done, key=lambda row: row[PART])  # so that resampling draws the same users again
     users = sum(row["users"] for row in rows)
     if users == 0:
         raise UserError(
             f"{layout.targets}: no held-out events; set data.split to leave_one_out or time and prepare again"
         )
-    figures = _figures(rows, asked, settings.evaluate, len(buckets.catalogue_ids(layout.items)), now)
+    figures = _figures(rows, covered, asked, settings.evaluate, len(buckets.catalogue_ids(layout.items)), now)
     decided = [conditions.decide(condition, figures[condition.metric]) for condition in asked]
     ranked = sum(row["ranked"] for row in rows)
     return Gated(run_id, shown, table, users, ranked, all(d.holds for d in decided), decided)
 
 
+def _covering(rows: Iterable[dict[str, Any]], covered: dict[str, set[str]]) -> Iterator[dict[str, Any]]:
+    """The rows without the items that each covers, which are gathered by their column: of all parts they are many."""
+    for row in rows:
+        for name in [name for name in row if COVERAGE in name]:
+            covered[name].update(row.pop(name))
+        yield row
+
+
 def _figures(
-    rows: Sequence[Mapping[str, Any]], asked: Sequence[Condition], settings: config.Evaluate, catalogue: int,
-    now: Snapshot | None,
+    rows: Sequence[Mapping[str, Any]], covered: Mapping[str, set[str]], asked: Sequence[Condition],
+    settings: config.Evaluate, catalogue: int, now: Snapshot | None,
 ) -> dict[str, Figure]:  # fmt: skip
     found = {}
     for metric in {condition.metric for condition in asked}:
-        of = [[row[f"{run} {metric}"] for row in rows] for run in (STAGED, PUBLISHED)]
-        name = metric.split("@")[0]
-        if name in conditions.PER_USER:
-            staged, published = (np.concatenate(values) for values in of)
+        both = [f"{run} {metric}" for run in (STAGED, PUBLISHED)]
+        if metric.split("@")[0] in conditions.PER_USER:
+            staged, published = (np.concatenate([row[name] for row in rows]) for name in both)
             # Equal values have equal means only if they are summed in the same order.
             means = float(staged.mean()), float(published.mean())
             low, high = bootstrap.interval(staged - published, settings.bootstrap, settings.seed)
             found[metric] = Figure(means[0], means[1], low, high) if now else Figure(means[0], None, None, None)
         else:
-            shares = [len({item for items in of_parts for item in items}) / catalogue for of_parts in of]
+            shares = [len(covered[name]) / catalogue for name in both]
             found[metric] = Figure(shares[0], shares[1] if now else None, None, None)
     return found
 
@@ -134,5 +143,5 @@ def _measure(
             found[f"{name} {metric}"] = [values.tolist()]
         for k in cutoffs:
             items = [] if rows is None else pa.compute.unique(rows.filter(pa.compute.less_equal(rows[RANK], k))[ITEM])
-            found[f"{name} coverage@{k}"] = [[str(item) for item in pa.array(items).to_pylist()]]
+            found[f"{name} {COVERAGE}@{k}"] = [[str(item) for item in pa.array(items).to_pylist()]]
     return pa.table(found)

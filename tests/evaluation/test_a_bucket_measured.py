@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from llmrec.engine.measured import from_bytes, to_bytes, together
 from llmrec.engine.ranking_lists import BY_POPULARITY, OURS, Asked, _with_less
 from llmrec.engine.run import as_run
 from llmrec.errors import UserError
-from llmrec.evaluation import beyond, segments
+from llmrec.evaluation import beyond, conditions, segments
 from llmrec.fusion import ablations
 from llmrec.fusion.model import Fusion
 from llmrec.fusion.parts import Parts
@@ -364,6 +365,21 @@ def test_the_gate_counts_who_has_a_list_in_the_staged_run(layout: Layout) -> Non
     (row,) = gate._measure(pa.table({"part": [0]}), "", None, [2], 1, truth, staged, 0, 0.3).to_pylist()
     kept = [u for u in tables(layout)[0] if xxhash.xxh64_intdigest(str(u).encode()) / 2.0**64 < 0.3]
     assert row["users"] == len(kept) == len(row["staged ndcg@2"]) and row["ranked"] == sum(u % 6 > 0 for u in kept)
+
+
+def test_the_gate_gathers_what_the_parts_cover_once() -> None:
+    parts = [
+        {"part": 0, "users": 1, "staged ndcg@2": [0.5], "staged coverage@2": ["a", "b"], "published coverage@2": ["a"]},
+        {"part": 1, "users": 2, "staged ndcg@2": [1, 0], "staged coverage@2": ["b", "c"], "published coverage@2": []},
+    ]
+    covered: dict[str, set[str]] = defaultdict(set)
+    rows = list(gate._covering(iter(parts), covered))
+    assert rows == [
+        {"part": 0, "users": 1, "staged ndcg@2": [0.5]}, {"part": 1, "users": 2, "staged ndcg@2": [1, 0]}
+    ]  # fmt: skip
+    asked = [conditions.parse("coverage@2 > 0.1")]
+    (figure,) = gate._figures(rows, covered, asked, config.Evaluate(), 4, None).values()
+    assert (figure.candidate, figure.published) == (0.75, None)
 
 
 @pytest.mark.parametrize(("most", "share"), [(USERS, 1.0), (10 * USERS, 1.0), (6, 0.2)])
