@@ -1173,8 +1173,8 @@ class Config(BaseSettings):
     """All settings of all jobs."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix="LLMREC_", env_nested_delimiter="__", env_parse_none_str="null",
-        cli_parse_args=False,
+        extra="forbid", frozen=True, env_prefix="LLMREC_", env_nested_delimiter="__", cli_parse_args=False,
+        env_parse_none_str="null",  # on the command line, too
     )  # fmt: skip
 
     root: str = Field("", description="local path or s3://bucket/prefix under which every table is written")
@@ -1383,9 +1383,8 @@ def build(values: dict[str, Any], arguments: Sequence[str] = (), origin: str = "
         if not arguments:
             return _key_kept_secret(Config(**values))
         source: CliSettingsSource[Any] = CliSettingsSource(
-            Config, cli_parse_args=list(arguments), cli_exit_on_error=False, cli_prog_name="job", cli_avoid_json=True,
-            cli_parse_none_str="null",
-        )  # fmt: skip
+            Config, cli_parse_args=list(arguments), cli_exit_on_error=False, cli_prog_name="job", cli_avoid_json=True
+        )
         return _key_kept_secret(Config(**values, _cli_settings_source=source))  # type: ignore[call-arg]
     except ValidationError as error:
         told = (_explain(problem, _origin(problem["loc"], arguments, origin)) for problem in error.errors())
