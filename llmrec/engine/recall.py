@@ -68,7 +68,7 @@ def recall(
     popularity = pa.table({ITEM: models.ids, schema.USERS: models.popularity.astype(np.int64)})
     buckets.write_parquet(popularity, layout.popularity)
     storage.delete(layout.quarantine("recall"))
-    retrieved = retrieve(settings, layout, attention, requires, say) if settings.retrieve.top else []
+    retrieved = retrieve(settings, layout, attention, models.requires, say) if settings.retrieve.top else []
     typed = queries.encode(settings, layout, say) if QUERY in settings.merge else 0
     say(f"{LOOKING} in {len(units)} buckets")
     arguments = {"models": ray.put(models), "settings": settings, "layout": layout}

@@ -15,7 +15,6 @@ from llmrec import assets, config, storage
 from llmrec.engine.clustered import clustered
 from llmrec.engine.counts import asked_histories
 from llmrec.engine.item_vectors import freeze
-from llmrec.engine.prerequisites import required_by
 from llmrec.engine.prompts import bind, check_items, opening_tokens, tokenise_items
 from llmrec.engine.recall_bucket import CELLS_AT_ONCE, RETRIEVE, tallies
 from llmrec.engine.units import by_actors, reporting
@@ -39,9 +38,9 @@ NO_ROWS = np.empty(0, np.int64)
 
 
 def retrieve(
-    settings: config.Recall, layout: Layout, attend: str, requires: str, say: Callable[[str], None]
+    settings: config.Recall, layout: Layout, attend: str, requires: Ragged | None, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Write candidates/retrieve, a file a bucket of histories; a row of counts of each. requires: as in `recall`.
+    """Write candidates/retrieve, a file a bucket of histories; a row of counts of each. requires: as in `Models`.
 
     Raises:
         UserError: there is no trained ranker, or it has no retrieve head.
@@ -73,17 +72,18 @@ def retrieve(
 class _Retriever:
     """A member of the pool: the ranker and all items' vectors."""
 
-    def __init__(self, settings: config.Recall, layout: Layout, model: str, attend: str, requires: str) -> None:
+    def __init__(
+        self, settings: config.Recall, layout: Layout, model: str, attend: str, requires: Ragged | None
+    ) -> None:
         wanted = settings.retrieve
         device = torch.device("cuda") if wanted.gpus_per_actor else torch.device("cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, round(wanted.cpus_per_actor)))
-        self.settings, self.layout, directory = settings, layout, _directory(model)
+        self.settings, self.layout, self.requires, directory = settings, layout, requires, _directory(model)
         self.ranker = Ranker.from_pretrained(directory).to(device)
         self.ranker.attend_by(attention.choose(attend, device))
         prompt = self.ranker.card.prompt
         self.prompts = bind(tokenise_items(self.ranker.tokenizer, prompt, layout), self.ranker, layout)
-        self.requires = required_by(requires, layout, self.prompts.catalogue.ids)
         made = freeze(self.ranker, model, model_version(directory), layout)
         assert retrieve_head(self.ranker) is not None
         self.ranker.only_score(precision.choose(wanted.precision, device))
